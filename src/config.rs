@@ -34,13 +34,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use arguments::{KeyOptions, Options};
-pub(crate) use ca::{CaSettings, Directory, hmac_key};
+pub(crate) use ca::{CaSettings, DirectoryUrl, hmac_key};
 pub(crate) use check::shared_file;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
 pub(crate) use key::{EVERY, IMPORT, ISSUE, RUN};
 pub(crate) use keys::{CertificateSettings, RenewSettings, Settings};
-pub(crate) use problem::Problem;
+pub(crate) use problem::ConfigProblem;
 pub(crate) use remembered::Remembered;
 pub(crate) use resolve::{Purpose, Sources};
 pub(crate) use schema::schema;

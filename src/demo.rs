@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use self::load::{CLIENTS, Load};
 pub(crate) use self::nginx::find as find_nginx;
-use self::score::{LEAST_RENEWALS, Score};
+use self::score::{DemoScore, LEAST_RENEWALS};
 use self::setup::{Setup, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
 use crate::failure::Failure;
@@ -57,7 +57,7 @@ pub(crate) fn demo(
     log: &Log<'_>,
     environment: &BTreeMap<String, String>,
     program: Option<&Path>,
-) -> Result<Score, Failure> {
+) -> Result<DemoScore, Failure> {
     let scratch = Scratch::make(environment)?;
     // Two threads: real clients do not share the server's thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -72,8 +72,8 @@ pub(crate) fn demo(
 }
 
 async fn until_interrupted(
-    perform: impl Future<Output = Result<Score, Failure>>,
-) -> Result<Score, Failure> {
+    perform: impl Future<Output = Result<DemoScore, Failure>>,
+) -> Result<DemoScore, Failure> {
     let listen =
         |kind| signal(kind).map_err(|error| Failure::unexpected(format!("signals: {error}")));
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -90,7 +90,7 @@ async fn perform(
     log: &Log<'_>,
     directory: &Path,
     program: Option<&Path>,
-) -> Result<Score, Failure> {
+) -> Result<DemoScore, Failure> {
     let with = if program.is_some() { "nginx" } else { "front" };
     let setup = Setup::new(directory, program).await?;
     log.say(&format!("all files are in {}", directory.display()));
@@ -111,7 +111,12 @@ async fn perform(
     handle.stop().await;
     while supervising.join_next().await.is_some() {}
     let took = log.begun.elapsed();
-    Ok(Score::of(with, setup.tally.counts(), &board.all(), took))
+    Ok(DemoScore::of(
+        with,
+        setup.tally.counts(),
+        &board.all(),
+        took,
+    ))
 }
 
 /// Starts the clients once all certificates are verified, and logs the swaps

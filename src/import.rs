@@ -264,7 +264,7 @@ pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
         Tool::Caddy => caddy::read,
         Tool::Traefik => return traefik::read(path).map(sorted),
     };
-    let tree = tree::Tree::open(path)?;
+    let tree = tree::StateTree::open(path)?;
     let mut found = reader(&tree).map_err(|missing| {
         let (name, path) = (tool.name(), tree.root.display());
         format!("{path} is not a directory of {name}: no {missing} found")

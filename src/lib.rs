@@ -13,8 +13,8 @@
 //!
 //! # The modules
 //! - [`identifier`], [`lineage`], [`fingerprint`], [`certificate`], [`record`],
-//!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`net`], [`text`]: the
-//!   vocabulary. It imports no other module.
+//!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`text`], and [`net`] (the
+//!   HTTP client and the listeners): the vocabulary. It imports no other module.
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
@@ -24,7 +24,7 @@
 //! - [`deploy`]: files for consumers, the reload of servers, verification by handshake.
 //! - [`install`]: an existing nginx: its configuration is read, edited and restored.
 //! - [`import`]: reads the certificates and settings of other ACME clients.
-//! - [`tls`]: our own TLS listener, and the pairs it serves.
+//! - [`tls`]: the pairs that the TLS front of [`demo`] serves, and the client that verifies it.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: the operator's view: status, metrics, read-only endpoints.
 //! - [`manage`]: flows that join the services: a pass, an order, a deployment, a

@@ -41,7 +41,7 @@ const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
 /// The plan of a simulation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Plan {
+pub(crate) struct SimulationPlan {
     /// The seed of every random draw.
     pub seed: u64,
     /// Machines with a proxy each, on one store.
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Score {
     #[serde(flatten)]
-    pub plan: Plan,
+    pub plan: SimulationPlan,
     /// Summed over proxies and certificates.
     pub expired_seconds_served: u64,
     /// Seconds with a certificate for another key or another name.
@@ -188,7 +188,7 @@ pub(crate) enum SimulationError {
 ///
 /// # Errors
 /// When it cannot start; faults of the script are part of the score.
-pub(crate) fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
+pub(crate) fn simulate(plan: &SimulationPlan) -> Result<(Score, Timeline), SimulationError> {
     fleet::play_by(plan, script::Script::new(plan))
 }
 

@@ -33,15 +33,21 @@ const RETIRED: &[(&str, &str)] = &[
     ("dead name", "excluded name"),
     ("heals", "is validated again"),
     ("steady", "monotonic"),
+    ("unproven", "not validated, not verified"),
+    ("ledger", "rate limits, tokens"),
 ];
 
-/// Keys of stored records: a stored format keeps its words.
-const STORED: [&str; 5] = [
+/// Keys of stored records, and names of metrics and scenarios: what others store or read
+/// keeps its words.
+const STORED: [&str; 8] = [
     "\"handover\"",
     "\"handover_at\"",
     "\"quarantine\"",
     "\"taken_back\"",
     "\"told\"",
+    "ledger_breaches",
+    "ledger_tokens",
+    "unproven-names",
 ];
 
 /// What is read, from the root of the repository.

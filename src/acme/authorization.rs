@@ -177,7 +177,9 @@ impl Flow<'_> {
             Some(cause) => cause
                 .with_message(format!("control was not proven{text}"))
                 .for_names(names),
-            None => Cause::NotProven("the CA calls the order invalid and gives no reason".into()),
+            None => {
+                Cause::NotValidated("the CA calls the order invalid and gives no reason".into())
+            }
         }
     }
 }
@@ -252,7 +254,7 @@ fn not_usable(authorization: &AuthorizationState, status: AuthorizationStatus) -
         )),
         None => {
             let message = format!("the authorization of {name} is {status:?}").to_lowercase();
-            Cause::NotProven(message.into())
+            Cause::NotValidated(message.into())
         }
     };
     cause.for_names(failed.into_iter().collect())
@@ -390,7 +392,7 @@ mod tests {
         let names = pending(&["a.example", "b.example"]);
         let result = ca.client().issue(names, &mut Memory::default()).await;
         let error = result.unwrap_err();
-        assert!(matches!(error.cause, Cause::NotProven(_)), "{error}");
+        assert!(matches!(error.cause, Cause::NotValidated(_)), "{error}");
         let failed = error.cause.failed_names().iter();
         let failed: Vec<_> = failed.map(|one| one.identifier.to_string()).collect();
         assert_eq!(failed, ["a.example", "b.example"]);

@@ -75,7 +75,7 @@ pub enum Cause {
     #[error("{0}")]
     Refused(Explained),
     #[error("{0}")]
-    NotProven(Explained),
+    NotValidated(Explained),
     #[error("{message}")]
     RateLimited {
         message: String,
@@ -228,7 +228,7 @@ impl Cause {
         match self {
             Self::Unreachable(explained) | Self::Refused(explained) => &explained.hint,
             Self::Protocol(_) => "check that the URL is an ACME directory; try again later",
-            Self::NotProven(_) => {
+            Self::NotValidated(_) => {
                 "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding"
             }
             Self::RateLimited { .. } => "wait until the limit ends: an earlier retry can extend it",
@@ -246,7 +246,7 @@ impl Cause {
         match &mut self {
             Self::Unreachable(explained)
             | Self::Refused(explained)
-            | Self::NotProven(explained) => explained.message = text,
+            | Self::NotValidated(explained) => explained.message = text,
             Self::Protocol(message) | Self::RateLimited { message, .. } => *message = text,
             _ => {}
         }
@@ -257,7 +257,7 @@ impl Cause {
     #[must_use]
     pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
         match &mut self {
-            Self::Refused(explained) | Self::NotProven(explained) => {
+            Self::Refused(explained) | Self::NotValidated(explained) => {
                 explained.names = failed.into();
             }
             _ => {}
@@ -270,7 +270,7 @@ impl Cause {
     #[must_use]
     pub fn failed_names(&self) -> &[FailedName] {
         match self {
-            Self::Refused(explained) | Self::NotProven(explained) => &explained.names,
+            Self::Refused(explained) | Self::NotValidated(explained) => &explained.names,
             _ => &[],
         }
     }
@@ -320,7 +320,7 @@ impl Cause {
             "serverInternal" => Self::failing(describe(problem), Some(problem)),
             "badNonce" => Self::Protocol(describe(problem)),
             "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
-                Self::NotProven(describe(problem).into()).for_names(names_of(problem))
+                Self::NotValidated(describe(problem).into()).for_names(names_of(problem))
             }
             _ => Self::refused(problem),
         }
@@ -420,7 +420,7 @@ mod tests {
         ));
         assert!(matches!(
             Cause::of_challenge(&problem("connection")),
-            Cause::NotProven(_)
+            Cause::NotValidated(_)
         ));
         let Cause::Refused(text) = Cause::of_reply(&problem("rejectedIdentifier")) else {
             panic!()

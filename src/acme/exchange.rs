@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use super::error::{Cause, ExchangeError};
 use super::jws::{Signer, is_base64url};
 use super::problem;
-use super::rate::{Endpoint, Limiter};
+use super::rate::{Limiter, RateGroup};
 use super::{ClockReading, Observer};
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
@@ -93,7 +93,7 @@ impl Transport {
     }
 
     /// An unsigned GET.
-    pub(super) async fn get(&self, endpoint: Endpoint, url: &str) -> Result<Reply, Cause> {
+    pub(super) async fn get(&self, endpoint: RateGroup, url: &str) -> Result<Reply, Cause> {
         let reply = self.send(endpoint, Method::GET, url, Bytes::new()).await?;
         self.keep_nonce(reply.headers());
         self.classify(&reply)
@@ -103,7 +103,7 @@ impl Transport {
     /// nonce, one is fetched at `new_nonce`.
     pub(super) async fn post(
         &self,
-        endpoint: Endpoint,
+        endpoint: RateGroup,
         url: &str,
         signer: Signer<'_>,
         new_nonce: &str,
@@ -141,7 +141,7 @@ impl Transport {
 
     async fn send(
         &self,
-        endpoint: Endpoint,
+        endpoint: RateGroup,
         method: Method,
         url: &str,
         body: Bytes,

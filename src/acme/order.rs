@@ -52,7 +52,7 @@ impl Flow<'_> {
                         return Ok(order);
                     }
                 }
-                Err(Cause::NotProven(_)) => {}
+                Err(Cause::NotValidated(_)) => {}
                 Err(cause) => match cause.refusal() {
                     None | Some("accountDoesNotExist") => return Err(cause),
                     Some(_) => {}
@@ -85,7 +85,7 @@ impl Flow<'_> {
         let url = &self.directory.new_order;
         if pending.replaces.is_some() {
             match self.post("new-order", url, Some(&request(pending))).await {
-                Err(Cause::NotProven(_)) => {}
+                Err(Cause::NotValidated(_)) => {}
                 Err(cause) => match cause.objection() {
                     None | Some("accountDoesNotExist" | "paused") => return Err(cause),
                     Some(_) => tracing::info!(

@@ -9,11 +9,11 @@ use std::time::Duration;
 use crate::time::Clock;
 
 /// The purpose of a request, as counted and limited.
-pub(super) type Endpoint = &'static str;
+pub(super) type RateGroup = &'static str;
 
 /// Let's Encrypt's limits per address (its rate-limits page of 2026-08-05): the
 /// endpoint, requests a second, and the size of the bucket.
-const LETS_ENCRYPT: &[(Endpoint, u32, u32)] = &[
+const LETS_ENCRYPT: &[(RateGroup, u32, u32)] = &[
     ("directory", 40, 40),
     ("new-nonce", 20, 10),
     ("new-account", 5, 15),
@@ -21,7 +21,7 @@ const LETS_ENCRYPT: &[(Endpoint, u32, u32)] = &[
     ("renewal-info", 1000, 100),
 ];
 /// The shared limit of all other requests below `/acme/`.
-const OTHERS: (Endpoint, u32, u32) = ("acme", 250, 125);
+const OTHERS: (RateGroup, u32, u32) = ("acme", 250, 125);
 /// The tenths of a limit that we use: other clients may share our address.
 const SHARE: u32 = 8;
 
@@ -45,7 +45,7 @@ impl Limiters {
 pub(super) struct Limiter {
     limited: bool,
     /// By endpoint: when the bucket is full again, by the clock's stopwatch.
-    full_at: Mutex<BTreeMap<Endpoint, Duration>>,
+    full_at: Mutex<BTreeMap<RateGroup, Duration>>,
 }
 
 impl Limiter {
@@ -63,7 +63,7 @@ impl Limiter {
     }
 
     /// Waits until a request for `endpoint` may be sent.
-    pub(super) async fn wait(&self, endpoint: Endpoint, clock: &dyn Clock) {
+    pub(super) async fn wait(&self, endpoint: RateGroup, clock: &dyn Clock) {
         if self.limited {
             let pause = self.reserve(endpoint, clock.stopwatch());
             if !pause.is_zero() {
@@ -73,7 +73,7 @@ impl Limiter {
     }
 
     /// Reserves a token and returns how long to wait for it.
-    fn reserve(&self, endpoint: Endpoint, now: Duration) -> Duration {
+    fn reserve(&self, endpoint: RateGroup, now: Duration) -> Duration {
         let named = LETS_ENCRYPT.iter().find(|(name, ..)| *name == endpoint);
         let (bucket, per_second, burst) = *named.unwrap_or(&OTHERS);
         let interval = Duration::from_secs(10) / (per_second * SHARE);
@@ -93,7 +93,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
     /// The wait of the last of `count` simultaneous requests.
-    fn last_of(limiter: &Limiter, count: u32, endpoint: Endpoint, now: Duration) -> Duration {
+    fn last_of(limiter: &Limiter, count: u32, endpoint: RateGroup, now: Duration) -> Duration {
         let pauses = (0..count).map(|_| limiter.reserve(endpoint, now));
         pauses.last().unwrap_or_default()
     }

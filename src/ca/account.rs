@@ -12,9 +12,9 @@ use super::jws::{Jwk, Jws};
 use super::nonces::unguessable;
 use super::problem::ErrorType::{self, Malformed};
 use super::problem::{Problem, ensure};
-use super::server::{Reply, Server, reply};
+use super::server::{HandlerResult, Server, reply};
 use super::signed::{Signed, check_active};
-use super::state::{Account, Id, Status};
+use super::state::{Id, ObjectStatus, Registration};
 
 const MOST_CONTACTS: usize = 10;
 
@@ -31,7 +31,7 @@ struct NewAccount {
 }
 
 /// Creates an account for the signing key, or returns the existing one.
-pub(super) async fn new_account(signed: Signed) -> Reply {
+pub(super) async fn new_account(signed: Signed) -> HandlerResult {
     let (server, key) = (&signed.server, &signed.key);
     let carries_key = signed.signer.is_none();
     ensure(carries_key, Malformed, "a newAccount request carries a jwk")?;
@@ -48,7 +48,7 @@ pub(super) async fn new_account(signed: Signed) -> Reply {
     ensure(may_be_new, ErrorType::AccountDoesNotExist, detail)?;
     check_binding(&signed, &new)?;
     check_contacts(&new.contact)?;
-    let account = Account {
+    let account = Registration {
         key: key.clone(),
         contact: new.contact,
         deactivated: false,
@@ -100,7 +100,7 @@ fn check_contacts(contacts: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-fn shown(server: &Server, status: StatusCode, id: &str, account: &Account) -> Response {
+fn shown(server: &Server, status: StatusCode, id: &str, account: &Registration) -> Response {
     let url = server.object("account", id);
     let json = json!({
         "status": if account.deactivated { "deactivated" } else { "valid" },
@@ -119,7 +119,7 @@ struct Update {
 }
 
 /// Reads, updates or deactivates an account.
-pub(super) async fn account(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn account(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     check_own(&signed, &id)?;
     let update = match signed.is_post_as_get() {
         true => Update::default(),
@@ -133,7 +133,7 @@ pub(super) async fn account(Path(id): Path<Id>, signed: Signed) -> Reply {
     let detail = "the only new status of an account is `deactivated`";
     ensure(is_valid, Malformed, detail)?;
     let changes = update.contact.is_some() || update.status.is_some();
-    let apply = |account: &mut Account| {
+    let apply = |account: &mut Registration| {
         if let Some(contact) = update.contact {
             account.contact = contact;
         }
@@ -157,7 +157,7 @@ fn check_own(signed: &Signed, id: &Id) -> Result<(), Problem> {
 }
 
 /// The account's orders without the invalid ones (RFC 8555 section 7.1.2.1).
-pub(super) async fn orders(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn orders(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     check_own(&signed, &id)?;
     signed.reader()?;
     let (server, now) = (&signed.server, signed.server.now());
@@ -166,7 +166,7 @@ pub(super) async fn orders(Path(id): Path<Id>, signed: Signed) -> Reply {
         let mut ids: Vec<Id> = of_account.map(|(order, _)| order.clone()).collect();
         ids.retain(|order| {
             let order = state.order(&id, order, now);
-            order.is_ok_and(|order| order.status != Status::Invalid)
+            order.is_ok_and(|order| order.status != ObjectStatus::Invalid)
         });
         ids
     });
@@ -183,7 +183,7 @@ struct KeyChange {
 
 /// Changes the key of an account (RFC 8555 section 7.3.5): the new key signs the
 /// old key, and the account's key signs both.
-pub(super) async fn key_change(signed: Signed) -> Reply {
+pub(super) async fn key_change(signed: Signed) -> HandlerResult {
     let (server, id) = (&signed.server, signed.account()?);
     let inner: Jws = signed.payload()?;
     let header = inner.header()?;

@@ -14,14 +14,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::jws::decode;
 use super::problem::{ErrorType, Problem, ensure};
 use super::renewal;
-use super::server::{Reply, Server, reply};
+use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
 use super::state::{Revocation, State};
 use crate::certificate::Facts;
 use crate::time::Timestamp;
 
 /// The chain of a certificate, for the account that ordered it.
-pub(super) async fn certificate(Path(id): Path<String>, signed: Signed) -> Reply {
+pub(super) async fn certificate(Path(id): Path<String>, signed: Signed) -> HandlerResult {
     let account = signed.reader()?;
     let chain = signed.server.look(|state| {
         let certificate = state.certificates.get(&id);
@@ -44,7 +44,7 @@ struct RevocationRequest {
 const REASONS: [u8; 5] = [0, 1, 3, 4, 5];
 
 /// Records the revocation of a certificate.
-pub(super) async fn revoke(signed: Signed) -> Reply {
+pub(super) async fn revoke(signed: Signed) -> HandlerResult {
     let request: RevocationRequest = signed.payload()?;
     let (der, reason) = (decode(&request.certificate)?, request.reason);
     let der = CertificateDer::from(der);
@@ -100,7 +100,10 @@ fn check_right(
 }
 
 /// The suggested renewal window; the request is unsigned.
-pub(super) async fn renewal_info(Shared(server): Shared<Server>, Path(id): Path<String>) -> Reply {
+pub(super) async fn renewal_info(
+    Shared(server): Shared<Server>,
+    Path(id): Path<String>,
+) -> HandlerResult {
     let certificate = server.look(|state| state.certificates.get(&id).cloned());
     let certificate = certificate.ok_or_else(|| Problem::not_found("certificate"))?;
     let window = renewal::window(&certificate, server.0.settings.windows);

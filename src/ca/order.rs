@@ -16,9 +16,9 @@ use super::jws::decode;
 use super::nonces::unguessable;
 use super::problem::ErrorType::{self, Malformed};
 use super::problem::{Problem, ensure, identifier_json, without_nulls};
-use super::server::{Reply, Server, reply};
+use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
-use super::state::{Authorization, Certificate, Id, Order, Status};
+use super::state::{Authorization, Id, ObjectStatus, Order, SignedCertificate};
 use super::{DAY, SECOND, Validation, request};
 use crate::identifier::Identifier;
 
@@ -43,7 +43,7 @@ struct WireIdentifier {
     value: String,
 }
 
-pub(super) async fn new_order(signed: Signed) -> Reply {
+pub(super) async fn new_order(signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let request: OrderRequest = signed.payload()?;
     let has_no_dates = request.not_before.is_none() && request.not_after.is_none();
@@ -68,7 +68,7 @@ pub(super) async fn new_order(signed: Signed) -> Reply {
         profile_named: request.profile.is_some(),
         replaces: request.replaces,
         authorizations: Vec::new(),
-        status: Status::Pending,
+        status: ObjectStatus::Pending,
         error: None,
         certificate: None,
         created: now,
@@ -115,7 +115,7 @@ fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {
     refused.map_or(Ok(()), Err)
 }
 
-pub(super) async fn order(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn order(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.reader()?);
     let order = server.look(|state| state.order(account, &id, server.now()).cloned())?;
     Ok(shown(server, StatusCode::OK, &id, &order))
@@ -147,7 +147,7 @@ struct AuthorizationUpdate {
 }
 
 /// Shows or deactivates an authorization.
-pub(super) async fn authorization(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn authorization(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
     if !signed.is_post_as_get() {
@@ -184,7 +184,7 @@ fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> V
 }
 
 /// Shows a challenge, or starts its validation.
-pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
     server.look(|state| state.authorization(account, &id, now).map(|_| ()))?;
@@ -213,19 +213,19 @@ struct Finalize {
 }
 
 /// Signs a validated order.
-pub(super) async fn finalize(Path(id): Path<Id>, signed: Signed) -> Reply {
+pub(super) async fn finalize(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let finalize: Finalize = signed.payload()?;
     let now = server.now();
     let (key, order) = server.look(|state| {
         let order = state.order(account, &id, now)?;
-        let is_ready = order.status == Status::Ready;
+        let is_ready = order.status == ObjectStatus::Ready;
         let detail = format!("the order is {}", json!(order.status));
         ensure(is_ready, ErrorType::OrderNotReady, &detail)?;
         let csr = decode(&finalize.csr)?;
         let key = request::check(&csr, &order.identifiers, &signed.key)?;
         // From here on a second request cannot sign the order again.
-        order.status = Status::Processing;
+        order.status = ObjectStatus::Processing;
         Ok((key, order.clone()))
     })?;
     let certificate = sign(server, &order, &key);
@@ -233,7 +233,7 @@ pub(super) async fn finalize(Path(id): Path<Id>, signed: Signed) -> Reply {
         match certificate {
             Ok((name, certificate)) => state.complete(&id, name, certificate),
             Err(problem) => {
-                state.order(account, &id, now)?.status = Status::Ready;
+                state.order(account, &id, now)?.status = ObjectStatus::Ready;
                 return Err(problem);
             }
         }
@@ -246,7 +246,7 @@ fn sign(
     server: &Server,
     order: &Order,
     key: &SubjectPublicKeyInfo,
-) -> Result<(String, Certificate), Problem> {
+) -> Result<(String, SignedCertificate), Problem> {
     let (now, inner) = (server.now(), &server.0);
     let profile = inner.settings.profiles.get(&order.profile);
     let profile = profile.ok_or_else(|| Problem::not_found("profile"))?;
@@ -256,7 +256,7 @@ fn sign(
     let (facts, chain_pem) = signed.map_err(|error| Problem::internal(&error))?;
     let nameless = || Problem::internal(&"a leaf without an authority key identifier");
     let name = facts.renewal_id.ok_or_else(nameless)?;
-    let certificate = Certificate {
+    let certificate = SignedCertificate {
         account: order.account.clone(),
         identifiers: facts.identifiers,
         chain_pem,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::state::Certificate;
+use super::state::SignedCertificate;
 use super::{HOUR, RenewalWindows, SECOND};
 use crate::record::Window;
 use crate::time::Timestamp;
@@ -14,7 +14,7 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
 
 /// The window of `certificate`; that of a revoked one is past, so that clients
 /// renew at once.
-pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Window {
+pub(super) fn window(certificate: &SignedCertificate, policy: RenewalWindows) -> Window {
     let (start, length) = match (&certificate.revoked, policy) {
         (Some(revocation), _) => (revocation.at - HOUR, HOUR),
         (None, RenewalWindows::After { delay, width }) => (certificate.issued + delay, width),
@@ -40,7 +40,7 @@ pub fn share(not_before: Timestamp, not_after: Timestamp) -> Window {
 }
 
 /// A twentieth of the lifetime, from a second to six hours, in whole seconds.
-pub(super) fn retry_after(certificate: &Certificate) -> u64 {
+pub(super) fn retry_after(certificate: &SignedCertificate) -> u64 {
     let life = lifetime(certificate.not_before, certificate.not_after);
     (life / 20).clamp(SECOND, LONGEST_RETRY_AFTER).as_secs()
 }
@@ -56,8 +56,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-    fn certificate(seconds: u64) -> Certificate {
-        Certificate {
+    fn certificate(seconds: u64) -> SignedCertificate {
+        SignedCertificate {
             account: String::new(),
             identifiers: [].into(),
             chain_pem: String::new(),

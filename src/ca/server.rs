@@ -190,7 +190,7 @@ fn load(directory: &Path) -> Result<State, CaError> {
 }
 
 /// The reply to a signed request.
-pub(super) type Reply = Result<Response, Problem>;
+pub(super) type HandlerResult = Result<Response, Problem>;
 
 /// A reply in JSON, without the members that are null.
 pub(super) fn reply(

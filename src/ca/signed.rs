@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::jws::{Header, Jwk, Jws};
 use super::problem::{ErrorType, Problem, ensure};
 use super::server::Server;
-use super::state::{Account, Id};
+use super::state::{Id, Registration};
 
 const LARGEST_BODY: usize = 64 * 1024;
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
@@ -116,7 +116,7 @@ fn signer(server: &Server, header: &Header) -> Result<(Option<Id>, Jwk), Problem
 }
 
 /// Refuses a deactivated account (RFC 8555 section 7.3.6).
-pub(super) fn check_active(account: &Account) -> Result<(), Problem> {
+pub(super) fn check_active(account: &Registration) -> Result<(), Problem> {
     let detail = "the account is deactivated";
     ensure(!account.deactivated, ErrorType::Unauthorized, detail)
         .map_err(|problem| problem.with_status(StatusCode::UNAUTHORIZED))

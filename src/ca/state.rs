@@ -23,15 +23,15 @@ pub(super) type Id = String;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct State {
-    pub(super) accounts: BTreeMap<Id, Account>,
+    pub(super) accounts: BTreeMap<Id, Registration>,
     pub(super) orders: BTreeMap<Id, Order>,
     pub(super) authorizations: BTreeMap<Id, Authorization>,
     /// Certificates by their RFC 9773 identifiers.
-    pub(super) certificates: BTreeMap<String, Certificate>,
+    pub(super) certificates: BTreeMap<String, SignedCertificate>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Account {
+pub(super) struct Registration {
     pub(super) key: Jwk,
     pub(super) contact: Vec<String>,
     pub(super) deactivated: bool,
@@ -42,7 +42,7 @@ pub(super) struct Account {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Status {
+pub(super) enum ObjectStatus {
     Pending,
     Processing,
     Ready,
@@ -60,7 +60,7 @@ pub(super) struct Order {
     pub(super) profile_named: bool,
     pub(super) replaces: Option<String>,
     pub(super) authorizations: Vec<Id>,
-    pub(super) status: Status,
+    pub(super) status: ObjectStatus,
     pub(super) error: Option<Problem>,
     pub(super) certificate: Option<String>,
     pub(super) created: Timestamp,
@@ -73,7 +73,7 @@ pub(super) struct Authorization {
     pub(super) order: Id,
     /// A wildcard keeps its `*.` here, but not on the wire.
     pub(super) identifier: Identifier,
-    pub(super) status: Status,
+    pub(super) status: ObjectStatus,
     pub(super) expires: Timestamp,
     pub(super) challenge: Challenge,
 }
@@ -82,13 +82,13 @@ pub(super) struct Authorization {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
     pub(super) token: String,
-    pub(super) status: Status,
+    pub(super) status: ObjectStatus,
     pub(super) validated: Option<Timestamp>,
     pub(super) error: Option<Problem>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Certificate {
+pub(super) struct SignedCertificate {
     pub(super) account: Id,
     pub(super) identifiers: BTreeSet<Identifier>,
     pub(super) chain_pem: String,
@@ -108,7 +108,7 @@ pub(super) struct Revocation {
 impl Order {
     /// Whether the client can still finish the order.
     fn is_open(&self) -> bool {
-        matches!(self.status, Status::Pending | Status::Ready)
+        matches!(self.status, ObjectStatus::Pending | ObjectStatus::Ready)
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -117,12 +117,12 @@ impl Order {
 }
 
 impl State {
-    pub(super) fn account_with_key(&self, key: &Jwk) -> Option<(&Id, &Account)> {
+    pub(super) fn account_with_key(&self, key: &Jwk) -> Option<(&Id, &Registration)> {
         let mut accounts = self.accounts.iter();
         accounts.find(|(_, account)| account.key == *key)
     }
 
-    pub(super) fn add_account(&mut self, id: Id, account: Account) -> Result<(), Problem> {
+    pub(super) fn add_account(&mut self, id: Id, account: Registration) -> Result<(), Problem> {
         if self.accounts.len() >= MOST_ACCOUNTS {
             return Err(full("accounts"));
         }
@@ -148,11 +148,11 @@ impl State {
                 account: order.account.clone(),
                 order: id.clone(),
                 identifier: identifier.clone(),
-                status: Status::Pending,
+                status: ObjectStatus::Pending,
                 expires: order.expires,
                 challenge: Challenge {
                     token: unguessable(),
-                    status: Status::Pending,
+                    status: ObjectStatus::Pending,
                     validated: None,
                     error: None,
                 },
@@ -178,7 +178,7 @@ impl State {
         ensure(has_common_name, ErrorType::Malformed, detail)?;
         let is_replaced = self.orders.values().any(|order| {
             order.replaces.as_deref() == Some(predecessor)
-                && order.status != Status::Invalid
+                && order.status != ObjectStatus::Invalid
                 && !order.is_expired(new.created)
         });
         let detail = "another order already replaces that certificate";
@@ -207,13 +207,13 @@ impl State {
             return;
         };
         if order.is_expired(now) {
-            order.status = Status::Invalid;
+            order.status = ObjectStatus::Invalid;
             order.error = Some(Problem::malformed("the order was not finished in time"));
             for name in &order.authorizations {
                 if let Some(authorization) = self.authorizations.get_mut(name)
-                    && authorization.status == Status::Pending
+                    && authorization.status == ObjectStatus::Pending
                 {
-                    authorization.status = Status::Invalid;
+                    authorization.status = ObjectStatus::Invalid;
                 }
             }
         }
@@ -253,10 +253,10 @@ impl State {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return false;
         };
-        let pending = authorization.status == Status::Pending
-            && authorization.challenge.status == Status::Pending;
+        let pending = authorization.status == ObjectStatus::Pending
+            && authorization.challenge.status == ObjectStatus::Pending;
         if pending {
-            authorization.challenge.status = Status::Processing;
+            authorization.challenge.status = ObjectStatus::Processing;
         }
         pending
     }
@@ -269,13 +269,13 @@ impl State {
         now: Timestamp,
     ) {
         let authorization = self.authorizations.get_mut(id);
-        let pending = authorization.filter(|one| one.status == Status::Pending);
+        let pending = authorization.filter(|one| one.status == ObjectStatus::Pending);
         let Some(authorization) = pending else {
             return;
         };
         authorization.status = match outcome {
-            Ok(()) => Status::Valid,
-            Err(_) => Status::Invalid,
+            Ok(()) => ObjectStatus::Valid,
+            Err(_) => ObjectStatus::Invalid,
         };
         let challenge = &mut authorization.challenge;
         challenge.status = authorization.status;
@@ -293,10 +293,13 @@ impl State {
         now: Timestamp,
     ) -> Result<(), Problem> {
         let authorization = self.authorization(account, id, now)?;
-        let has_not_ended = matches!(authorization.status, Status::Pending | Status::Valid);
+        let has_not_ended = matches!(
+            authorization.status,
+            ObjectStatus::Pending | ObjectStatus::Valid
+        );
         let detail = "the authorization has already ended";
         ensure(has_not_ended, ErrorType::Malformed, detail)?;
-        authorization.status = Status::Deactivated;
+        authorization.status = ObjectStatus::Deactivated;
         let order = authorization.order.clone();
         self.settle(&order);
         Ok(())
@@ -308,24 +311,28 @@ impl State {
             return;
         };
         let mut all = (order.authorizations.iter()).filter_map(|id| self.authorizations.get(id));
-        let failed =
-            |one: &&Authorization| matches!(one.status, Status::Invalid | Status::Deactivated);
+        let failed = |one: &&Authorization| {
+            matches!(
+                one.status,
+                ObjectStatus::Invalid | ObjectStatus::Deactivated
+            )
+        };
         if let Some(failed) = all.clone().find(failed) {
-            order.status = Status::Invalid;
+            order.status = ObjectStatus::Invalid;
             let problem = failed.challenge.error.clone().unwrap_or_else(|| {
                 Problem::new(ErrorType::Unauthorized, "an authorization was deactivated")
             });
             order.error = Some(problem.about(&failed.identifier, "the validation failed"));
-        } else if all.all(|one| one.status == Status::Valid) {
-            order.status = Status::Ready;
+        } else if all.all(|one| one.status == ObjectStatus::Valid) {
+            order.status = ObjectStatus::Ready;
         }
     }
 
     /// Completes an order with its certificate.
-    pub(super) fn complete(&mut self, order: &str, name: String, certificate: Certificate) {
+    pub(super) fn complete(&mut self, order: &str, name: String, certificate: SignedCertificate) {
         let now = certificate.issued;
         if let Some(order) = self.orders.get_mut(order) {
-            order.status = Status::Valid;
+            order.status = ObjectStatus::Valid;
             order.certificate = Some(name.clone());
         }
         if self.certificates.len() >= MOST_CERTIFICATES {
@@ -353,7 +360,7 @@ impl State {
             self.authorizations.values().any(|authorization| {
                 authorization.account == account
                     && authorization.identifier == *identifier
-                    && authorization.status == Status::Valid
+                    && authorization.status == ObjectStatus::Valid
                     && authorization.expires > now
             })
         })
@@ -363,13 +370,13 @@ impl State {
     /// ready again. Returns the validations to repeat.
     pub(super) fn recover(&mut self) -> Vec<Id> {
         for order in self.orders.values_mut() {
-            if order.status == Status::Processing {
-                order.status = Status::Ready;
+            if order.status == ObjectStatus::Processing {
+                order.status = ObjectStatus::Ready;
             }
         }
         let interrupted = self.authorizations.iter().filter(|(_, authorization)| {
-            authorization.status == Status::Pending
-                && authorization.challenge.status == Status::Processing
+            authorization.status == ObjectStatus::Pending
+                && authorization.challenge.status == ObjectStatus::Processing
         });
         interrupted.map(|(id, _)| id.clone()).collect()
     }

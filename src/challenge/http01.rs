@@ -124,13 +124,13 @@ impl BindError {
 }
 
 /// Counts each request by its result: `answered`, `unknown`, `redirected` or `refused`.
-pub type Tally = Arc<dyn Fn(&'static str) + Send + Sync>;
+pub type RequestCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// Bound sockets, not served yet.
 pub struct Listener {
     sockets: Vec<TcpListener>,
     responses: Responses,
-    tally: Tally,
+    tally: RequestCounter,
 }
 
 impl Listener {
@@ -156,7 +156,7 @@ impl Listener {
 
     /// Counts every request with `tally`.
     #[must_use]
-    pub fn counted_by(mut self, tally: Tally) -> Self {
+    pub fn counted_by(mut self, tally: RequestCounter) -> Self {
         self.tally = tally;
         self
     }
@@ -212,7 +212,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn router(responses: Responses, tally: Tally) -> Router {
+fn router(responses: Responses, tally: RequestCounter) -> Router {
     Router::new().fallback(async move |request: Request<Body>| {
         let reply = answer(&request, &responses);
         tally(kind(reply.status()));

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use crate::config::{CertificateSettings, Directory, Remembered, Settings, Sources, shared_file};
+use crate::config::{
+    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, shared_file,
+};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -137,7 +139,7 @@ async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, 
     Ok(Remembered::Record {
         lineage: lineage.clone(),
         names: record.identifiers.into_iter().collect(),
-        directory: record.ca.parse::<Directory>().ok(),
+        directory: record.ca.parse::<DirectoryUrl>().ok(),
         profile: record.profile,
     })
 }

@@ -17,7 +17,7 @@ use super::Call;
 use super::catalog::open_store;
 use super::factory::output_for;
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::config::{Directory, IMPORT, KeyOptions, Settings};
+use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
 use crate::control;
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
@@ -57,7 +57,7 @@ pub(super) struct Import {
 /// Imports the state that is found.
 pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure> {
     let settings = call.sources.process_settings()?;
-    let named = options.ca.as_deref().map(str::parse::<Directory>);
+    let named = options.ca.as_deref().map(str::parse::<DirectoryUrl>);
     let hint = "use one of the names in certs issue --help, or an https:// URL";
     let named = named.transpose();
     let named = named.map_err(|message| Failure::usage(message, hint))?;
@@ -73,7 +73,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         true => FileStore::existing(data_dir),
         false => Some(open_store(data_dir)?),
     };
-    let target = Target {
+    let target = Destination {
         store,
         output: output_for(&settings)?,
         dry_run,
@@ -87,7 +87,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         insists: !options.keys.is_empty(),
         now: SystemClock.now(),
     };
-    work.import_pair(found).await;
+    work.import(found).await;
     work.next_steps(&settings).await;
     work.report.end(&path)
 }
@@ -110,7 +110,7 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
 }
 
 /// The destination of the import.
-struct Target {
+struct Destination {
     /// None in a dry run without a store, which must not be created.
     store: Option<FileStore>,
     output: Output,
@@ -122,9 +122,9 @@ struct Work<'a> {
     call: &'a Call,
     tool: Tool,
     /// The CA that the user has named.
-    named: Option<Directory>,
+    named: Option<DirectoryUrl>,
     report: Report<'a>,
-    target: Target,
+    target: Destination,
     /// Whether the command line sets renewal options.
     insists: bool,
     now: Timestamp,
@@ -133,12 +133,12 @@ struct Work<'a> {
 /// A certificate that can be imported.
 struct Valid {
     certificate: ImportedCertificate,
-    directory: Directory,
+    directory: DirectoryUrl,
     bundle: Bundle,
 }
 
 impl Work<'_> {
-    async fn import_pair(&mut self, found: Found) {
+    async fn import(&mut self, found: Found) {
         let valid = self.valid(found.certificates);
         let uses = valid.iter().filter_map(|one| {
             let account = one.certificate.account.clone()?;
@@ -151,13 +151,11 @@ impl Work<'_> {
                 Ok(directory) => accounts.add(directory, account),
                 Err(why) => {
                     let subject = format!("account {}", account.name);
-                    self.report.not_taken(&subject, &why);
+                    self.report.not_imported(&subject, &why);
                 }
             }
         }
-        accounts
-            .import_pair(&self.target, &uses, &mut self.report)
-            .await;
+        accounts.import(&self.target, &uses, &mut self.report).await;
         for one in valid {
             self.certificate(one, &accounts).await;
         }
@@ -176,7 +174,7 @@ impl Work<'_> {
                 Ok(one) => one,
                 Err(why) => {
                     let subject = format!("certificate {lineage}");
-                    self.report.not_taken(&subject, &why);
+                    self.report.not_imported(&subject, &why);
                     continue;
                 }
             };
@@ -219,19 +217,19 @@ impl Work<'_> {
         })
     }
 
-    fn directory_of(&self, ca: &IssuingCa) -> Result<Directory, String> {
+    fn directory_of(&self, ca: &IssuingCa) -> Result<DirectoryUrl, String> {
         let (host, port) = match ca {
             IssuingCa::Directory(url) => return url.parse(),
             IssuingCa::Host(host) => (host.as_str(), host.split_once(':')),
         };
-        let is_there = |named: &&Directory| {
+        let is_there = |named: &&DirectoryUrl| {
             let url = named.identity().strip_prefix("https://");
             url.is_some_and(|url| url == host || url.starts_with(&format!("{host}/")))
         };
         if let Some(named) = self.named.as_ref().filter(is_there) {
             return Ok(named.clone());
         }
-        let public = Directory::at_host(host).filter(|_| port.is_none());
+        let public = DirectoryUrl::at_host(host).filter(|_| port.is_none());
         public.ok_or_else(|| {
             let (name, host) = (self.tool.name(), crate::text::printable(host));
             format!("{name} stores only the host of its CA, {host}: name its directory with --ca https://{host}/…")
@@ -255,20 +253,18 @@ impl Work<'_> {
             })
         });
         let subject = format!("certificate {lineage}");
-        let taken = async {
+        let imported = async {
             let foreign = foreign?;
-            Ok((self.store(&foreign).await?, foreign))
+            Ok::<_, Failure>((self.store(&foreign).await?, foreign))
         };
-        let (taken, foreign) = match taken.await {
-            Ok(taken) => taken,
-            Err(failure @ Failure { .. }) => {
-                return self.report.not_taken(&subject, &failure.in_a_line());
-            }
+        let (imported, foreign) = match imported.await {
+            Ok(imported) => imported,
+            Err(failure) => return self.report.not_imported(&subject, &failure.in_a_line()),
         };
         let facts = foreign.bundle.facts();
         self.report
-            .certificate(&subject, &taken, facts, &live, self.now);
-        if let Imported::Stored(..) = taken {
+            .certificate(&subject, &imported, facts, &live, self.now);
+        if let Imported::Stored(..) = imported {
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
             }
@@ -280,8 +276,8 @@ impl Work<'_> {
         let random = SystemRandom;
         match &target.store {
             Some(store) if !target.dry_run => {
-                let taken = import_pair(store, &target.output, foreign, self.now, &random).await;
-                taken.map_err(Failure::on(lineage.as_str()))
+                let imported = import_pair(store, &target.output, foreign, self.now, &random).await;
+                imported.map_err(Failure::on(lineage.as_str()))
             }
             Some(store) => {
                 let stored = store.load(lineage).await;
@@ -303,7 +299,7 @@ impl Work<'_> {
             Tool::Lego => "stop your timer or cron line that runs it, or both renew",
             Tool::Caddy | Tool::Traefik => "remove these names from it, or both renew",
         };
-        if self.report.has_taken() {
+        if self.report.has_imported() {
             self.report.by_hand(self.tool.name(), timer);
             if control::is_running(&settings.data_dir).await {
                 let text =

@@ -17,7 +17,7 @@ use crate::files;
 use crate::identifier::Identifier;
 use crate::install::change::apply;
 use crate::install::journal::{Change, Journals, Link, Subject};
-use crate::install::plan::{Pair, Plan, PlanOptions, choose, plan};
+use crate::install::plan::{InstallPlan, Pair, PlanOptions, choose, plan};
 use crate::install::program::Program;
 use crate::install::site::{self, Site};
 use crate::install::tree::{Overlay, Tree};
@@ -30,11 +30,11 @@ use crate::time::{Clock, SystemClock};
 pub(super) enum Install {
     /// Add TLS, the challenge location and the redirect to nginx's configuration, after nginx -t accepts them
     #[command(after_help = "Example: certs install nginx --domain www.example.com")]
-    Nginx(Nginx),
+    Nginx(NginxOptions),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Nginx {
+pub(super) struct NginxOptions {
     /// The server block, by one of its names (default: the only one with a name)
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,
@@ -90,14 +90,14 @@ pub(super) fn run(call: &Call, verb: Install) -> Result<(), Failure> {
 
 struct Work<'a> {
     call: &'a Call,
-    options: &'a Nginx,
+    options: &'a NginxOptions,
     settings: &'a Settings,
     journals: Journals,
 }
 
 /// The changes to write.
 struct Draft {
-    plan: Plan,
+    plan: InstallPlan,
     changes: Vec<Change>,
     links: Vec<Link>,
 }
@@ -200,7 +200,7 @@ impl Work<'_> {
             None => site::usual_place(main, &name.to_string()),
         };
         let mut draft = Draft {
-            plan: Plan {
+            plan: InstallPlan {
                 name: name.to_string(),
                 names: vec![name.to_string()],
                 edits: Default::default(),
@@ -277,7 +277,7 @@ impl Work<'_> {
     }
 
     /// Creates the paths that the new configuration names, before nginx reads it.
-    fn prepare(&self, plan: &Plan) -> Result<bool, Failure> {
+    fn prepare(&self, plan: &InstallPlan) -> Result<bool, Failure> {
         if let Some(webroot) = &plan.webroot {
             files::make_directory(webroot, 0o755).map_err(|error| {
                 let message = format!("{}: {error}", webroot.display());
@@ -332,7 +332,7 @@ impl Work<'_> {
     }
 
     /// The command that issues the certificate.
-    fn next(&self, plan: &Plan) -> String {
+    fn next(&self, plan: &InstallPlan) -> String {
         let webroot = plan.webroot.as_ref();
         let webroot = webroot.map(|webroot| format!(" --webroot {}", webroot.display()));
         let (names, webroot) = (plan.names.join(" "), webroot.unwrap_or_default());

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::config::{CertificateSettings, Problem, Settings, Sources};
+use crate::config::{CertificateSettings, ConfigProblem, Settings, Sources};
 use crate::discovery::Listing;
 use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
@@ -62,20 +62,20 @@ impl Labels {
             return false;
         };
         let candidates = self.registry.candidates(&listing.requests);
-        let asks: Vec<&Request> = candidates.iter().collect();
-        let granted = sources.granted(&asks, configured);
-        let complaints = listing.invalid.iter().map(Problem::from);
+        let requests: Vec<&Request> = candidates.iter().collect();
+        let granted = sources.granted(&requests, configured);
+        let complaints = listing.invalid.iter().map(ConfigProblem::from);
         self.log_problems(complaints.chain(granted.refused.iter().cloned()));
         let allowed = granted.certificates.iter();
         let allowed = allowed.chain(&configured.certificates);
         let sets: BTreeSet<BTreeSet<_>> = allowed.map(|one| one.names.iter().collect()).collect();
         // Includes requests that another container made first or that are configured.
-        let asks = listing.requests.iter();
-        let asks = asks.filter(|ask| sets.contains(&ask.set()));
-        let asks: Vec<Request> = asks.cloned().collect();
+        let requests = listing.requests.iter();
+        let requests = requests.filter(|request| sets.contains(&request.set()));
+        let requests: Vec<Request> = requests.cloned().collect();
         let before = self.registry.clone();
         let registry = &mut self.registry;
-        for change in registry.merge(&asks, &listing.unseen, now, docker.grace) {
+        for change in registry.merge(&requests, &listing.unseen, now, docker.grace) {
             let lineage = &change.lineage;
             match change.is_a_warning() {
                 true => tracing::warn!(%lineage, "{change}"),
@@ -90,7 +90,7 @@ impl Labels {
     }
 
     /// Logs each problem once, until it is fixed.
-    fn log_problems(&mut self, problems: impl Iterator<Item = Problem>) {
+    fn log_problems(&mut self, problems: impl Iterator<Item = ConfigProblem>) {
         let lines: BTreeSet<String> = problems
             .map(|one| one.shown())
             .map(|(message, hint)| crate::text::printable(&format!("{message}; hint: {hint}")))
@@ -118,8 +118,8 @@ mod tests {
         Sources::read(&options, &BTreeMap::new())
     }
 
-    fn listing(asks: &[(&str, &str)]) -> Listing {
-        let ask = |(container, names): &(&str, &str)| Request {
+    fn listing(requests: &[(&str, &str)]) -> Listing {
+        let request = |(container, names): &(&str, &str)| Request {
             container: (*container).to_owned(),
             created: 0,
             label: "certs.domains".into(),
@@ -127,7 +127,7 @@ mod tests {
             keys: BTreeMap::new(),
         };
         Listing {
-            requests: asks.iter().map(ask).collect(),
+            requests: requests.iter().map(request).collect(),
             ..Listing::default()
         }
     }
@@ -142,8 +142,8 @@ mod tests {
         let sources = sources("", directory.path());
         let settings = sources.settings(&Purpose::All).unwrap();
         let mut labels = Labels::open(directory.path());
-        let apply = |labels: &mut Labels, asks: &[(&str, &str)]| {
-            labels.apply(&listing(asks), &sources, &settings, NOW);
+        let apply = |labels: &mut Labels, requests: &[(&str, &str)]| {
+            labels.apply(&listing(requests), &sources, &settings, NOW);
         };
         let (first, other) = (
             ("a", "x.example.com www.example.com"),
@@ -158,7 +158,7 @@ mod tests {
         );
         assert_eq!(lineages(&labels), ["c.example.com", "x.example.com"]);
         let kept = labels.registry.renewed();
-        let x = kept.iter().find(|ask| ask.container == "a").unwrap();
+        let x = kept.iter().find(|one| one.container == "a").unwrap();
         assert_eq!(x.names.len(), 2);
         // A container's new labels replace its own request.
         apply(
@@ -166,7 +166,7 @@ mod tests {
             &[("a", "x.example.com"), ("c", "c.example.com")],
         );
         let kept = labels.registry.renewed();
-        let x = kept.iter().find(|ask| ask.container == "a").unwrap();
+        let x = kept.iter().find(|one| one.container == "a").unwrap();
         assert_eq!(x.names.len(), 1);
     }
 
@@ -176,15 +176,15 @@ mod tests {
         let before = sources("", directory.path());
         let settings = before.settings(&Purpose::All).unwrap();
         let mut labels = Labels::open(directory.path());
-        let asks = listing(&[("a", "x.example.com")]);
-        assert!(labels.apply(&asks, &before, &settings, NOW));
+        let requests = listing(&[("a", "x.example.com")]);
+        assert!(labels.apply(&requests, &before, &settings, NOW));
         let after = sources(
             "[[certificate]]\nnames = 'x.example.com'\n",
             directory.path(),
         );
         let settings = after.settings(&Purpose::All).unwrap();
         assert!(
-            !labels.apply(&asks, &after, &settings, NOW),
+            !labels.apply(&requests, &after, &settings, NOW),
             "nothing has changed"
         );
         assert!(

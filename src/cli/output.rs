@@ -11,13 +11,13 @@ use serde::Serialize;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::{LogFormat, Problem};
+use crate::config::{ConfigProblem, LogFormat};
 use crate::failure::Failure;
 
-impl From<Vec<Problem>> for Failure {
+impl From<Vec<ConfigProblem>> for Failure {
     /// An invalid configuration; nothing was sent or written.
-    fn from(problems: Vec<Problem>) -> Self {
-        Self::new(2, problems.iter().map(Problem::shown).collect())
+    fn from(problems: Vec<ConfigProblem>) -> Self {
+        Self::new(2, problems.iter().map(ConfigProblem::shown).collect())
     }
 }
 

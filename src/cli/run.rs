@@ -1,7 +1,7 @@
 //! `certs run`: the sidecar. Binds its listeners, starts the supervisor, reports
 //! readiness, and then obeys signals until it must stop.
 
-mod keeping;
+mod managed;
 mod worker;
 
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use self::keeping::{Keeping, with_labels};
+use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
 use super::Call;
 use super::catalog::{all_known, keep_imported, open_store};
@@ -50,7 +50,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         ..Shown::default()
     };
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
-    let mut keeping = Keeping {
+    let mut managed = ManagedCertificates {
         sources: call.sources.clone(),
         at_start: configured.clone(),
         configured,
@@ -61,8 +61,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
         call: &call,
     };
-    let kept = supervisor.keep(keeping.certificates()?).await;
-    kept.map_err(Failure::on("certs run"))?;
+    let started = supervisor.keep(managed.certificates()?).await;
+    started.map_err(Failure::on("certs run"))?;
     factory.remember_all(&settings).await;
     if settings.certificates.is_empty() && settings.docker.is_none() {
         tracing::warn!(
@@ -85,7 +85,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     }
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
-    let ended = obey(&mut signals, &handle, &mut keeping, listings, &mut serving).await;
+    let ended = obey(&mut signals, &handle, &mut managed, listings, &mut serving).await;
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     // The challenge listener serves until the last step in progress has ended.
@@ -171,7 +171,7 @@ fn discover(
 async fn obey(
     signals: &mut Signals,
     handle: &Handle,
-    keeping: &mut Keeping<'_>,
+    managed: &mut ManagedCertificates<'_>,
     mut listings: Option<watch::Receiver<Listing>>,
     serving: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
@@ -183,7 +183,7 @@ async fn obey(
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                match keeping.reload().await {
+                match managed.reload().await {
                     Ok(certificates) => {
                         tracing::info!(certificates = certificates.len(), "the configuration was reloaded");
                         handle.replace(certificates).await;
@@ -195,7 +195,7 @@ async fn obey(
                 notify(&[NotifyState::Ready]);
             }
             listing = newest(&mut listings) => {
-                if let Some(certificates) = keeping.listed(&listing).await {
+                if let Some(certificates) = managed.listed(&listing).await {
                     handle.replace(certificates).await;
                 }
             }

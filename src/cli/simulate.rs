@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::output::{say, say_json};
 use crate::failure::Failure;
-use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
+use crate::simulate::{Scenario, Score, SimulationPlan, plot, simulate as play};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -62,7 +62,7 @@ pub(super) struct Simulate {
 
 /// Runs the simulation and prints the scoreboard.
 pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
-    let plan = Plan {
+    let plan = SimulationPlan {
         seed: options.seed,
         nodes: options.nodes.into(),
         certificates: options.certificates as usize,

@@ -65,7 +65,7 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
         Health::Alive => "/healthz",
         Health::Ready => "/readyz",
     };
-    let answer = probe::ask(address, path).await;
+    let answer = probe::query(address, path).await;
     let (is_good, body) = answer.map_err(|error| {
         let hint = "start certs run, or set its [admin] listen for this command too";
         Failure::broken(format!("no response from {address}: {error}"), hint)

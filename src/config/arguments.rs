@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
 use super::layer::{Raw, Value};
-use super::problem::{Origin, Problems};
+use super::problem::{Problems, SettingOrigin};
 
 /// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
@@ -98,7 +98,7 @@ fn on_or_off(text: &str) -> Result<bool, &'static str> {
 }
 
 fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
-    let origin = Origin::option(key);
+    let origin = SettingOrigin::option(key);
     let texts = || matches.get_many::<String>(key.name).unwrap_or_default();
     let value = match key.value_type {
         ValueType::Boolean if option.value_name.is_empty() => {
@@ -130,14 +130,14 @@ impl Options {
 
     /// Sets the names of one certificate.
     pub(crate) fn names(&mut self, names: &[String]) {
-        let origin = Origin::Option("NAME".to_owned());
+        let origin = SettingOrigin::Option("NAME".to_owned());
         let names = names.iter().map(|name| Value::text(name, &origin));
         self.names = names.collect();
     }
 
     /// Sets the certificate's own name, `--name`.
     pub(crate) fn lineage(&mut self, lineage: Option<&str>) {
-        let origin = Origin::Option("--name".to_owned());
+        let origin = SettingOrigin::Option("--name".to_owned());
         self.lineage = lineage.map(|lineage| Value::text(lineage, &origin));
     }
 
@@ -156,13 +156,13 @@ impl Options {
         if let (Some(one), Some(other)) = (exclusive.next(), exclusive.next()) {
             let message = format!("cannot be combined with --{}", other.option_name());
             let hint = "keep the one that answers on port 80";
-            problems.add(&Origin::option(one), message, hint);
+            problems.add(&SettingOrigin::option(one), message, hint);
         }
         layer
     }
 }
 
-impl Origin {
+impl SettingOrigin {
     pub(super) fn option(key: &Key) -> Self {
         Self::Option(format!("--{}", key.option_name()))
     }

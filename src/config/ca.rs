@@ -39,9 +39,9 @@ const EMBEDDED: &str = "embedded";
 
 /// A CA's directory: one of the known names, `embedded`, or an https URL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Directory(String);
+pub(crate) struct DirectoryUrl(String);
 
-impl Directory {
+impl DirectoryUrl {
     /// The key of records and accounts: the URL, or `embedded`.
     pub(crate) fn identity(&self) -> &str {
         self.known().map_or(&self.0, |(_, url)| url)
@@ -100,13 +100,13 @@ impl Directory {
     }
 }
 
-impl Default for Directory {
+impl Default for DirectoryUrl {
     fn default() -> Self {
         Self("letsencrypt".to_owned())
     }
 }
 
-impl FromStr for Directory {
+impl FromStr for DirectoryUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -123,14 +123,14 @@ impl FromStr for Directory {
     }
 }
 
-impl fmt::Display for Directory {
+impl fmt::Display for DirectoryUrl {
     /// The name or URL that the user gave.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-stored_as_text!(Directory);
+stored_as_text!(DirectoryUrl);
 
 /// The names of all known CAs.
 pub(super) fn names() -> Vec<&'static str> {
@@ -142,7 +142,7 @@ pub(super) fn names() -> Vec<&'static str> {
 /// names files with secrets and never holds one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CaSettings {
-    pub directory: Directory,
+    pub directory: DirectoryUrl,
     pub root: Option<PathBuf>,
     pub email: Option<String>,
     pub agree_tos: bool,
@@ -208,9 +208,9 @@ mod tests {
     #[test]
     fn directory_takes_names_and_https_urls_only() {
         for text in names() {
-            assert!(text.parse::<Directory>().is_ok(), "{text}");
+            assert!(text.parse::<DirectoryUrl>().is_ok(), "{text}");
         }
-        let private: Directory = "https://ca.internal/dir".parse().unwrap();
+        let private: DirectoryUrl = "https://ca.internal/dir".parse().unwrap();
         assert!(!private.is_public());
         assert_eq!(private.identity(), "https://ca.internal/dir");
         assert_eq!(private.staging(), Some(private.clone()));
@@ -221,22 +221,22 @@ mod tests {
             "letsencript",
             "ftp://x",
         ] {
-            assert!(text.parse::<Directory>().is_err(), "{text}");
+            assert!(text.parse::<DirectoryUrl>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn directory_url_of_public_ca_is_public_and_has_staging() {
-        let named: Directory = "letsencrypt".parse().unwrap();
-        let url: Directory = named.identity().parse().unwrap();
+        let named: DirectoryUrl = "letsencrypt".parse().unwrap();
+        let url: DirectoryUrl = named.identity().parse().unwrap();
         assert!(url.is_public());
         assert_eq!(url.staging().unwrap().to_string(), "letsencrypt-staging");
-        assert_eq!("zerossl".parse::<Directory>().unwrap().staging(), None);
+        assert_eq!("zerossl".parse::<DirectoryUrl>().unwrap().staging(), None);
     }
 
     #[test]
     fn directory_at_host_needs_exactly_one() {
-        let at = |host: &str| Directory::at_host(host).map(|ca| ca.to_string());
+        let at = |host: &str| DirectoryUrl::at_host(host).map(|ca| ca.to_string());
         assert_eq!(at("acme.zerossl.com").as_deref(), Some("zerossl"));
         assert_eq!(at("acme.ssl.com"), None, "two CAs are there");
         assert_eq!(at("ca.internal"), None);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::problem::{Origin, Problems};
+use super::problem::{Problems, SettingOrigin};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
@@ -19,7 +19,7 @@ const MOST_NAMES: usize = 100;
 /// another problem hides which CA is meant.
 pub(super) fn certificate(
     wanted: &CertificateSettings,
-    origin: &Origin,
+    origin: &SettingOrigin,
     ca_is_known: bool,
     problems: &mut Problems,
 ) {
@@ -80,7 +80,7 @@ pub(crate) fn shared_file<'a>(
 
 struct Check<'a> {
     wanted: &'a CertificateSettings,
-    origin: &'a Origin,
+    origin: &'a SettingOrigin,
     problems: &'a mut Problems,
 }
 
@@ -91,7 +91,7 @@ impl Check<'_> {
 
     /// A problem of a default, which is reported once for all certificates.
     fn nowhere(&mut self, message: impl Into<String>, hint: &str) {
-        self.problems.add(&Origin::Nowhere, message, hint);
+        self.problems.add(&SettingOrigin::Nowhere, message, hint);
     }
 
     fn names(&mut self) {

@@ -7,7 +7,7 @@ use super::docker::{DockerSettings, GRACE, LIMIT};
 use super::key::KeyTable;
 use super::keys::{CertificateLayer, Layer};
 use super::layer::absolute;
-use super::problem::{Given, Origin, Problems};
+use super::problem::{Given, Problems, SettingOrigin};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings};
@@ -51,7 +51,7 @@ impl Sources {
             .or_else(|| self.default_data_dir.clone())
             .unwrap_or_else(|| {
                 let message = "no directory for the private state found";
-                problems.add(&Origin::Nowhere, message, "give --data-dir DIR");
+                problems.add(&SettingOrigin::Nowhere, message, "give --data-dir DIR");
                 PathBuf::new()
             });
         let mut settings = Settings::new(data_dir);

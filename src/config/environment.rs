@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::key::{Key, ValueType};
 use super::keys::{Layer, keys};
 use super::layer::{Raw, Value, split};
-use super::problem::{Given, Origin, Problem, Problems, nearest};
+use super::problem::{ConfigProblem, Given, Problems, SettingOrigin, nearest};
 
 /// The values of the environment: keys, and the names of `CERTS_DOMAINS`, certificate by
 /// certificate.
@@ -71,7 +71,7 @@ impl CommandVariables {
     ///
     /// # Errors
     /// A problem for each value that is neither true nor false.
-    pub(crate) fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<ConfigProblem>> {
         let (mut all, mut problems) = (Self::default(), Problems::default());
         for key in COMMANDS {
             let name = command_variable(key);
@@ -104,7 +104,7 @@ fn value(
 ) -> Option<Given<String>> {
     let given = |text: &str, name: &str| {
         let text = text.trim();
-        let origin = Origin::Variable(name.to_owned());
+        let origin = SettingOrigin::Variable(name.to_owned());
         (!text.is_empty()).then(|| Given::new(text.to_owned(), &origin))
     };
     if let Some(text) = environment.get(name) {
@@ -117,7 +117,7 @@ fn value(
         Ok(text) => given(&text, &file_name),
         Err(error) => {
             let message = format!("{}: {error}", file.escape_debug());
-            let origin = Origin::Variable(file_name);
+            let origin = SettingOrigin::Variable(file_name);
             problems.add(&origin, message, "name a readable file");
             None
         }
@@ -138,7 +138,7 @@ fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) 
         }
         let words = known.iter().filter_map(|name| name.strip_prefix("CERTS_"));
         if let Some(meant) = nearest(word, words) {
-            let origin = Origin::Variable(name.clone());
+            let origin = SettingOrigin::Variable(name.clone());
             let hint = format!("did you mean CERTS_{meant}?");
             problems.add(&origin, "unknown variable", hint);
         }

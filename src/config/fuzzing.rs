@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 
 use super::keys::keys;
 use super::layer::Value;
-use super::problem::Origin;
-use super::{CommandVariables, Options, Problem, Purpose, Settings, Sources};
+use super::problem::SettingOrigin;
+use super::{CommandVariables, ConfigProblem, Options, Purpose, Settings, Sources};
 
 /// The prefix of a variable of the environment in a seed.
 const VARIABLE: &str = "#env ";
@@ -20,7 +20,7 @@ impl Options {
     /// `--key TEXT`.
     pub(crate) fn text(&mut self, name: &str, text: Option<&str>) {
         if let (Some(text), Some(key)) = (text, keys().find(|key| key.name == name)) {
-            let value = Value::text(text, &Origin::option(key));
+            let value = Value::text(text, &SettingOrigin::option(key));
             self.values.push((key, value));
         }
     }
@@ -98,11 +98,11 @@ fn sound(settings: &Settings) {
     assert!(settings.data_dir.is_absolute() && settings.output.directory.is_absolute());
 }
 
-fn check_problems(problems: &[Problem], lines: &[&str]) {
+fn check_problems(problems: &[ConfigProblem], lines: &[&str]) {
     assert!(!problems.is_empty());
     for problem in problems {
         assert!(!problem.message.is_empty() && !problem.hint.is_empty());
-        if let Origin::Line { line, .. } = &problem.origin {
+        if let SettingOrigin::Line { line, .. } = &problem.origin {
             let text_of_line = line.checked_sub(1).and_then(|index| lines.get(index));
             let Some(text_of_line) = text_of_line else {
                 panic!("line {line} of {}", lines.len());

@@ -3,7 +3,7 @@
 //! the strongest value becomes. It knows no key by name.
 
 use super::layer::Value;
-use super::problem::{Origin, Problems};
+use super::problem::{Problems, SettingOrigin};
 
 /// One key of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -215,7 +215,7 @@ pub(super) trait KeyTable: Sized + 'static {
     fn apply(layers: &[&Self], settings: &mut Self::Settings);
 
     /// The layer of these `settings`, with `origin` for every value.
-    fn holding(settings: &Self::Settings, origin: &Origin) -> Self;
+    fn holding(settings: &Self::Settings, origin: &SettingOrigin) -> Self;
 }
 
 /// A layer from its table. A key is
@@ -258,7 +258,7 @@ macro_rules! layer {
                 )? )+ )+
             }
 
-            fn holding(settings: &$settings, origin: &Origin) -> Self {
+            fn holding(settings: &$settings, origin: &SettingOrigin) -> Self {
                 let mut layer = Self::default();
                 $( $( $(
                     let value: Option<$type> = settings$(.$part)+.clone().into();

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ca::{self, Directory};
+use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
 use super::key::{
     BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
@@ -20,7 +20,7 @@ use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
     words,
 };
-use super::problem::{Given, Origin, Problems};
+use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
@@ -35,7 +35,7 @@ layer! {
     CertificateLayer of a Certificate sets CertificateSettings;
 
     group "CA and account" {
-        "ca", ca: Directory, directory, TEXT
+        "ca", ca: DirectoryUrl, directory, TEXT
             .doc("The CA that issues")
             .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
             .default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
@@ -65,7 +65,7 @@ layer! {
     }
 
     group "Fallback CA" {
-        "fallback_ca", fallback: Directory, directory, TEXT
+        "fallback_ca", fallback: DirectoryUrl, directory, TEXT
             .doc("Order from this CA when the first one does not issue: no usable certificate is left and 3 orders or 30 minutes have failed, or the first CA is unreachable and a sixth of the lifetime is left")
             .option(ISSUE | RUN, "NAME|URL");
         "fallback_eab_kid", fallback_eab_kid: String, parsed, TEXT

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::keys::CertificateLayer;
 use super::layer::{Value, split};
-use super::problem::{Origin, Problem, Problems};
+use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
@@ -24,13 +24,13 @@ pub(crate) struct Granted {
     /// The granted certificates.
     pub certificates: Vec<CertificateSettings>,
     /// Why the other requests are refused.
-    pub refused: Vec<Problem>,
+    pub refused: Vec<ConfigProblem>,
 }
 
-impl From<&InvalidLabel> for Problem {
+impl From<&InvalidLabel> for ConfigProblem {
     fn from(complaint: &InvalidLabel) -> Self {
         Self {
-            origin: Origin::Label {
+            origin: SettingOrigin::Label {
                 container: complaint.container.clone(),
                 label: complaint.label.clone(),
             },
@@ -41,24 +41,24 @@ impl From<&InvalidLabel> for Problem {
 }
 
 impl Sources {
-    /// The certificates that `asks` request, beside those of `configured`, which win. Of
+    /// The certificates that `requests` request, beside those of `configured`, which win. Of
     /// several requests that exclude each other, the first is granted.
-    pub(crate) fn granted(&self, asks: &[&Request], configured: &Settings) -> Granted {
+    pub(crate) fn granted(&self, requests: &[&Request], configured: &Settings) -> Granted {
         let mut granted = Granted::default();
         let Some(docker) = &configured.docker else {
             return granted;
         };
-        for ask in asks {
-            let Some(lineage) = ask.lineage() else {
+        for request in requests {
+            let Some(lineage) = request.lineage() else {
                 continue;
             };
-            let origin = origin_of(ask, &ask.label);
+            let origin = origin_of(request, &request.label);
             let mut problems = Problems::default();
-            if self.is_taken(ask, &lineage, configured, &granted, &mut problems) {
+            if self.is_taken(request, &lineage, configured, &granted, &mut problems) {
                 granted.refused.extend(problems.sorted());
                 continue;
             }
-            let certificate = self.requested(ask, lineage, docker, &mut problems);
+            let certificate = self.requested(request, lineage, docker, &mut problems);
             let before = configured.certificates.iter();
             let before = before.chain(&granted.certificates);
             if problems.is_empty()
@@ -79,7 +79,7 @@ impl Sources {
                     // A problem without an origin belongs to the container.
                     for one in refused
                         .iter_mut()
-                        .filter(|one| one.origin == Origin::Nowhere)
+                        .filter(|one| one.origin == SettingOrigin::Nowhere)
                     {
                         one.origin = origin.clone();
                     }
@@ -94,14 +94,14 @@ impl Sources {
     /// has the name and other names in it, that is a problem.
     fn is_taken(
         &self,
-        ask: &Request,
+        request: &Request,
         lineage: &Lineage,
         configured: &Settings,
         granted: &Granted,
         problems: &mut Problems,
     ) -> bool {
         let same =
-            |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == ask.set();
+            |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == request.set();
         let all = configured.certificates.iter();
         let mut all = all.chain(&granted.certificates);
         let Some(other) = all.find(|one| one.lineage == *lineage || same(one)) else {
@@ -116,28 +116,28 @@ impl Sources {
             let names = names.join(", ");
             let message = format!("{whose} has a certificate {lineage}, for {names}");
             let hint = "put another name first, or request the same names";
-            problems.add(&origin_of(ask, &ask.label), message, hint);
+            problems.add(&origin_of(request, &request.label), message, hint);
         }
         true
     }
 
     fn requested(
         &self,
-        ask: &Request,
+        request: &Request,
         lineage: Lineage,
         docker: &DockerSettings,
         problems: &mut Problems,
     ) -> CertificateSettings {
-        let origin = origin_of(ask, &ask.label);
-        for name in &ask.names {
+        let origin = origin_of(request, &request.label);
+        for name in &request.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
                 let message = format!("a label may not request {name}");
                 problems.add(&origin, message, "add it to [docker] allow to permit it");
             }
         }
         let mut layer = CertificateLayer::default();
-        for (key, text) in &ask.keys {
-            let origin = origin_of(ask, &label_of(ask, key));
+        for (key, text) in &request.keys {
+            let origin = origin_of(request, &label_of(request, key));
             let value = match key.as_str() {
                 "deploy" => {
                     self.may_be_named(text, &origin, problems);
@@ -149,7 +149,7 @@ impl Sources {
         }
         let entry = Entry {
             origin,
-            names: ask.names.clone(),
+            names: request.names.clone(),
             lineage,
             layer,
             is_a_label: true,
@@ -158,7 +158,7 @@ impl Sources {
     }
 
     /// Checks the targets of a label against those it may name.
-    fn may_be_named(&self, text: &str, origin: &Origin, problems: &mut Problems) {
+    fn may_be_named(&self, text: &str, origin: &SettingOrigin, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
@@ -170,16 +170,16 @@ impl Sources {
     }
 }
 
-fn label_of(ask: &Request, key: &str) -> String {
-    match ask.is_from_environment() {
+fn label_of(request: &Request, key: &str) -> String {
+    match request.is_from_environment() {
         true => format!("LETSENCRYPT_{}", key.to_uppercase()),
         false => format!("certs.{key}"),
     }
 }
 
-fn origin_of(ask: &Request, label: &str) -> Origin {
-    Origin::Label {
-        container: ask.container.clone(),
+fn origin_of(request: &Request, label: &str) -> SettingOrigin {
+    SettingOrigin::Label {
+        container: request.container.clone(),
         label: label.to_owned(),
     }
 }

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::ca::{self, Directory};
-use super::problem::{Given, Origin, Problems, nearest};
+use super::ca::{self, DirectoryUrl};
+use super::problem::{Given, Problems, SettingOrigin, nearest};
 use crate::deploy::docker::Api;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -36,11 +36,14 @@ pub(super) trait Parsed: FromStr<Err: fmt::Display> {}
 impl<T: FromStr<Err: fmt::Display>> Parsed for T {}
 
 impl Value {
-    pub(super) fn text(text: &str, origin: &Origin) -> Self {
+    pub(super) fn text(text: &str, origin: &SettingOrigin) -> Self {
         Self::new(Raw::Text(text.to_owned()), origin)
     }
 
-    pub(super) fn list<'a>(texts: impl IntoIterator<Item = &'a str>, origin: &Origin) -> Self {
+    pub(super) fn list<'a>(
+        texts: impl IntoIterator<Item = &'a str>,
+        origin: &SettingOrigin,
+    ) -> Self {
         let texts = texts.into_iter();
         let items = texts.map(|text| Self::text(text, origin));
         Self::new(Raw::List(items.collect()), origin)
@@ -56,7 +59,7 @@ impl Value {
 }
 
 /// Reads a CA; the hint for an unknown name suggests the nearest known one.
-pub(super) fn directory(value: &Value, _hint: &str, problems: &mut Problems) -> Read<Directory> {
+pub(super) fn directory(value: &Value, _hint: &str, problems: &mut Problems) -> Read<DirectoryUrl> {
     let names = ca::names();
     let known = format!("give an https:// URL or one of {}", names.join(", "));
     parsed_by(value, &known, problems, |text| {
@@ -110,9 +113,9 @@ pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Read<P
 }
 
 /// `path`, made absolute from the place where it is written.
-pub(super) fn absolute(origin: &Origin, path: &Path) -> PathBuf {
+pub(super) fn absolute(origin: &SettingOrigin, path: &Path) -> PathBuf {
     let base = match origin {
-        Origin::Line { file, .. } => Path::new(file).parent().unwrap_or(Path::new("")),
+        SettingOrigin::Line { file, .. } => Path::new(file).parent().unwrap_or(Path::new("")),
         _ => Path::new(""),
     };
     let path = base.join(path);

@@ -8,7 +8,7 @@ use crate::text::{printable, printable_within};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum SettingOrigin {
     /// A line of the configuration, from 1.
     Line { file: String, line: usize },
     /// A variable of the environment.
@@ -23,7 +23,7 @@ pub(crate) enum Origin {
     Nowhere,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             // The file's name and the variable's are chosen by the user.
@@ -43,11 +43,11 @@ impl fmt::Display for Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given<T> {
     pub(super) value: T,
-    pub(super) origin: Origin,
+    pub(super) origin: SettingOrigin,
 }
 
 impl<T> Given<T> {
-    pub(super) fn new(value: T, origin: &Origin) -> Self {
+    pub(super) fn new(value: T, origin: &SettingOrigin) -> Self {
         let origin = origin.clone();
         Self { value, origin }
     }
@@ -62,13 +62,13 @@ impl<T> Given<T> {
 
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
-    pub origin: Origin,
+pub(crate) struct ConfigProblem {
+    pub origin: SettingOrigin,
     pub message: String,
     pub hint: String,
 }
 
-impl Problem {
+impl ConfigProblem {
     /// The message with its origin, and the hint.
     pub(crate) fn shown(&self) -> (String, String) {
         // A message quotes what a user wrote: a path, a value, a name.
@@ -87,16 +87,16 @@ fn safe(text: &str) -> String {
 
 /// The errors found so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<ConfigProblem>);
 
 impl Problems {
     pub(super) fn add(
         &mut self,
-        origin: &Origin,
+        origin: &SettingOrigin,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        let problem = Problem {
+        let problem = ConfigProblem {
             origin: origin.clone(),
             message: message.into(),
             hint: hint.into(),
@@ -112,7 +112,7 @@ impl Problems {
     }
 
     /// `value`, or all problems if there are any.
-    pub(super) fn or<T>(self, value: T) -> Result<T, Vec<Problem>> {
+    pub(super) fn or<T>(self, value: T) -> Result<T, Vec<ConfigProblem>> {
         match self.0.is_empty() {
             true => Ok(value),
             false => Err(self.sorted()),
@@ -124,9 +124,9 @@ impl Problems {
     }
 
     /// The problems in the order of the file's lines, then in the order of discovery.
-    pub(super) fn sorted(mut self) -> Vec<Problem> {
+    pub(super) fn sorted(mut self) -> Vec<ConfigProblem> {
         self.0.sort_by_key(|problem| match problem.origin {
-            Origin::Line { line, .. } => line,
+            SettingOrigin::Line { line, .. } => line,
             _ => usize::MAX,
         });
         self.0

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::key::{Key, Scope};
 use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
 use super::layer::{Raw, Value, identifiers, lineage, list};
-use super::problem::{Given, Origin, Problems, nearest};
+use super::problem::{Given, Problems, SettingOrigin, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -26,7 +26,7 @@ pub(super) struct Document {
 /// One configured certificate, with the keys that are set for it alone.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) origin: Origin,
+    pub(super) origin: SettingOrigin,
     pub(super) names: Vec<Identifier>,
     pub(super) lineage: Lineage,
     pub(super) layer: CertificateLayer,
@@ -71,15 +71,15 @@ struct Reader<'a> {
 type Item<'i> = Spanned<DeValue<'i>>;
 
 impl Reader<'_> {
-    fn origin(&self, at: Range<usize>) -> Origin {
+    fn origin(&self, at: Range<usize>) -> SettingOrigin {
         let before = self.source.as_bytes().iter().take(at.start);
-        Origin::Line {
+        SettingOrigin::Line {
             file: self.file.to_owned(),
             line: before.filter(|byte| **byte == b'\n').count() + 1,
         }
     }
 
-    fn add(&mut self, origin: &Origin, message: impl Into<String>, hint: impl Into<String>) {
+    fn add(&mut self, origin: &SettingOrigin, message: impl Into<String>, hint: impl Into<String>) {
         self.problems.add(origin, message, hint);
     }
 
@@ -140,7 +140,7 @@ impl Reader<'_> {
         targets
     }
 
-    fn target(&mut self, origin: &Origin, keys: &DeTable<'_>) -> Option<DeployTarget> {
+    fn target(&mut self, origin: &SettingOrigin, keys: &DeTable<'_>) -> Option<DeployTarget> {
         let (mut given, mut origins) = (TargetKeys::new(), BTreeMap::new());
         for (key, item) in keys {
             let value = self.value(key.span(), item);

@@ -2,9 +2,9 @@
 
 use super::key::KeyTable;
 use super::keys::CertificateLayer;
-use super::problem::{Given, Origin};
+use super::problem::{Given, SettingOrigin};
 use super::read::Entry;
-use super::{CertificateSettings, Directory};
+use super::{CertificateSettings, DirectoryUrl};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
@@ -20,7 +20,7 @@ pub(crate) enum Remembered {
         /// The names in it.
         names: Vec<Identifier>,
         /// Its CA.
-        directory: Option<Directory>,
+        directory: Option<DirectoryUrl>,
         /// Its profile.
         profile: Option<String>,
     },
@@ -32,7 +32,7 @@ impl Entry {
             Remembered::Whole(settings) => (&settings.lineage, &settings.names),
             Remembered::Record { lineage, names, .. } => (lineage, names),
         };
-        let origin = Origin::Stored(lineage.to_string());
+        let origin = SettingOrigin::Stored(lineage.to_string());
         Self {
             layer: CertificateLayer::remembered(stored, &origin),
             lineage: lineage.clone(),
@@ -44,8 +44,8 @@ impl Entry {
 }
 
 impl CertificateLayer {
-    fn remembered(stored: &Remembered, origin: &Origin) -> Self {
-        fn given<T: Clone>(origin: &Origin, value: Option<&T>) -> Option<Given<T>> {
+    fn remembered(stored: &Remembered, origin: &SettingOrigin) -> Self {
+        fn given<T: Clone>(origin: &SettingOrigin, value: Option<&T>) -> Option<Given<T>> {
             value.map(|value| Given::new(value.clone(), origin))
         }
         match stored {

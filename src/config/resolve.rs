@@ -10,7 +10,7 @@ use super::check;
 use super::environment::{self, Variables};
 use super::keys::{CertificateLayer, Layer};
 use super::layer::{Raw, Value, identifiers, lineage};
-use super::problem::{Given, Origin, Problem, Problems};
+use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
@@ -92,7 +92,7 @@ impl Sources {
     ///
     /// # Errors
     /// Every problem of all sources.
-    pub(crate) fn settings(&self, purpose: &Purpose) -> Result<Settings, Vec<Problem>> {
+    pub(crate) fn settings(&self, purpose: &Purpose) -> Result<Settings, Vec<ConfigProblem>> {
         let mut problems = self.problems.clone();
         let entries = self.entries(purpose, &mut problems);
         let mut settings = self.process(&mut problems);
@@ -112,7 +112,7 @@ impl Sources {
     pub(crate) fn remembered(
         &self,
         stored: &Remembered,
-    ) -> Result<CertificateSettings, Vec<Problem>> {
+    ) -> Result<CertificateSettings, Vec<ConfigProblem>> {
         let mut problems = Problems::default();
         let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
         if let Remembered::Whole(whole) = stored {
@@ -138,7 +138,7 @@ impl Sources {
     ///
     /// # Errors
     /// Every problem of reading the sources.
-    pub(crate) fn process_settings(&self) -> Result<Settings, Vec<Problem>> {
+    pub(crate) fn process_settings(&self) -> Result<Settings, Vec<ConfigProblem>> {
         let mut problems = self.problems.clone();
         let settings = self.process(&mut problems);
         problems.or(settings)
@@ -160,7 +160,7 @@ impl Sources {
         {
             return Some(entry.clone());
         }
-        let origin = Origin::Option("NAME".to_owned());
+        let origin = SettingOrigin::Option("NAME".to_owned());
         let group = Value::new(Raw::List(options.names.clone()), &origin);
         let mut entry = group_of(&group, lineage.map(|given| given.value), &mut self.problems)?;
         if let Some(known) = self.configured(&entry.lineage)
@@ -216,7 +216,7 @@ impl Sources {
         }
         if entries.is_empty() && matches!(purpose, Purpose::Named) && problems.is_empty() {
             let hint = "certs issue example.com, CERTS_DOMAINS=\"example.com www.example.com\", or [[certificate]] in certs.toml";
-            problems.add(&Origin::Nowhere, "no name is given", hint);
+            problems.add(&SettingOrigin::Nowhere, "no name is given", hint);
         }
         entries
     }
@@ -253,8 +253,11 @@ fn file(
     let set = |file: &&String| !file.is_empty();
     let variable = environment.get("CERTS_CONFIG").filter(set);
     let candidates = match (&options.config, variable) {
-        (Some(file), _) => vec![(&**file, Some(Origin::Option("--config".to_owned())))],
-        (None, Some(file)) => vec![(&**file, Some(Origin::Variable("CERTS_CONFIG".to_owned())))],
+        (Some(file), _) => vec![(&**file, Some(SettingOrigin::Option("--config".to_owned())))],
+        (None, Some(file)) => vec![(
+            &**file,
+            Some(SettingOrigin::Variable("CERTS_CONFIG".to_owned())),
+        )],
         (None, None) => USUAL_FILES.map(|file| (file, None)).to_vec(),
     };
     for (file, origin) in candidates {
@@ -266,7 +269,7 @@ fn file(
             Err(error) if error.kind() == ErrorKind::NotFound && origin.is_none() => {}
             Err(error) => {
                 let message = format!("{}: {error}", file.escape_debug());
-                let origin = origin.unwrap_or(Origin::Nowhere);
+                let origin = origin.unwrap_or(SettingOrigin::Nowhere);
                 problems.add(&origin, message, "name a readable file in TOML");
                 break;
             }

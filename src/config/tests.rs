@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::key::{Default as DefaultValue, Key, Scope, ValueType};
 use super::keys::{NAMING, SECTIONS, keys};
-use super::problem::{Origin, Problems};
+use super::problem::{Problems, SettingOrigin};
 use super::*;
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeSettings, http01, webroot};
@@ -19,7 +19,7 @@ impl Options {
     /// `--key TEXT --key TEXT`.
     pub(super) fn list(&mut self, name: &str, texts: &[&str]) {
         if let Some(key) = keys().find(|key| key.name == name) {
-            let value = layer::Value::list(texts.iter().copied(), &Origin::option(key));
+            let value = layer::Value::list(texts.iter().copied(), &SettingOrigin::option(key));
             self.values.push((key, value));
         }
     }
@@ -66,12 +66,12 @@ impl Case {
     }
 }
 
-fn messages(problems: &[Problem]) -> Vec<String> {
+fn messages(problems: &[ConfigProblem]) -> Vec<String> {
     assert!(problems.iter().all(|problem| !problem.hint.is_empty()));
     problems
         .iter()
         .map(|problem| match &problem.origin {
-            Origin::Line { line, .. } => format!("{line}: {}", problem.message),
+            SettingOrigin::Line { line, .. } => format!("{line}: {}", problem.message),
             origin => format!("{origin}{}", problem.message),
         })
         .collect()
@@ -465,7 +465,7 @@ fn defaults_of_table_are_those_that_apply() {
         }
     }
     assert_eq!(tried, 12);
-    assert_eq!(Directory::default().to_string(), "letsencrypt");
+    assert_eq!(DirectoryUrl::default().to_string(), "letsencrypt");
 }
 
 #[test]

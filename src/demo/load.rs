@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Site;
-use super::tally::{FailureKind, Tally};
+use super::tally::{LoadTally, RequestFailure};
 use crate::net::http::Connection;
 use crate::tls::dialer::{DialError, Dialer};
 
@@ -52,7 +52,7 @@ impl Load {
         address: SocketAddr,
         sites: &[Site],
         idle_policy: IdlePolicy,
-        tally: &Arc<Tally>,
+        tally: &Arc<LoadTally>,
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut clients = JoinSet::new();
@@ -87,11 +87,11 @@ struct Client {
     address: SocketAddr,
     sites: Vec<Site>,
     idle_policy: IdlePolicy,
-    tally: Arc<Tally>,
+    tally: Arc<LoadTally>,
     keeps: bool,
 }
 
-type Attempt<T> = Result<T, (FailureKind, String)>;
+type Attempt<T> = Result<T, (RequestFailure, String)>;
 
 impl Client {
     async fn work(self, delay: Duration, stopped: watch::Receiver<bool>) {
@@ -115,7 +115,7 @@ impl Client {
                 Ok(Err((kind, detail))) => self.tally.failed(kind, &detail),
                 Err(_) => {
                     self.tally
-                        .failed(FailureKind::Timeout, &site.name.to_string());
+                        .failed(RequestFailure::Timeout, &site.name.to_string());
                     kept = None;
                 }
             }
@@ -126,7 +126,7 @@ impl Client {
         if let Some(mut connection) = kept.take() {
             match self.exchange(site, &mut connection).await {
                 // The server closed it, at the latest while the request was sent.
-                Err((FailureKind::Dropped, _)) => self.closed_while_idle()?,
+                Err((RequestFailure::Dropped, _)) => self.closed_while_idle()?,
                 ended => {
                     *kept = ended.is_ok().then_some(connection);
                     return ended;
@@ -136,7 +136,9 @@ impl Client {
         let mut connection = self.connect(site).await?;
         match self.exchange(site, &mut connection).await {
             Ok(()) => *kept = self.keeps.then_some(connection),
-            Err((FailureKind::Dropped, detail)) => return Err((FailureKind::Request, detail)),
+            Err((RequestFailure::Dropped, detail)) => {
+                return Err((RequestFailure::Request, detail));
+            }
             failure => return failure,
         }
         Ok(())
@@ -145,7 +147,7 @@ impl Client {
     fn closed_while_idle(&self) -> Attempt<()> {
         if self.idle_policy == IdlePolicy::NeverCloses {
             let detail = "a kept connection was closed".to_owned();
-            return Err((FailureKind::Dropped, detail));
+            return Err((RequestFailure::Dropped, detail));
         }
         self.tally.closed_while_idle();
         Ok(())
@@ -156,20 +158,20 @@ impl Client {
         let dialled = self.dialer.connect(self.address, &site.name).await;
         let (stream, leaf) = dialled.map_err(|error| {
             let kind = match error {
-                DialError::Connect(_) => FailureKind::Connect,
-                DialError::Certificate(_) => FailureKind::Certificate,
-                DialError::Handshake(_) | DialError::Name(_) => FailureKind::Handshake,
+                DialError::Connect(_) => RequestFailure::Connect,
+                DialError::Certificate(_) => RequestFailure::Certificate,
+                DialError::Handshake(_) | DialError::Name(_) => RequestFailure::Handshake,
             };
             (kind, format!("{}: {error}", site.name))
         })?;
         self.tally.handshake(&site.lineage, &leaf, begun);
         let opened = Connection::over(stream).await;
-        opened.map_err(|error| (FailureKind::Request, error.to_string()))
+        opened.map_err(|error| (RequestFailure::Request, error.to_string()))
     }
 
     /// Sends a request; without any reply the connection was dropped.
     async fn exchange(&self, site: &Site, connection: &mut Connection) -> Attempt<()> {
-        let failed = |error: &dyn Error| (FailureKind::Request, error.to_string());
+        let failed = |error: &dyn Error| (RequestFailure::Request, error.to_string());
         let mut request = Request::get("/").header(HOST, site.name.to_string());
         if !self.keeps {
             request = request.header(CONNECTION, "close");
@@ -177,13 +179,13 @@ impl Client {
         let request = request.body(Full::default());
         let request = request.map_err(|error| failed(&error))?;
         let answer = connection.send(request).await;
-        let answer = answer.map_err(|error| (FailureKind::Dropped, error.to_string()))?;
+        let answer = answer.map_err(|error| (RequestFailure::Dropped, error.to_string()))?;
         let status = answer.status();
         let body = answer.into_body().collect().await;
         body.map_err(|error| failed(&error))?;
         match status {
             StatusCode::OK => Ok(()),
-            other => Err((FailureKind::Status, other.to_string())),
+            other => Err((RequestFailure::Status, other.to_string())),
         }
     }
 }
@@ -195,7 +197,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_rustls::TlsAcceptor;
 
-    use super::super::tally::Counts;
+    use super::super::tally::LoadCounts;
     use super::*;
     use crate::tls::credentials::Credentials;
     use crate::tls::fakes::{Authority, identifier, lineage, listener, publisher};
@@ -227,8 +229,8 @@ mod tests {
         answer: &'static str,
         idle_policy: IdlePolicy,
         trusting: bool,
-        enough: impl Fn(&Counts) -> bool,
-    ) -> Counts {
+        enough: impl Fn(&LoadCounts) -> bool,
+    ) -> LoadCounts {
         let (authority, other) = (Authority::new(), Authority::new());
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let bundle = authority.bundle(&["example.com"]);
@@ -240,7 +242,7 @@ mod tests {
             name: identifier("example.com"),
             live: "nowhere".into(),
         };
-        let tally = Arc::new(Tally::default());
+        let tally = Arc::new(LoadTally::default());
         let load = Load::start(&dialer, address, &[site], idle_policy, &tally);
         let counted = async {
             while !enough(&tally.counts()) {
@@ -253,7 +255,7 @@ mod tests {
         tally.counts()
     }
 
-    fn kinds(counts: &Counts) -> Vec<FailureKind> {
+    fn kinds(counts: &LoadCounts) -> Vec<RequestFailure> {
         counts.failures.keys().copied().collect()
     }
 
@@ -268,25 +270,25 @@ mod tests {
         );
         assert!(closed.requests > 20);
         let dropped = loaded(FINE, IdlePolicy::NeverCloses, true, |c| c.failed() > 20).await;
-        assert_eq!(kinds(&dropped), [FailureKind::Dropped]);
+        assert_eq!(kinds(&dropped), [RequestFailure::Dropped]);
         assert_eq!(dropped.idle_closes, 0);
     }
 
     #[tokio::test]
     async fn failures_are_counted_by_kind() {
         for (answer, trusting, kind) in [
-            ("", true, FailureKind::Request),
+            ("", true, RequestFailure::Request),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
                 true,
-                FailureKind::Request,
+                RequestFailure::Request,
             ),
             (
                 "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
                 true,
-                FailureKind::Status,
+                RequestFailure::Status,
             ),
-            (FINE, false, FailureKind::Certificate),
+            (FINE, false, RequestFailure::Certificate),
         ] {
             let counts = loaded(answer, IdlePolicy::ClosesIdle, trusting, |c| {
                 c.failed() > 20

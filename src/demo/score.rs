@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::tally::{Counts, FailureKind, Swap};
+use super::tally::{LoadCounts, RequestFailure, Swap};
 use crate::lineage::Lineage;
 use crate::observe::Status;
 use crate::record::Generation;
@@ -18,7 +18,7 @@ const CLOSED: &str = "closed while idle";
 
 /// The scoreboard.
 #[derive(Debug, Serialize)]
-pub(crate) struct Score {
+pub(crate) struct DemoScore {
     with: &'static str,
     certificates: usize,
     names: usize,
@@ -26,7 +26,7 @@ pub(crate) struct Score {
     requests: u64,
     handshakes: u64,
     failures: u64,
-    failures_by_kind: BTreeMap<FailureKind, u64>,
+    failures_by_kind: BTreeMap<RequestFailure, u64>,
     first_failure: Option<String>,
     closed_while_idle: u64,
     slowest_swap_ms: f64,
@@ -45,9 +45,14 @@ struct Row {
     slowest_request_ms: f64,
 }
 
-impl Score {
+impl DemoScore {
     /// The score from the clients' counts and the verified generations.
-    pub(super) fn of(with: &'static str, counts: Counts, board: &[Status], took: Duration) -> Self {
+    pub(super) fn of(
+        with: &'static str,
+        counts: LoadCounts,
+        board: &[Status],
+        took: Duration,
+    ) -> Self {
         let verified = |lineage: &Lineage| {
             let status = board.iter().find(|status| status.name == *lineage);
             status.and_then(|status| status.generation_served)
@@ -175,11 +180,11 @@ mod tests {
 
     #[test]
     fn scoreboard_fits_80_columns() {
-        let counts = Counts {
+        let counts = LoadCounts {
             requests: 1_234_567,
-            ..Counts::default()
+            ..LoadCounts::default()
         };
-        let lines = Score::of("nginx", counts, &[], Duration::ZERO).lines();
+        let lines = DemoScore::of("nginx", counts, &[], Duration::ZERO).lines();
         assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
         assert!(
             lines.iter().any(|line| line.contains(" 1,234,567 ")),
@@ -189,9 +194,9 @@ mod tests {
 
     #[test]
     fn score_fails_after_failures_or_too_few_renewals() {
-        let none = || Score::of("front", Counts::default(), &[], Duration::ZERO);
+        let none = || DemoScore::of("front", LoadCounts::default(), &[], Duration::ZERO);
         assert!(none().missing().unwrap().contains("0 renewals"));
-        let mut score = Score {
+        let mut score = DemoScore {
             renewals: 3,
             requests: 1,
             ..none()

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::front::Front;
 use super::load::IdlePolicy;
 use super::nginx::Nginx;
-use super::tally::Tally;
+use super::tally::LoadTally;
 use super::{LOOPBACK, Site};
 use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
@@ -55,7 +55,7 @@ pub(super) struct Setup {
     pub(super) sites: Vec<Site>,
     pub(super) dialer: Dialer,
     pub(super) idle_policy: IdlePolicy,
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Arc<LoadTally>,
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
     _nginx: Option<Nginx>,
@@ -67,7 +67,7 @@ impl Setup {
     pub(super) async fn new(directory: &Path, program: Option<&Path>) -> Result<Self, Failure> {
         let mut serving = JoinSet::new();
         let (issuer, ca, root) = issuer(&mut serving).await?;
-        let (services, tally) = (services(directory)?, Arc::new(Tally::default()));
+        let (services, tally) = (services(directory)?, Arc::new(LoadTally::default()));
         let wanted = CERTIFICATES.iter().map(|names| want(names, &ca));
         let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
         let sites = sites(&wanted, services.output.as_ref());
@@ -248,7 +248,7 @@ async fn start_front(
 }
 
 /// A target that records the instant of each deployment.
-struct Timed(Arc<dyn Target>, Arc<Tally>);
+struct Timed(Arc<dyn Target>, Arc<LoadTally>);
 
 #[async_trait]
 impl Target for Timed {

@@ -22,7 +22,7 @@ const OLD_LEAF_UNTIL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum FailureKind {
+pub(super) enum RequestFailure {
     /// No TCP connection.
     Connect,
     /// Invalid certificate: no chain to the CA's root.
@@ -41,7 +41,7 @@ pub(super) enum FailureKind {
     OldCertificate,
 }
 
-impl fmt::Display for FailureKind {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -61,17 +61,17 @@ pub(super) struct Swap {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct LoadCounts {
     pub(super) requests: u64,
     pub(super) handshakes: u64,
     pub(super) idle_closes: u64,
-    pub(super) failures: BTreeMap<FailureKind, u64>,
+    pub(super) failures: BTreeMap<RequestFailure, u64>,
     pub(super) first_failure: Option<String>,
     pub(super) slowest_request: Duration,
     pub(super) swaps: Vec<Swap>,
 }
 
-impl Counts {
+impl LoadCounts {
     pub(super) fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
@@ -79,10 +79,10 @@ impl Counts {
 
 /// Counts of all clients together.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<Counts>);
+pub(super) struct LoadTally(Mutex<LoadCounts>);
 
-impl Tally {
-    pub(super) fn counts(&self) -> Counts {
+impl LoadTally {
+    pub(super) fn counts(&self) -> LoadCounts {
         self.lock().clone()
     }
 
@@ -120,7 +120,10 @@ impl Tally {
             seen.is_some_and(|seen| begun > seen + OLD_LEAF_UNTIL)
         });
         if outdated {
-            counts.fail(FailureKind::OldCertificate, &format!("{lineage}: {leaf}"));
+            counts.fail(
+                RequestFailure::OldCertificate,
+                &format!("{lineage}: {leaf}"),
+            );
         }
     }
 
@@ -142,17 +145,17 @@ impl Tally {
         self.lock().idle_closes += 1;
     }
 
-    pub(super) fn failed(&self, kind: FailureKind, detail: &str) {
+    pub(super) fn failed(&self, kind: RequestFailure, detail: &str) {
         self.lock().fail(kind, detail);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, LoadCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Counts {
-    fn fail(&mut self, kind: FailureKind, detail: &str) {
+impl LoadCounts {
+    fn fail(&mut self, kind: RequestFailure, detail: &str) {
         *self.failures.entry(kind).or_default() += 1;
         self.first_failure
             .get_or_insert_with(|| format!("{kind}: {detail}"));
@@ -165,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tally_times_swaps_and_counts_an_old_leaf_as_failure() {
-        let tally = Tally::default();
+        let tally = LoadTally::default();
         let lineage = Lineage::parse("example.com").unwrap();
         let (old, new) = (Fingerprint::of(b"old"), Fingerprint::of(b"new"));
         let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
@@ -197,7 +200,7 @@ mod tests {
         let counts = tally.counts();
         assert_eq!(
             counts.failures,
-            BTreeMap::from([(FailureKind::OldCertificate, 1)])
+            BTreeMap::from([(RequestFailure::OldCertificate, 1)])
         );
         let seven = Duration::from_millis(7);
         assert_eq!(counts.swaps[1].seen_after, Some(seven));

@@ -84,7 +84,7 @@ impl Api {
 
     /// The beginning of the reply, read as JSON: the output of a program may be endless,
     /// and every other reply is short.
-    pub(super) async fn ask(
+    pub(super) async fn query(
         &self,
         method: &str,
         path: &str,
@@ -99,7 +99,7 @@ impl Api {
     /// probe names no image, so that Docker itself always refuses it.
     pub(crate) async fn filter(&self) -> Result<Filter, HttpError> {
         let (status, _) = self
-            .ask("POST", "/containers/create", Some(json!({})))
+            .query("POST", "/containers/create", Some(json!({})))
             .await?;
         Ok(match status.as_u16() {
             401 | 403 | 404 | 405 | 501 => Filter::Filtered,

@@ -23,7 +23,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
 /// Granted requests are allowed, bounded and distinct, and refusals have no control
 /// characters.
 pub fn labels(input: &[u8]) {
-    let (mut asks, mut problems) = (Vec::new(), Vec::new());
+    let (mut requests, mut problems) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
     for line in input.split(|byte| *byte == b'\n') {
         // Each line is read as each of the three.
@@ -32,12 +32,12 @@ pub fn labels(input: &[u8]) {
         let variables = read_environment(line).unwrap_or_default();
         for container in &containers {
             for (more, complaints) in [container.requests(), container.requests_of(&variables)] {
-                asks.extend(more);
+                requests.extend(more);
                 problems.extend(complaints.into_iter().map(|one| (&one).into()));
             }
         }
         // Thousands of entries test nothing more than some hundred.
-        asks.truncate(200);
+        requests.truncate(200);
         problems.truncate(200);
         containers.truncate(50);
     }
@@ -46,7 +46,7 @@ pub fn labels(input: &[u8]) {
     let Ok(settings) = sources.settings(&Purpose::All) else {
         unreachable!("the environment is valid");
     };
-    let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
+    let granted = sources.granted(&requests.iter().collect::<Vec<_>>(), &settings);
     let all = granted.certificates.iter();
     let lineages: BTreeSet<_> = all.clone().map(|one| &one.lineage).collect();
     assert!(lineages.len() == granted.certificates.len() && lineages.len() <= 3);
@@ -64,24 +64,24 @@ pub fn labels(input: &[u8]) {
         let steers = |text: &str| text.replace('\n', "").contains(char::is_control);
         assert!(!steers(&message) && !steers(&hint));
     }
-    let is_granted = |ask: &&Request| {
+    let is_granted = |request: &&Request| {
         let mut all = granted.certificates.iter();
-        all.any(|one| one.names == ask.names)
+        all.any(|one| one.names == request.names)
     };
     let mut lineages = BTreeSet::new();
-    let asks = asks.iter().filter(is_granted);
-    let asks = asks.filter(|ask| lineages.insert(ask.lineage()));
-    merged(&asks.cloned().collect::<Vec<_>>());
+    let requests = requests.iter().filter(is_granted);
+    let requests = requests.filter(|request| lineages.insert(request.lineage()));
+    merged(&requests.cloned().collect::<Vec<_>>());
 }
 
 /// A repeated list changes nothing, and an empty one removes nothing at once.
-fn merged(asks: &[Request]) {
+fn merged(requests: &[Request]) {
     let (mut kept, unread) = (Registry::default(), BTreeSet::new());
-    kept.merge(asks, &unread, NOW, GRACE);
+    kept.merge(requests, &unread, NOW, GRACE);
     let before = kept.clone();
-    assert!(kept.merge(asks, &unread, NOW + GRACE, GRACE).is_empty() && kept == before);
-    assert_eq!(kept.merge(&[], &unread, NOW, GRACE).len(), asks.len());
-    assert_eq!(kept.renewed().len(), asks.len());
+    assert!(kept.merge(requests, &unread, NOW + GRACE, GRACE).is_empty() && kept == before);
+    assert_eq!(kept.merge(&[], &unread, NOW, GRACE).len(), requests.len());
+    assert_eq!(kept.renewed().len(), requests.len());
     let json = serde_json::to_string(&kept).unwrap_or_default();
     assert_eq!(serde_json::from_str::<Registry>(&json).ok(), Some(kept));
 }

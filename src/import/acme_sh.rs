@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::lines::Assignments;
-use super::tree::Tree;
+use super::tree::StateTree;
 use super::{
     Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
     RenewalSettings, hook, lineage_of,
@@ -20,7 +20,7 @@ use crate::lineage::Lineage;
 const CURVE: &str = "_ecc";
 const DEEPEST_ACCOUNT: usize = 6;
 
-pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
+pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
     let names = tree.names("");
     let has_settings = |name: &&String| {
         let settings = format!("{}.conf", base_of(name));
@@ -49,7 +49,7 @@ fn base_of(directory: &str) -> &str {
 }
 
 fn certificate(
-    tree: &Tree,
+    tree: &StateTree,
     directory: &str,
     is_second: bool,
 ) -> Result<ImportedCertificate, String> {
@@ -147,7 +147,7 @@ fn decoded(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn account(tree: &Tree, place: &Path) -> Result<ImportedAccount, String> {
+fn account(tree: &StateTree, place: &Path) -> Result<ImportedAccount, String> {
     let inside = Path::new("ca").join(place);
     let key = tree.required(inside.join("account.key"))?;
     let conf = tree.text(inside.join("ca.conf"))?;

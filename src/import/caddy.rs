@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use super::tree::Tree;
+use super::tree::StateTree;
 use super::{
     Found, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
     RenewalSettings, lineage_of,
 };
 
-pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
+pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
     if !tree.has_directory("certificates") {
         return Err("certificates/");
     }
@@ -53,7 +53,7 @@ pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
     Ok(found)
 }
 
-fn certificate(tree: &Tree, ca: &str, name: &str) -> Result<ImportedCertificate, String> {
+fn certificate(tree: &StateTree, ca: &str, name: &str) -> Result<ImportedCertificate, String> {
     let file = |kind: &str| format!("certificates/{ca}/{name}/{name}.{kind}");
     let about = tree.json(&file("json"))?;
     let data = &about["issuer_data"];
@@ -72,7 +72,7 @@ fn certificate(tree: &Tree, ca: &str, name: &str) -> Result<ImportedCertificate,
 }
 
 /// The account's files have the local part of the address as their name, or `default`.
-fn account(tree: &Tree, place: &str, ca: &IssuingCa) -> Result<ImportedAccount, String> {
+fn account(tree: &StateTree, place: &str, ca: &IssuingCa) -> Result<ImportedAccount, String> {
     let names = tree.names(place);
     let with = |kind: &str| {
         let name = names.iter().find(|name| name.ends_with(kind));

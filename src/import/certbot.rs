@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::lines::{Ini, list};
-use super::tree::Tree;
+use super::tree::StateTree;
 use super::{
     Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
     RenewalSettings, hook,
@@ -22,7 +22,7 @@ const ACCOUNT_KEY: &str = "private_key.json";
 /// `HOST/PATH/ID`, and a CA's path has a few parts.
 const DEEPEST_ACCOUNT: usize = 8;
 
-pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
+pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
     if !tree.has_directory("renewal") {
         return Err("renewal/");
     }
@@ -43,7 +43,7 @@ pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
 }
 
 fn certificate(
-    tree: &Tree,
+    tree: &StateTree,
     name: &str,
     programs: &[PathBuf],
 ) -> Result<ImportedCertificate, String> {
@@ -169,7 +169,7 @@ fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
 }
 
 /// The programs that certbot runs after every renewal.
-fn global_hooks(tree: &Tree, remarks: &mut Vec<Remark>) -> Vec<PathBuf> {
+fn global_hooks(tree: &StateTree, remarks: &mut Vec<Remark>) -> Vec<PathBuf> {
     for around in ["pre", "post"] {
         let directory = format!("{HOOKS}/{around}");
         let is_used = !tree.names(&directory).is_empty();
@@ -185,7 +185,7 @@ fn global_hooks(tree: &Tree, remarks: &mut Vec<Remark>) -> Vec<PathBuf> {
 }
 
 fn account(
-    tree: &Tree,
+    tree: &StateTree,
     place: &Path,
     name: &str,
     server: &Path,

@@ -3,13 +3,13 @@
 //! neither the challenge nor the hooks: those are options of the command in the
 //! operator's timer.
 
-use super::tree::Tree;
+use super::tree::StateTree;
 use super::{
     Found, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, Remark, RenewalSettings,
     lineage_of,
 };
 
-pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
+pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
     if !tree.has_directory("certificates") {
         return Err("certificates/");
     }
@@ -33,7 +33,7 @@ pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
     Ok(found)
 }
 
-fn certificate(tree: &Tree, name: &str) -> Result<ImportedCertificate, String> {
+fn certificate(tree: &StateTree, name: &str) -> Result<ImportedCertificate, String> {
     let file = |kind: &str| format!("certificates/{name}.{kind}");
     let about = tree.json(&file("json"))?;
     let domain = about["domain"].as_str().ok_or("its .json has no domain")?;
@@ -61,7 +61,7 @@ fn certificate(tree: &Tree, name: &str) -> Result<ImportedCertificate, String> {
     })
 }
 
-fn account(tree: &Tree, host: &str, email: &str) -> Result<ImportedAccount, String> {
+fn account(tree: &StateTree, host: &str, email: &str) -> Result<ImportedAccount, String> {
     let place = format!("accounts/{host}/{email}");
     let about = tree.json(&format!("{place}/account.json"))?;
     let key = tree.required(format!("{place}/keys/{email}.key"))?;

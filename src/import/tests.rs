@@ -33,9 +33,9 @@ pub(super) fn remark_lines(found: &Found, root: &Path) -> Vec<String> {
     let root = root.display().to_string();
     let line = |remark: &super::Remark| {
         let kind = match remark.kind {
-            RemarkKind::Invalid => "broken",
-            RemarkKind::Unsupported => "not taken",
-            RemarkKind::Manual => "by hand",
+            RemarkKind::Invalid => "invalid",
+            RemarkKind::Unsupported => "unsupported",
+            RemarkKind::Manual => "manual",
         };
         format!("{kind}: {}: {}", remark.subject, remark.text).replace(&root, "ROOT")
     };

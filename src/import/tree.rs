@@ -19,7 +19,7 @@ const LARGEST: u64 = 1 << 20;
 const MOST_ENTRIES: usize = 20_000;
 
 /// A directory that no read leaves.
-pub(super) struct Tree {
+pub(super) struct StateTree {
     pub(super) root: PathBuf,
     /// Directories that could not be read, and why: they may not be empty.
     pub(super) unreadable: RefCell<BTreeSet<String>>,
@@ -41,7 +41,7 @@ impl Refusal {
     }
 }
 
-impl Tree {
+impl StateTree {
     /// The directory at `path`, which may itself be a link.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
         let root = std::fs::canonicalize(path);
@@ -205,7 +205,7 @@ mod tests {
         std::fs::write(at("in/there"), "text").unwrap();
         std::fs::write(at("in/binary"), [0xff, 0]).unwrap();
         std::fs::write(at("in/huge"), vec![b'x'; 1 + (1 << 20)]).unwrap();
-        let tree = Tree::open(&at("in")).unwrap();
+        let tree = StateTree::open(&at("in")).unwrap();
         for (path, why) in [
             ("out", "leads out"),
             ("away", "leads out"),
@@ -230,7 +230,7 @@ mod tests {
         // A directory that cannot be read is not treated as empty.
         assert_eq!(tree.names("x".repeat(300)).len(), 0);
         assert_eq!(tree.unreadable.borrow().len(), 1);
-        assert!(Tree::open(&at("secret")).is_err());
-        assert!(Tree::open(&at("absent")).is_err());
+        assert!(StateTree::open(&at("secret")).is_err());
+        assert!(StateTree::open(&at("absent")).is_err());
     }
 }

@@ -9,7 +9,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use super::change::{Edit, Edits, after_comment, indent, line_end};
-use super::server::{CHALLENGES, Listen, Server, find, is_own, list_names};
+use super::server::{CHALLENGES, Listen, ServerBlock, find, is_own, list_names};
 use super::syntax::{Directive, Span, quoted};
 use super::tree::{Placed, Tree};
 use crate::failure::Failure;
@@ -57,7 +57,7 @@ pub(crate) struct Pair {
 
 /// The edits, and what to report of them.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct InstallPlan {
     /// The name of the certificate.
     pub name: String,
     /// All names of the blocks that the certificate can have, that one first.
@@ -74,7 +74,7 @@ pub(crate) struct Plan {
 
 /// The name in `options`, or the only one; it is an error if there is none or more than one.
 pub(crate) fn choose(tree: &Tree, options: &PlanOptions) -> Result<String, Failure> {
-    let servers = Server::all(tree);
+    let servers = ServerBlock::all(tree);
     if let Some(name) = &options.name {
         let name = name.to_ascii_lowercase();
         find(tree, &servers, &name)?;
@@ -107,15 +107,15 @@ pub(crate) fn plan(
     name: &str,
     options: &PlanOptions,
     pair: &Pair,
-) -> Result<Plan, Failure> {
-    let servers = Server::all(tree);
+) -> Result<InstallPlan, Failure> {
+    let servers = ServerBlock::all(tree);
     let found = find(tree, &servers, name)?;
     let mut planner = Planner {
         tree,
         options,
         pair,
         servers: &servers,
-        plan: Plan {
+        plan: InstallPlan {
             name: name.to_owned(),
             names: names(name, &found),
             edits: Edits::default(),
@@ -125,7 +125,7 @@ pub(crate) fn plan(
         },
     };
     planner.find_webroot(&found)?;
-    let (with, without): (Vec<&Server>, Vec<&Server>) =
+    let (with, without): (Vec<&ServerBlock>, Vec<&ServerBlock>) =
         found.iter().copied().partition(|server| server.has_tls());
     let answered = without
         .iter()
@@ -154,7 +154,7 @@ pub(crate) fn plan(
     Ok(planner.plan)
 }
 
-fn names(name: &str, found: &[&Server]) -> Vec<String> {
+fn names(name: &str, found: &[&ServerBlock]) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     for other in found.iter().flat_map(|server| &server.names) {
         if is_name(other) && !names.contains(other) {
@@ -168,8 +168,8 @@ struct Planner<'a> {
     tree: &'a Tree,
     options: &'a PlanOptions,
     pair: &'a Pair,
-    servers: &'a [Server<'a>],
-    plan: Plan,
+    servers: &'a [ServerBlock<'a>],
+    plan: InstallPlan,
 }
 
 impl Planner<'_> {
@@ -188,7 +188,7 @@ impl Planner<'_> {
     }
 
     /// Takes the directory for challenge answers from an existing location.
-    fn find_webroot(&mut self, found: &[&Server]) -> Result<(), Failure> {
+    fn find_webroot(&mut self, found: &[&ServerBlock]) -> Result<(), Failure> {
         let mut webroot = self.options.webroot.clone();
         for server in found {
             let Some(location) = server.challenges() else {
@@ -222,13 +222,13 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn listens_on_http(&self, server: &Server) -> bool {
+    fn listens_on_http(&self, server: &ServerBlock) -> bool {
         let mut listens = server.listens.iter();
         listens.any(|listen| listen.port == Some(self.options.http_port))
     }
 
     /// Moves a block from plain HTTP to TLS, and adds a block for port 80.
-    fn add_tls(&mut self, server: &Server) -> Result<(), Failure> {
+    fn add_tls(&mut self, server: &ServerBlock) -> Result<(), Failure> {
         self.require_own(server)?;
         let place = self.tree.place(server.at);
         let port = self.options.http_port;
@@ -267,7 +267,7 @@ impl Planner<'_> {
     }
 
     /// Refuses directives in files that other blocks may include.
-    fn require_own(&self, server: &Server) -> Result<(), Failure> {
+    fn require_own(&self, server: &ServerBlock) -> Result<(), Failure> {
         let directives = ["listen", "server_name"]
             .iter()
             .flat_map(|name| server.of(name));
@@ -321,7 +321,7 @@ impl Planner<'_> {
         ]
     }
 
-    fn tls_lines(&self, server: &Server) -> Vec<String> {
+    fn tls_lines(&self, server: &ServerBlock) -> Vec<String> {
         let lines = self.certificate_lines().into_iter();
         let missing = POLICY
             .iter()
@@ -331,7 +331,7 @@ impl Planner<'_> {
     }
 
     /// Inserts lines after a directive, or at the start of the block.
-    fn insert(&mut self, server: &Server, after: Option<Placed>, lines: &[String]) {
+    fn insert(&mut self, server: &ServerBlock, after: Option<Placed>, lines: &[String]) {
         let text = &self.tree.files[server.at.file].text;
         let (at, blanks) = if let Some(after) = after {
             let end = after.directive.span.end;
@@ -351,7 +351,7 @@ impl Planner<'_> {
         self.edit(server.at.file, at..at, inserted);
     }
 
-    fn redirect_block(&self, server: &Server, moved: &[Placed]) -> String {
+    fn redirect_block(&self, server: &ServerBlock, moved: &[Placed]) -> String {
         let text = &self.tree.files[server.at.file].text;
         let end = line_end(text);
         let outer = indent(text, server.at.directive.span.start);
@@ -381,7 +381,7 @@ impl Planner<'_> {
     }
 
     /// Sets the certificate of a block that has TLS.
-    fn keep_tls(&mut self, server: &Server) -> Result<(), Failure> {
+    fn keep_tls(&mut self, server: &ServerBlock) -> Result<(), Failure> {
         let place = self.tree.place(server.at);
         let certificates: Vec<_> = server.of("ssl_certificate").collect();
         let keys: Vec<_> = server.of("ssl_certificate_key").collect();
@@ -438,7 +438,7 @@ impl Planner<'_> {
     }
 
     /// Adds challenges to a plain block beside one with TLS, but keeps a redirect of the user.
-    fn answer_in_plain(&mut self, server: &Server) {
+    fn answer_in_plain(&mut self, server: &ServerBlock) {
         if !self.listens_on_http(server) {
             return;
         }
@@ -453,7 +453,7 @@ impl Planner<'_> {
         }
     }
 
-    fn add_challenges(&mut self, server: &Server) {
+    fn add_challenges(&mut self, server: &ServerBlock) {
         let lines = self.challenge_lines();
         if server.challenges().is_some() || lines.is_empty() {
             return;
@@ -467,7 +467,7 @@ impl Planner<'_> {
         ));
     }
 
-    fn note_excluded(&mut self, found: &[&Server]) {
+    fn note_excluded(&mut self, found: &[&ServerBlock]) {
         let names = found.iter().flat_map(|server| &server.names);
         let excluded = names.filter(|name| !self.plan.names.contains(name));
         let excluded: Vec<&str> = excluded

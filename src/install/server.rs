@@ -11,7 +11,7 @@ pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// A `server` block of `http`.
 #[derive(Debug)]
-pub(crate) struct Server<'a> {
+pub(crate) struct ServerBlock<'a> {
     /// The block itself.
     pub at: Placed<'a>,
     /// Its directives, including those of included files.
@@ -64,7 +64,7 @@ impl<'a> Listen<'a> {
     }
 }
 
-impl<'a> Server<'a> {
+impl<'a> ServerBlock<'a> {
     /// Every `server` block of a configuration, in nginx's order.
     #[must_use]
     pub(crate) fn all(tree: &'a Tree) -> Vec<Self> {
@@ -174,7 +174,7 @@ fn address(text: &str) -> (String, Option<u16>) {
 
 /// The names of all blocks, for messages.
 #[must_use]
-pub(crate) fn list_names(servers: &[Server]) -> String {
+pub(crate) fn list_names(servers: &[ServerBlock]) -> String {
     let names = servers.iter().flat_map(|server| &server.names);
     let names: BTreeSet<_> = names
         .filter(|name| !name.is_empty() && *name != "_")
@@ -191,9 +191,9 @@ pub(crate) fn list_names(servers: &[Server]) -> String {
 /// matches the name.
 pub(crate) fn find<'t, 's>(
     tree: &Tree,
-    servers: &'s [Server<'t>],
+    servers: &'s [ServerBlock<'t>],
     name: &str,
-) -> Result<Vec<&'s Server<'t>>, Failure> {
+) -> Result<Vec<&'s ServerBlock<'t>>, Failure> {
     let all = servers.iter();
     let found: Vec<_> = all.filter(|server| server.is_named(name)).collect();
     if !found.is_empty() {
@@ -228,7 +228,7 @@ pub(crate) fn find<'t, 's>(
 
 /// Whether the directive is inside the braces of `server`, in the same file.
 #[must_use]
-pub(crate) fn is_own(server: &Server, placed: Placed) -> bool {
+pub(crate) fn is_own(server: &ServerBlock, placed: Placed) -> bool {
     let (outer, inner) = (&server.at.directive.span, &placed.directive.span);
     server.at.file == placed.file && outer.start < inner.start && inner.end < outer.end
 }

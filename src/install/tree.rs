@@ -14,7 +14,7 @@ const LARGEST: u64 = 16 << 20;
 
 /// One file.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct SourceFile {
     /// Its real path.
     pub path: PathBuf,
     pub text: Vec<u8>,
@@ -36,7 +36,7 @@ pub(crate) type Overlay = BTreeMap<PathBuf, Vec<u8>>;
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     /// The first is the main file.
-    pub files: Vec<Source>,
+    pub files: Vec<SourceFile>,
     /// The `include` at this byte of this file: its span, and the files that it matches.
     includes: BTreeMap<(usize, usize), (Span, Vec<usize>)>,
 }
@@ -130,7 +130,7 @@ impl Loader<'_> {
             Failure::usage(message, "fix it and test it with nginx -t")
         })?;
         let number = self.tree.files.len();
-        self.tree.files.push(Source {
+        self.tree.files.push(SourceFile {
             path: real.clone(),
             text,
             directives: directives.clone(),

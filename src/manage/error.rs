@@ -122,7 +122,7 @@ impl ManageError {
             Self::Acme(acme) => match &acme.cause {
                 Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => 3,
                 Cause::Refused(_) | Cause::NoChallenge { .. } => 4,
-                Cause::NotProven(_) => 5,
+                Cause::NotValidated(_) => 5,
                 Cause::RateLimited { .. } => 6,
                 Cause::Solver(_) | Cause::Journal(_) => 8,
             },
@@ -156,7 +156,7 @@ impl ManageError {
         match self {
             Self::Acme(error) => matches!(
                 error.cause,
-                Cause::NotProven(_) | Cause::Refused(_) | Cause::NoChallenge { .. }
+                Cause::NotValidated(_) | Cause::Refused(_) | Cause::NoChallenge { .. }
             ),
             error => matches!(error, Self::Bundle { .. }),
         }
@@ -204,7 +204,7 @@ impl ManageError {
             Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => {
                 (FailureKind::Unreachable, false)
             }
-            Cause::NotProven(_) => (FailureKind::Validation, true),
+            Cause::NotValidated(_) => (FailureKind::Validation, true),
             Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
             // A failure of our own disk leaves the order valid.
             Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),

@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silent_client_is_cut_at_the_deadline_and_blocks_no_other() {
+    async fn client_that_sends_nothing_is_cut_at_the_deadline_and_blocks_no_other() {
         let authority = Authority::new();
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let bundle = authority.bundle(&["example.com"]);

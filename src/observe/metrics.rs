@@ -98,7 +98,7 @@ impl Metrics {
     }
 
     /// Sets the source of the remaining tokens of the limits of `ca`.
-    pub(crate) fn ledger(
+    pub(crate) fn set_tokens(
         &self,
         ca: &str,
         tokens: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static,
@@ -200,7 +200,7 @@ mod tests {
         metrics.acme_request("https://ca", "new-order", 201);
         metrics.acme_request("https://ca", "new-order", 201);
         metrics.acme_request("https://ca", "finalize", 0);
-        metrics.ledger("https://ca", |_| {
+        metrics.set_tokens("https://ca", |_| {
             let (limit, subject) = ("new-orders".to_owned(), String::new());
             vec![Tokens {
                 limit,

@@ -21,7 +21,7 @@ const LARGEST: Longest = Longest::Cut(64 * 1024);
 ///
 /// # Errors
 /// When no reply comes within two seconds, or the reply is not HTTP.
-pub(crate) async fn ask(address: SocketAddr, path: &str) -> Result<(bool, String), HttpError> {
+pub(crate) async fn query(address: SocketAddr, path: &str) -> Result<(bool, String), HttpError> {
     let host = reachable(address).to_string();
     let request = Request::get(path).header("host", &host);
     let request = request.body(Full::default())?;
@@ -42,11 +42,11 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let router = super::super::admin::router(Default::default());
         let serving = tokio::spawn(listen::serve(Socket::Tcp(listener), None, router));
-        let alive = ask(address, "/healthz").await.unwrap();
+        let alive = query(address, "/healthz").await.unwrap();
         assert_eq!(alive, (true, "ok\n".to_owned()));
-        assert!(!ask(address, "/absent").await.unwrap().0);
+        assert!(!query(address, "/absent").await.unwrap().0);
         serving.abort();
         assert!(serving.await.is_err());
-        assert!(ask(address, "/healthz").await.is_err());
+        assert!(query(address, "/healthz").await.is_err());
     }
 }

@@ -55,13 +55,13 @@ fn spawn(
 /// parent ends.
 pub(crate) async fn keep() -> Result<(), Failure> {
     let (stream, _signals) = inherited()?;
-    let kept = restart::keep_running(stream, |stream| {
+    let ended = restart::run_with_restarts(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
         command.arg0("certs").args(["helper", "--serve"]);
         command.stdin(OwnedFd::from(stream)).stdout(Stdio::null());
         command.kill_on_drop(true).spawn()
     });
-    kept.await.map_err(|error| usage(&error))
+    ended.await.map_err(|error| usage(&error))
 }
 
 /// `certs helper --serve`: serves the parent's requests.

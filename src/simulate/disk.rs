@@ -10,20 +10,20 @@ use crate::record::Generation;
 
 /// The files of a lineage in one folder.
 #[derive(Clone, Default)]
-pub(super) struct Files {
+pub(super) struct PairFiles {
     pub(super) key: Option<Secret>,
     pub(super) chain: Option<(Generation, Facts)>,
 }
 
 /// A key and a chain as read, which may not belong together.
 #[derive(Clone)]
-pub(super) struct Found {
+pub(super) struct PairRead {
     pub(super) generation: Generation,
     pub(super) facts: Facts,
     pub(super) key_pem: Secret,
 }
 
-impl Found {
+impl PairRead {
     /// Whether it is a certificate and no placeholder.
     pub(super) fn is_real(&self) -> bool {
         self.generation > Generation(0)
@@ -33,13 +33,13 @@ impl Found {
 #[derive(Default)]
 pub(super) struct Disk {
     /// The proxy does not read it; it is emptied when a process starts.
-    pub(super) staging: BTreeMap<Lineage, Files>,
+    pub(super) staging: BTreeMap<Lineage, PairFiles>,
     /// The targets of `live/NAME`. Only [`Self::rename`] may write there.
-    pub(super) live: BTreeMap<Lineage, Files>,
+    pub(super) live: BTreeMap<Lineage, PairFiles>,
 }
 
 impl Disk {
-    pub(super) fn staged(&mut self, lineage: &Lineage) -> &mut Files {
+    pub(super) fn staged(&mut self, lineage: &Lineage) -> &mut PairFiles {
         self.staging.entry(lineage.clone()).or_default()
     }
 
@@ -51,11 +51,11 @@ impl Disk {
     }
 
     /// Both live files of `lineage`, if both exist.
-    pub(super) fn read(&self, lineage: &Lineage) -> Option<Found> {
-        let Files { key, chain } = self.live.get(lineage)?.clone();
+    pub(super) fn read(&self, lineage: &Lineage) -> Option<PairRead> {
+        let PairFiles { key, chain } = self.live.get(lineage)?.clone();
         let (generation, facts) = chain?;
         let key_pem = key?;
-        Some(Found {
+        Some(PairRead {
             generation,
             facts,
             key_pem,

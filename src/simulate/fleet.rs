@@ -15,8 +15,10 @@ use super::node::{Node, NodeProxy};
 use super::scenario::Event;
 use super::script::Script;
 use super::store::{NodeStore, SharedStore};
-use super::tally::Tally;
-use super::{DAY, HOUR, MINUTE, Plan, START, Scenario, Score, SimulationError, Timeline, lock};
+use super::tally::FleetTally;
+use super::{
+    DAY, HOUR, MINUTE, START, Scenario, Score, SimulationError, SimulationPlan, Timeline, lock,
+};
 use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
@@ -38,10 +40,10 @@ const CROWDED: usize = 60;
 
 /// The state that all tasks of the simulation share.
 pub(super) struct World {
-    pub(super) plan: Plan,
+    pub(super) plan: SimulationPlan,
     pub(super) clock: Arc<VirtualClock>,
     pub(super) ca: SharedCa,
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Arc<FleetTally>,
     pub(super) script: Arc<Script>,
     pub(super) store: Arc<SharedStore>,
     pub(super) nodes: Vec<Arc<Node>>,
@@ -66,7 +68,10 @@ impl Keys for KeyPool {
     }
 }
 
-pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), SimulationError> {
+pub(super) fn play_by(
+    plan: &SimulationPlan,
+    script: Script,
+) -> Result<(Score, Timeline), SimulationError> {
     let clock = Arc::new(VirtualClock::new(START));
     let world = Arc::new(World::new(plan.clone(), script, clock.clone())?);
     // All tasks wait: step the clock to the next instant.
@@ -79,9 +84,13 @@ pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), 
 }
 
 impl World {
-    fn new(plan: Plan, script: Script, clock: Arc<VirtualClock>) -> Result<Self, SimulationError> {
+    fn new(
+        plan: SimulationPlan,
+        script: Script,
+        clock: Arc<VirtualClock>,
+    ) -> Result<Self, SimulationError> {
         let (ca, script) = (SharedCa::new(START)?, Arc::new(script));
-        let tally = Arc::new(Tally::new(script.clone()));
+        let tally = Arc::new(FleetTally::new(script.clone()));
         let nodes = (0..plan.nodes).map(|index| {
             let (clock, ca) = (clock.clone(), ca.clone());
             Arc::new(Node::new(index, clock, ca, tally.clone()))
@@ -289,7 +298,7 @@ impl World {
 /// The lifetimes of ten certificates: five of 45 days, four of 90 days, one of 160
 /// hours. The first sixty share a registered domain, the others ten by ten.
 fn lineages(
-    plan: &Plan,
+    plan: &SimulationPlan,
 ) -> Result<Vec<(Lineage, BTreeSet<Identifier>, Duration)>, SimulationError> {
     let only_45 = plan.scenarios.contains(&Scenario::LongOutage);
     let one = |index: usize| {

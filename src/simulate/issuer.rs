@@ -127,7 +127,7 @@ impl Issuer for NodeIssuer {
         let ca = &self.node.ca;
         if !ca.lock().validate(&order, self.now()) {
             ca.lock().forget_order(&url);
-            let cause = Cause::NotProven("connection refused".into());
+            let cause = Cause::NotValidated("connection refused".into());
             return Err(failed(Phase::Authorization, cause));
         }
         self.travel(2000, Phase::Finalize).await?;
@@ -142,7 +142,7 @@ impl Issuer for NodeIssuer {
         self.reply(Phase::Finalize)?;
         self.travel(500, Phase::Certificate).await?;
         self.reply(Phase::Certificate)?;
-        let missing = || Cause::NotProven("no order found".into());
+        let missing = || Cause::NotValidated("no order found".into());
         let signed = signed.ok_or_else(|| failed(Phase::Certificate, missing()))?;
         Ok(signed.chain)
     }

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::ca::SharedCa;
-use super::disk::{Disk, Found};
+use super::disk::{Disk, PairRead};
 use super::kill::{KillPoint, KillSwitch};
-use super::tally::Tally;
+use super::tally::FleetTally;
 use super::{START, lock};
 use crate::acme::ClockReading;
 use crate::certificate::{Bundle, Facts, Secret};
@@ -55,7 +55,7 @@ pub(super) struct Node {
     pub(super) index: usize,
     pub(super) world: Arc<VirtualClock>,
     pub(super) ca: SharedCa,
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Arc<FleetTally>,
     /// Notified when its process must end.
     pub(super) killed: Notify,
     inner: Mutex<Inner>,
@@ -66,7 +66,7 @@ struct Inner {
     faults: NodeFaults,
     disk: Disk,
     /// The loaded pairs of the proxy.
-    served: BTreeMap<Lineage, Found>,
+    served: BTreeMap<Lineage, PairRead>,
     /// The point at which the process is killed.
     kill_switch: Option<KillSwitch>,
     /// Whether the process has ended; it does nothing then.
@@ -80,7 +80,7 @@ impl Node {
         index: usize,
         world: Arc<VirtualClock>,
         ca: SharedCa,
-        tally: Arc<Tally>,
+        tally: Arc<FleetTally>,
     ) -> Self {
         tally.add_machine(index, world.now());
         Self {
@@ -214,7 +214,7 @@ impl Node {
         };
         let before = inner.served.insert(lineage.clone(), found.clone());
         drop(inner);
-        let same = |before: Found| {
+        let same = |before: PairRead| {
             before.facts.fingerprint == found.facts.fingerprint && before.key_pem == found.key_pem
         };
         if before.is_some_and(same) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::kill::KillSwitch;
 use super::scenario::{Event, at_a_node, at_the_ca};
-use super::{DAY, Plan, START, Scenario, lock};
+use super::{DAY, START, Scenario, SimulationPlan, lock};
 use crate::time::Timestamp;
 
 type Span = (Timestamp, Timestamp);
@@ -32,7 +32,7 @@ struct EventLog {
 }
 
 impl Script {
-    pub(super) fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &SimulationPlan) -> Self {
         let (chosen, seed, span) = (&plan.scenarios, plan.seed, DAY * plan.days);
         let log = EventLog {
             killed: vec![Vec::new(); plan.nodes],
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn undisturbed_is_the_longest_gap_between_faults() {
-        let plan = Plan {
+        let plan = SimulationPlan {
             seed: 1,
             nodes: 1,
             certificates: 1,
@@ -173,7 +173,7 @@ mod tests {
     fn revoked_at_covers_the_allowed_replacement_time() {
         let hour = Duration::from_secs(3600);
         let of = |scenarios| {
-            let mut script = Script::new(&Plan {
+            let mut script = Script::new(&SimulationPlan {
                 seed: 1,
                 nodes: 1,
                 certificates: 1,

@@ -233,15 +233,15 @@ fn set_deployments(record: &mut Record, own: &Record) {
 mod tests {
     use super::super::ca::SharedCa;
     use super::super::script::Script;
-    use super::super::tally::Tally;
-    use super::super::{Plan, SECOND, START};
+    use super::super::tally::FleetTally;
+    use super::super::{SECOND, START, SimulationPlan};
     use super::*;
     use crate::identifier::Identifier;
     use crate::time::VirtualClock;
 
     #[tokio::test]
     async fn lease_of_unreachable_node_expires_and_its_late_save_is_refused() {
-        let plan = Plan {
+        let plan = SimulationPlan {
             seed: 1,
             nodes: 2,
             certificates: 1,
@@ -250,7 +250,7 @@ mod tests {
         };
         let world = Arc::new(VirtualClock::new(START));
         let (ca, script) = (SharedCa::new(START).unwrap(), Script::new(&plan));
-        let tally = Arc::new(Tally::new(Arc::new(script)));
+        let tally = Arc::new(FleetTally::new(Arc::new(script)));
         let shared = Arc::new(SharedStore::default());
         let store = |index| {
             let (world, ca, tally) = (world.clone(), ca.clone(), tally.clone());

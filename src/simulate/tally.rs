@@ -19,7 +19,7 @@ pub(super) type ProxySlot = (usize, Lineage);
 /// and then recovers as after a fault.
 const PLACEHOLDER_WITHIN: Duration = MINUTE.saturating_mul(90);
 
-pub(super) struct Tally {
+pub(super) struct FleetTally {
     pub(super) script: Arc<Script>,
     inner: Mutex<Inner>,
 }
@@ -55,7 +55,7 @@ pub(super) struct Sums {
 /// A fault, its end, and the certificates that are unfinished since then.
 type Recovery = (Scenario, Timestamp, BTreeSet<ProxySlot>);
 
-impl Tally {
+impl FleetTally {
     pub(super) fn new(script: Arc<Script>) -> Self {
         Self {
             script,
@@ -226,7 +226,7 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Plan, START};
+    use super::super::{START, SimulationPlan};
     use super::*;
 
     const NOW: Timestamp = START;
@@ -235,15 +235,15 @@ mod tests {
         (0, Lineage::parse("example.com").unwrap())
     }
 
-    fn tally() -> Tally {
-        let plan = Plan {
+    fn tally() -> FleetTally {
+        let plan = SimulationPlan {
             seed: 1,
             nodes: 2,
             certificates: 1,
             days: 1,
             scenarios: vec![],
         };
-        Tally::new(Arc::new(Script::new(&plan)))
+        FleetTally::new(Arc::new(Script::new(&plan)))
     }
 
     #[test]
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn recovery_ends_with_the_last_unfinished_certificate() {
         let (tally, minute) = (tally(), Duration::from_secs(60));
-        let worst = |tally: &Tally| {
+        let worst = |tally: &FleetTally| {
             let sums = tally.lock().sums.recoveries.clone();
             sums.get(&Scenario::Outages).copied().unwrap_or_default()
         };

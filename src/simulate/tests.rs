@@ -5,8 +5,8 @@ use super::scenario::Event;
 use super::script::Script;
 use super::*;
 
-fn plan(seed: u64) -> Plan {
-    Plan {
+fn plan(seed: u64) -> SimulationPlan {
+    SimulationPlan {
         seed,
         nodes: 2,
         certificates: 10,
@@ -15,8 +15,8 @@ fn plan(seed: u64) -> Plan {
     }
 }
 
-fn calm() -> Plan {
-    Plan {
+fn calm() -> SimulationPlan {
+    SimulationPlan {
         nodes: 1,
         scenarios: vec![],
         ..plan(1)
@@ -24,7 +24,7 @@ fn calm() -> Plan {
 }
 
 /// The score of `plan` with only `events` at its nodes.
-fn play_with(plan: &Plan, events: Vec<Vec<Event>>) -> Score {
+fn play_with(plan: &SimulationPlan, events: Vec<Vec<Event>>) -> Score {
     let mut script = Script::new(plan);
     script.at_a_node = events;
     fleet::play_by(plan, script).unwrap().0
@@ -50,7 +50,7 @@ fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
     assert_eq!(score.orders, score.due_renewals);
     assert_eq!(timeline.outside_window, 0);
     // After three days no window of 3.2 hours is open any more.
-    let outages = Plan {
+    let outages = SimulationPlan {
         scenarios: vec![Scenario::Outages],
         ..calm()
     };
@@ -59,7 +59,7 @@ fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
 
 #[test]
 fn unreachable_ca_gets_at_most_one_probe_a_minute() {
-    let outages = |scenario| Plan {
+    let outages = |scenario| SimulationPlan {
         nodes: 3,
         scenarios: vec![scenario],
         ..plan(4)
@@ -73,7 +73,7 @@ fn unreachable_ca_gets_at_most_one_probe_a_minute() {
 
 #[test]
 fn full_disk_does_not_add_requests_to_an_unreachable_ca() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         certificates: 40,
         days: 4,
         scenarios: vec![Scenario::Outages, Scenario::FullDisks],
@@ -95,7 +95,7 @@ fn full_disk_does_not_add_requests_to_an_unreachable_ca() {
 
 #[test]
 fn calm_fleet_reloads_once_per_proxy_and_certificate() {
-    let two = Plan { nodes: 2, ..calm() };
+    let two = SimulationPlan { nodes: 2, ..calm() };
     let (score, _) = simulate(&two).unwrap();
     assert_eq!(score.reloads, 2 * score.orders, "{score:?}");
     assert_eq!(score.reloads_at_most, score.reloads, "{score:?}");
@@ -103,7 +103,7 @@ fn calm_fleet_reloads_once_per_proxy_and_certificate() {
 
 #[test]
 fn outage_of_two_weeks_expires_no_certificate_of_45_days() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         nodes: 1,
         certificates: 6,
         days: 90,
@@ -120,7 +120,7 @@ fn outage_of_two_weeks_expires_no_certificate_of_45_days() {
 
 #[test]
 fn clock_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_second() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         nodes: 1,
         certificates: 6,
         scenarios: vec![Scenario::Clocks],
@@ -135,7 +135,7 @@ fn clock_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_second() {
 
 #[test]
 fn revoked_certificates_are_replaced_within_refresh_and_spread() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         nodes: 1,
         scenarios: vec![Scenario::MassRevocation],
         days: 20,
@@ -152,7 +152,7 @@ fn revoked_certificates_are_replaced_within_refresh_and_spread() {
 
 #[test]
 fn revocation_reaches_a_certificate_stored_by_a_killed_process() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         certificates: 2,
         days: 4,
         scenarios: vec![Scenario::MassRevocation],
@@ -183,7 +183,7 @@ fn fleet_recovers_in_time_after_each_fault_of_the_ca() {
         (Scenario::FailedValidations, HOUR * 12, 3600),
         (Scenario::Outages, HOUR * 24, 1),
     ] {
-        let plan = Plan {
+        let plan = SimulationPlan {
             certificates: 2,
             days: 5,
             scenarios: vec![scenario],
@@ -213,7 +213,7 @@ fn deaf_proxy_is_reloaded_again_when_it_recovers() {
         begins: DAY * 2,
         lasts: DAY * 3,
     };
-    let plan = Plan {
+    let plan = SimulationPlan {
         days: 6,
         scenarios: vec![Scenario::DeafProxies],
         ..calm()
@@ -231,7 +231,7 @@ fn lease_expires_while_its_machine_is_suspended() {
         begins: SECOND,
         lasts: HOUR,
     };
-    let plan = Plan {
+    let plan = SimulationPlan {
         nodes: 2,
         certificates: 4,
         days: 2,
@@ -254,7 +254,7 @@ fn machine_without_store_loses_its_lease() {
         begins: SECOND,
         lasts: HOUR,
     };
-    let plan = Plan {
+    let plan = SimulationPlan {
         nodes: 2,
         certificates: 4,
         days: 2,
@@ -268,7 +268,7 @@ fn machine_without_store_loses_its_lease() {
 
 #[test]
 fn many_names_of_one_domain_are_ordered_within_the_limits() {
-    let plan = Plan {
+    let plan = SimulationPlan {
         certificates: 62,
         days: 7,
         ..calm()
@@ -282,7 +282,7 @@ fn many_names_of_one_domain_are_ordered_within_the_limits() {
 
 #[test]
 fn score_reports_each_broken_promise() {
-    let (good, _) = simulate(&Plan { days: 2, ..calm() }).unwrap();
+    let (good, _) = simulate(&SimulationPlan { days: 2, ..calm() }).unwrap();
     assert_eq!(good.broken(), Vec::<String>::new());
     let broken = |change: fn(&mut Score)| {
         let mut score = good.clone();
@@ -306,7 +306,7 @@ fn score_reports_each_broken_promise() {
 
 #[test]
 fn same_seed_gives_the_same_score_and_another_seed_another() {
-    let short = |seed| Plan {
+    let short = |seed| SimulationPlan {
         days: 20,
         ..plan(seed)
     };

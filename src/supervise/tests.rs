@@ -172,7 +172,7 @@ impl acme::Issuer for Signer {
             return Err(AcmeError {
                 ca: order.ca,
                 phase: Phase::Authorization,
-                cause: Cause::NotProven("no".into()).for_names(failed.collect()),
+                cause: Cause::NotValidated("no".into()).for_names(failed.collect()),
             });
         }
         if let Some(left) = self.refusals.lock().unwrap().get_mut(&name)
@@ -182,7 +182,7 @@ impl acme::Issuer for Signer {
             return Err(AcmeError {
                 ca: order.ca,
                 phase: Phase::Authorization,
-                cause: Cause::NotProven("no".into()),
+                cause: Cause::NotValidated("no".into()),
             });
         }
         let (before, after) = *self.dates.lock().unwrap();

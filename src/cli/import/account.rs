@@ -7,30 +7,30 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
-use super::Target;
+use super::Destination;
 use super::report::Report;
 use crate::acme::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
-use crate::config::Directory;
+use crate::config::DirectoryUrl;
 use crate::failure::Failure;
 use crate::import::{ImportedAccount, ImportedKey};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
-/// The accounts found, and after [`Accounts::import_pair`] those in the store.
+/// The accounts found, and after [`Accounts::import`] those in the store.
 #[derive(Default)]
 pub(super) struct Accounts {
-    found: Vec<(Directory, ImportedAccount)>,
-    ours: Vec<(Directory, Option<String>)>,
+    found: Vec<(DirectoryUrl, ImportedAccount)>,
+    ours: Vec<(DirectoryUrl, Option<String>)>,
 }
 
 impl Accounts {
-    pub(super) fn add(&mut self, directory: Directory, account: ImportedAccount) {
+    pub(super) fn add(&mut self, directory: DirectoryUrl, account: ImportedAccount) {
         self.found.push((directory, account));
     }
 
     /// The e-mail address, if any, of our account at that CA; `None` if there is no
     /// account.
-    pub(super) fn of(&self, directory: &Directory) -> Option<Option<&str>> {
+    pub(super) fn of(&self, directory: &DirectoryUrl) -> Option<Option<&str>> {
         let identity = directory.identity();
         let mut ours = self.ours.iter();
         let (_, email) = ours.find(|(known, _)| known.identity() == identity)?;
@@ -39,14 +39,14 @@ impl Accounts {
 
     /// Imports one account for each CA; `uses` has the CA and the account's name of each
     /// certificate.
-    pub(super) async fn import_pair(
+    pub(super) async fn import(
         &mut self,
-        target: &Target,
+        target: &Destination,
         uses: &[(String, String)],
         report: &mut Report<'_>,
     ) {
         let mut found = std::mem::take(&mut self.found);
-        let used = |directory: &Directory, account: &ImportedAccount| {
+        let used = |directory: &DirectoryUrl, account: &ImportedAccount| {
             let is_it = |(ca, name): &&(String, String)| {
                 ca == directory.identity() && *name == account.name
             };
@@ -66,12 +66,12 @@ impl Accounts {
                 report.skipped(&subject, text);
                 continue;
             }
-            match take_one(target, identity, &account).await {
+            match import_one(target, identity, &account).await {
                 Ok((is_new, text)) => {
                     report.account(&subject, is_new, &text);
                     self.ours.push((directory, account.email));
                 }
-                Err(why) => report.not_taken(&subject, &why),
+                Err(why) => report.not_imported(&subject, &why),
             }
         }
     }
@@ -79,8 +79,8 @@ impl Accounts {
 
 /// Stores the account unless one of that CA is stored; returns whether it is new, and a
 /// text for the report.
-async fn take_one(
-    target: &Target,
+async fn import_one(
+    target: &Destination,
     ca: &str,
     account: &ImportedAccount,
 ) -> Result<(bool, String), String> {

@@ -18,15 +18,15 @@ use crate::time::Timestamp;
 pub(super) struct Report<'a> {
     call: &'a Call,
     dry_run: bool,
-    taken: usize,
+    imported: usize,
     here: usize,
     failed: usize,
 }
 
 /// The first words of a line.
-const TAKEN: &str = "taken";
+const IMPORTED: &str = "taken";
 const HERE: &str = "here";
-const NOT_TAKEN: &str = "not taken";
+const NOT_IMPORTED: &str = "not taken";
 const BY_HAND: &str = "by hand";
 
 impl<'a> Report<'a> {
@@ -34,26 +34,26 @@ impl<'a> Report<'a> {
         Self {
             call,
             dry_run,
-            taken: 0,
+            imported: 0,
             here: 0,
             failed: 0,
         }
     }
 
-    /// Whether a certificate was taken.
-    pub(super) fn has_taken(&self) -> bool {
-        self.taken > 0
+    /// Whether a certificate was imported.
+    pub(super) fn has_imported(&self) -> bool {
+        self.imported > 0
     }
 
     /// An account or a certificate that cannot be imported.
-    pub(super) fn not_taken(&mut self, subject: &str, why: &str) {
+    pub(super) fn not_imported(&mut self, subject: &str, why: &str) {
         self.failed += 1;
-        self.line(NOT_TAKEN, subject, why);
+        self.line(NOT_IMPORTED, subject, why);
     }
 
     /// A part that need not be imported.
     pub(super) fn skipped(&mut self, subject: &str, why: &str) {
-        self.line(NOT_TAKEN, subject, why);
+        self.line(NOT_IMPORTED, subject, why);
     }
 
     /// A step for the operator.
@@ -63,27 +63,27 @@ impl<'a> Report<'a> {
 
     /// An account that is now, or was already, in the store.
     pub(super) fn account(&mut self, subject: &str, is_new: bool, text: &str) {
-        self.line(if is_new { TAKEN } else { HERE }, subject, text);
+        self.line(if is_new { IMPORTED } else { HERE }, subject, text);
     }
 
     /// The result of a certificate.
     pub(super) fn certificate(
         &mut self,
         subject: &str,
-        taken: &Imported,
+        imported: &Imported,
         facts: &Facts,
         live: &Path,
         now: Timestamp,
     ) {
         let (not_after, live) = (facts.not_after.seen_at(now), live.display());
-        match taken {
+        match imported {
             Imported::Stored(generation, at) => {
-                self.taken += 1;
+                self.imported += 1;
                 let at = at.seen_at(now);
                 let text = format!(
                     "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
                 );
-                self.line(TAKEN, subject, &text);
+                self.line(IMPORTED, subject, &text);
             }
             Imported::Present {
                 generation,
@@ -104,7 +104,7 @@ impl<'a> Report<'a> {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
                 let why = format!("the stored one of that name stays: it is for {names}");
-                self.not_taken(subject, &why);
+                self.not_imported(subject, &why);
             }
         }
     }
@@ -117,7 +117,7 @@ impl<'a> Report<'a> {
             None => remark.subject.clone(),
         };
         match remark.kind {
-            RemarkKind::Invalid => self.not_taken(&subject, &text),
+            RemarkKind::Invalid => self.not_imported(&subject, &text),
             RemarkKind::Unsupported => self.skipped(&subject, &text),
             RemarkKind::Manual => self.by_hand(&subject, &text),
         }
@@ -131,7 +131,7 @@ impl<'a> Report<'a> {
             }));
         }
         let word = match (word, self.dry_run) {
-            (TAKEN, true) => "would take",
+            (IMPORTED, true) => "would take",
             _ => word,
         };
         say(format_args!("{word:<10}  {subject}: {text}"));
@@ -139,14 +139,14 @@ impl<'a> Report<'a> {
 
     /// Prints the totals and returns the exit code.
     pub(super) fn end(self, source: &Path) -> Result<(), Failure> {
-        let (taken, here, failed) = (self.taken, self.here, self.failed);
-        if taken + here + failed == 0 && !self.call.json {
+        let (imported, here, failed) = (self.imported, self.here, self.failed);
+        if imported + here + failed == 0 && !self.call.json {
             say(format_args!("nothing to import in {}", source.display()));
         }
         if failed > 0 {
             let source = source.display();
             let message = format!(
-                "{source}: {failed} could not be imported; {taken} certificates were, {here} were here already"
+                "{source}: {failed} could not be imported; {imported} certificates were, {here} were here already"
             );
             let hint = "fix the reason named above for each, and import again: imported ones stay";
             return Err(Failure::new(8, vec![(message, hint.to_owned())]));

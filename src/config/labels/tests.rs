@@ -21,7 +21,7 @@ fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     Sources::read(&options, &environment.collect())
 }
 
-fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Request {
+fn request(container: &str, names: &str, keys: &[(&str, &str)]) -> Request {
     let keys = keys.iter().copied();
     Request {
         container: container.to_owned(),
@@ -34,9 +34,9 @@ fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Request {
     }
 }
 
-fn granted(sources: &Sources, asks: &[Request]) -> (Vec<CertificateSettings>, Vec<String>) {
+fn granted(sources: &Sources, requests: &[Request]) -> (Vec<CertificateSettings>, Vec<String>) {
     let settings = sources.settings(&Purpose::All).unwrap();
-    let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
+    let granted = sources.granted(&requests.iter().collect::<Vec<_>>(), &settings);
     let certificates = granted.certificates.into_iter();
     let refused = granted.refused.iter();
     (
@@ -55,8 +55,8 @@ fn label_wins_over_defaults_and_loses_to_table() {
     ];
     let file = format!("{FILE}[deploy.web]\nkind = 'exec'\ncommand = '/bin/true'\n{TABLES}");
     let sources = sources(&file, &environment);
-    let asks = [
-        ask(
+    let requests = [
+        request(
             "web",
             "c.example.com",
             &[
@@ -65,11 +65,11 @@ fn label_wins_over_defaults_and_loses_to_table() {
                 ("deploy", "web, nginx"),
             ],
         ),
-        ask("plain", "d.example.com", &[("challenge", "http-01")]),
-        ask("taken", "a.example.com c.example.com", &[]),
-        ask("same", "b.example.com a.example.com", &[]),
+        request("plain", "d.example.com", &[("challenge", "http-01")]),
+        request("taken", "a.example.com c.example.com", &[]),
+        request("same", "b.example.com a.example.com", &[]),
     ];
-    let (certificates, refused) = granted(&sources, &asks);
+    let (certificates, refused) = granted(&sources, &requests);
     let [web, plain] = certificates.as_slice() else {
         panic!("{certificates:?}");
     };
@@ -105,7 +105,7 @@ fn label_cannot_run_or_reach_what_is_not_named() {
     ] {
         let (certificates, refused) = granted(
             &sources,
-            &[ask("web", "a.example.com", &[("deploy", deploy)])],
+            &[request("web", "a.example.com", &[("deploy", deploy)])],
         );
         assert!(certificates.is_empty(), "{deploy}");
         assert!(
@@ -122,7 +122,7 @@ fn label_cannot_run_or_reach_what_is_not_named() {
         ("a.example.com.example.org", false),
     ] {
         assert_eq!(
-            granted(&sources, &[ask("web", names, &[])]).0.len() == 1,
+            granted(&sources, &[request("web", names, &[])]).0.len() == 1,
             fine,
             "{names}"
         );
@@ -132,16 +132,16 @@ fn label_cannot_run_or_reach_what_is_not_named() {
 #[test]
 fn invalid_label_is_reported_and_not_counted() {
     let sources = sources(FILE, &[]);
-    let asks = [
-        ask("odd", "a.example.com", &[("email", "nobody")]),
-        ask("inner", "wiki.internal", &[]),
-        ask("one", "b.example.com", &[]),
-        ask("two", "b.example.com c.example.com", &[]),
-        ask("three", "d.example.com", &[]),
-        ask("four", "e.example.com", &[]),
-        ask("five", "f.example.com", &[]),
+    let requests = [
+        request("odd", "a.example.com", &[("email", "nobody")]),
+        request("inner", "wiki.internal", &[]),
+        request("one", "b.example.com", &[]),
+        request("two", "b.example.com c.example.com", &[]),
+        request("three", "d.example.com", &[]),
+        request("four", "e.example.com", &[]),
+        request("five", "f.example.com", &[]),
     ];
-    let (certificates, refused) = granted(&sources, &asks);
+    let (certificates, refused) = granted(&sources, &requests);
     assert_eq!(certificates.len(), 3);
     insta::assert_snapshot!(refused.join("\n"), @r"
     container odd, certs.email: invalid e-mail address `nobody`
@@ -153,7 +153,7 @@ fn invalid_label_is_reported_and_not_counted() {
         "email = 'a@example.com'\n[docker]\nhost = 'tcp://proxy'\n",
         &[],
     );
-    let (_, refused) = granted(&none, &asks[2..3]);
+    let (_, refused) = granted(&none, &requests[2..3]);
     assert!(
         refused[0].starts_with("container one, certs.domains: the terms of service"),
         "{refused:?}"
@@ -205,20 +205,21 @@ fn docker_keys_are_read_and_need_host() {
 fn label_cannot_share_file() {
     let one = "[deploy.pair]\nkind = 'file'\npath = '/etc/proxy/site.pem'\n";
     let each = one.replace("site.pem", "{name}.pem");
-    let asks = [
-        ask("web", "c.example.com", &[]),
-        ask("other", "d.example.com", &[]),
+    let requests = [
+        request("web", "c.example.com", &[]),
+        request("other", "d.example.com", &[]),
     ];
-    let (certificates, refused) = granted(&sources(&format!("{FILE}{one}{TABLES}"), &[]), &asks);
+    let (certificates, refused) =
+        granted(&sources(&format!("{FILE}{one}{TABLES}"), &[]), &requests);
     assert!(certificates.is_empty(), "{certificates:?}");
     assert_eq!(
         refused[0],
         "container web, certs.domains: /etc/proxy/site.pem: a.example.com is written there"
     );
     // Two labels cannot share a file either.
-    let (certificates, refused) = granted(&sources(&format!("{FILE}{one}"), &[]), &asks);
+    let (certificates, refused) = granted(&sources(&format!("{FILE}{one}"), &[]), &requests);
     assert_eq!((certificates.len(), refused.len()), (1, 1));
-    let (certificates, _) = granted(&sources(&format!("{FILE}{each}{TABLES}"), &[]), &asks);
+    let (certificates, _) = granted(&sources(&format!("{FILE}{each}{TABLES}"), &[]), &requests);
     assert_eq!(certificates.len(), 2);
 }
 

@@ -49,7 +49,7 @@ impl Sidecar {
 
 /// Forwards requests to a helper that `start` starts with one end of a stream, and
 /// restarts the helper when it ends. Returns when the sandboxed process has ended.
-pub(crate) async fn keep_running(
+pub(crate) async fn run_with_restarts(
     stream: Blocking,
     start: impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<()> {
@@ -143,9 +143,9 @@ mod tests {
     use crate::deploy::{Target, sample};
 
     /// A shell in the place of the helper; the requests are the input of `script`.
-    fn kept_running(script: &'static str) -> Arc<Helper> {
+    fn with_restarts(script: &'static str) -> Arc<Helper> {
         let (one, other) = Blocking::pair().unwrap();
-        tokio::spawn(keep_running(other, move |stream| {
+        tokio::spawn(run_with_restarts(other, move |stream| {
             let answers = stream.try_clone()?;
             let mut command = tokio::process::Command::new("/bin/sh");
             command.args(["-c", script]).kill_on_drop(true);
@@ -162,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn next_request_goes_to_a_new_helper_after_a_death() {
         // It reads its programs, replies to the first request, and ends.
-        let helper = kept_running(
+        let helper = with_restarts(
             "read programs; [ \"$programs\" = '[]' ] || exit 9; read request; number=${request#*:}; \
              printf '{\"number\":%s,\"value\":{\"Ok\":{\"addresses\":null,\"obstacle\":null}}}\\n' ${number%%,*}",
         );
@@ -188,7 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn pending_request_fails_at_once_after_a_death() {
-        let helper = kept_running("read programs; read request; exit 3");
+        let helper = with_restarts("read programs; read request; exit 3");
         let error = nginx(&helper).apply(&sample()).await.unwrap_err();
         assert!(matches!(error, DeployCause::Helper(_)), "{error}");
         assert!(error.to_string().contains("exit status: 3"), "{error}");

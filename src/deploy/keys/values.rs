@@ -22,7 +22,7 @@ pub(crate) trait HoldsPath {
 
 impl HoldsPath for String {}
 impl HoldsPath for bool {}
-impl HoldsPath for CommandLine {}
+impl HoldsPath for Argv {}
 impl<T> HoldsPath for AsWritten<T> {}
 
 impl HoldsPath for PathKey {
@@ -63,14 +63,14 @@ impl Deref for PathKey {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, transform = allow_one_text)]
-pub(crate) struct CommandLine(Vec<String>);
+pub(crate) struct Argv(Vec<String>);
 
 fn allow_one_text(list: &mut schemars::Schema) {
     list.insert("minItems".to_owned(), 1.into());
     *list = json_schema!({"anyOf": [{"type": "string"}, list]});
 }
 
-impl Deref for CommandLine {
+impl Deref for Argv {
     type Target = Vec<String>;
 
     fn deref(&self) -> &Vec<String> {

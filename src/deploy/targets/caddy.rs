@@ -54,7 +54,7 @@ impl Settings {
         DeployCause::unreachable(&detail)
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, DeployCause> {
+    async fn query(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, DeployCause> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -85,11 +85,11 @@ impl Target for Settings {
     }
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
-        self.ask("GET", "/config/", Bytes::new()).await.map(drop)
+        self.query("GET", "/config/", Bytes::new()).await.map(drop)
     }
 
     async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
-        let running = self.ask("GET", "/config/", Bytes::new()).await?;
-        self.ask("POST", "/load", running).await.map(drop)
+        let running = self.query("GET", "/config/", Bytes::new()).await?;
+        self.query("POST", "/load", running).await.map(drop)
     }
 }

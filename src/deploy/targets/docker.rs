@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use crate::deploy::docker::{Api, Filter, SOCKET};
-use crate::deploy::keys::values::CommandLine;
+use crate::deploy::keys::values::Argv;
 use crate::deploy::target_settings::prelude::*;
 
 settings! {
@@ -22,7 +22,7 @@ settings! {
         #[schemars(extend("default" = "HUP"))]
         signal: Option<String>,
         /// A program to run inside it, instead of a signal
-        command: Option<CommandLine>,
+        command: Option<Argv>,
         /// The address of the API: tcp://HOST:PORT or unix:///PATH
         #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
         host: Option<String>,
@@ -89,13 +89,13 @@ impl Settings {
         Api::at(self.host()).map_err(|detail| DeployCause::unreachable(&detail))
     }
 
-    async fn ask(
+    async fn query(
         &self,
         method: &str,
         path: &str,
         body: Option<Value>,
     ) -> Result<(StatusCode, Value), DeployCause> {
-        let answer = self.api()?.ask(method, path, body).await;
+        let answer = self.api()?.query(method, path, body).await;
         answer.map_err(|detail| DeployCause::unreachable(&format!("its API: {detail}")))
     }
 
@@ -116,7 +116,7 @@ impl Settings {
     async fn run(&self, command: &[String]) -> Result<(), DeployCause> {
         let path = format!("/containers/{}/exec", self.container);
         let wanted = json!({"AttachStdout": true, "AttachStderr": true, "Cmd": command});
-        let (status, made) = self.ask("POST", &path, Some(wanted)).await?;
+        let (status, made) = self.query("POST", &path, Some(wanted)).await?;
         let Some(id) = made["Id"]
             .as_str()
             .filter(|id| id.chars().all(|digit| digit.is_ascii_alphanumeric()))
@@ -129,7 +129,7 @@ impl Settings {
         };
         let start = json!({"Detach": false, "Tty": false});
         let (status, reply) = self
-            .ask("POST", &format!("/exec/{id}/start"), Some(start))
+            .query("POST", &format!("/exec/{id}/start"), Some(start))
             .await?;
         if !status.is_success() {
             return Err(Self::refusal(
@@ -138,7 +138,7 @@ impl Settings {
                 &reply,
             ));
         }
-        let (_, ended) = self.ask("GET", &format!("/exec/{id}/json"), None).await?;
+        let (_, ended) = self.query("GET", &format!("/exec/{id}/json"), None).await?;
         match ended["ExitCode"].as_i64() {
             Some(0) => Ok(()),
             code => Err(DeployCause::Program(format!(
@@ -173,7 +173,7 @@ impl Target for Settings {
         }
         let signal = self.signal.as_deref().unwrap_or("HUP");
         let path = format!("/containers/{}/kill?signal={signal}", self.container);
-        let (status, reply) = self.ask("POST", &path, None).await?;
+        let (status, reply) = self.query("POST", &path, None).await?;
         match status.is_success() {
             true => Ok(()),
             false => Err(Self::refusal("it cannot be signalled", status, &reply)),

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
+use crate::deploy::keys::values::{Argv, AsWritten, ProgramTimeout};
 use crate::deploy::target_settings::prelude::*;
 
 /// The default deadline of a program.
@@ -31,7 +31,7 @@ settings! {
     /// takes too long is killed with all of its children.
     struct Settings {
         /// The program by its absolute path, with its arguments
-        command: CommandLine,
+        command: Argv,
         /// How long it may take, from 1s to 60m
         #[schemars(extend("default" = "30s"))]
         timeout: Option<AsWritten<ProgramTimeout>>,

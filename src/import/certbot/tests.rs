@@ -61,7 +61,7 @@ fn lineage_is_read_with_settings() {
     assert_eq!(one.renewal, expected);
     assert_eq!(
         remarks,
-        ["by hand: your servers: replace ROOT/live/a.example/ by LIVE/ in their configuration"]
+        ["manual: your servers: replace ROOT/live/a.example/ by LIVE/ in their configuration"]
     );
 }
 
@@ -173,11 +173,11 @@ fn invalid_entries_are_reported_and_others_read() {
         ],
     );
     assert_eq!(found.certificates.len(), 1);
-    let broken: Vec<String> = invalid(&found)
+    let lines: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();
-    insta::assert_snapshot!(broken.join("\n"));
+    insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[test]

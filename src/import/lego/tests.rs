@@ -78,11 +78,11 @@ fn invalid_entries_are_reported_and_others_read() {
         ],
     );
     assert!(found.certificates.is_empty());
-    let broken: Vec<String> = invalid(&found)
+    let lines: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();
-    insta::assert_snapshot!(broken.join("\n"));
+    insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::install::change::apply;
 use crate::install::tree::Overlay;
 
 /// The file after one run, its plan, and whether a second run would change nothing.
-fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), Failure> {
+fn run(site: &str, is_issued: bool) -> Result<(String, InstallPlan, bool), Failure> {
     let directory = tempfile::tempdir().unwrap();
     let main = directory.path().join("nginx.conf");
     let options = PlanOptions {

@@ -52,7 +52,7 @@ fn show(services: &Services, ca: &str, state: CaState) {
     if rules.is_empty() {
         return;
     }
-    services.metrics.ledger(ca, move |now| {
+    services.metrics.set_tokens(ca, move |now| {
         let standing = rate_limits::standing(&state, rules, now).into_iter();
         let tokens = standing.map(|left| Tokens {
             limit: left.limit.as_str().to_owned(),

@@ -332,17 +332,17 @@ fn held_up_reports_a_step_that_backs_off() {
         .insert(Identifier::parse("www.example.com").unwrap());
     assert_eq!(held_up(&fresh, START), issuance);
 
-    let mut unproven = record(90 * DAY);
-    unproven.deployed.insert("nginx".into(), Generation(0));
-    unproven.issued.as_mut().unwrap().deploy_at = Some(later);
+    let mut unverified = record(90 * DAY);
+    unverified.deployed.insert("nginx".into(), Generation(0));
+    unverified.issued.as_mut().unwrap().deploy_at = Some(later);
     assert_eq!(
-        held_up(&unproven, START),
+        held_up(&unverified, START),
         None,
         "the deployment window is not a failure"
     );
-    unproven.deployment_failures.retry_at = Some(later);
+    unverified.deployment_failures.retry_at = Some(later);
     let deployment = Some(HeldUp::Deployment(later));
-    assert_eq!(held_up(&unproven, START), deployment);
-    unproven.deployed.clear();
-    assert_eq!(held_up(&unproven, START), None);
+    assert_eq!(held_up(&unverified, START), deployment);
+    unverified.deployed.clear();
+    assert_eq!(held_up(&unverified, START), None);
 }

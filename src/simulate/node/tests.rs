@@ -1,9 +1,9 @@
 //! The counts see what a machine does wrong, and at which point it is killed.
 
 use super::super::ca::{DIRECTORY, OrderRefusal};
-use super::super::disk::Files;
+use super::super::disk::PairFiles;
 use super::super::script::Script;
-use super::super::{DAY, Plan, START};
+use super::super::{DAY, START, SimulationPlan};
 use super::*;
 use crate::certificate::{Freshness, KeyType};
 use crate::record::PendingOrder;
@@ -11,13 +11,13 @@ use crate::record::PendingOrder;
 struct Fixture {
     world: Arc<VirtualClock>,
     ca: SharedCa,
-    tally: Arc<Tally>,
+    tally: Arc<FleetTally>,
     node: Arc<Node>,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let plan = Plan {
+        let plan = SimulationPlan {
             seed: 1,
             nodes: 1,
             certificates: 1,
@@ -26,7 +26,7 @@ impl Fixture {
         };
         let world = Arc::new(VirtualClock::new(START));
         let ca = SharedCa::new(START).unwrap();
-        let tally = Arc::new(Tally::new(Arc::new(Script::new(&plan))));
+        let tally = Arc::new(FleetTally::new(Arc::new(Script::new(&plan))));
         let node = Node::new(0, world.clone(), ca.clone(), tally.clone());
         Self {
             world,
@@ -76,7 +76,7 @@ impl Fixture {
 }
 
 /// The live files, which the program must not write itself.
-fn live(disk: &mut Disk) -> &mut Files {
+fn live(disk: &mut Disk) -> &mut PairFiles {
     disk.live.entry(lineage()).or_default()
 }
 

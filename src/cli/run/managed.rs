@@ -16,7 +16,7 @@ use crate::manage::Certificate;
 use crate::observe::Board;
 
 /// The configured certificates, and those that containers request.
-pub(super) struct Keeping<'a> {
+pub(super) struct ManagedCertificates<'a> {
     pub(super) call: &'a Call,
     pub(super) sources: Sources,
     pub(super) at_start: Settings,
@@ -30,7 +30,7 @@ pub(super) struct Keeping<'a> {
     pub(super) socket_activated: bool,
 }
 
-impl Keeping<'_> {
+impl ManagedCertificates<'_> {
     /// Reads the configuration again; an invalid one changes nothing.
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
