@@ -40,6 +40,7 @@ mod clock;
 mod fallback;
 mod files;
 mod kept;
+mod outage;
 mod partial;
 mod rollback;
 mod shared;
