@@ -93,9 +93,9 @@ pub struct Outage {
     pub probes: u32,
     /// When the next probe is due.
     pub probe_at: Timestamp,
-    /// Whether the CA itself asked to wait until then.
-    #[serde(default)]
-    pub asked: bool,
+    /// Whether the CA itself requested that instant.
+    #[serde(default, rename = "asked")]
+    pub by_retry_after: bool,
     /// Whether the last probe reached the directory: then the outage concerns only some
     /// operations.
     #[serde(default)]

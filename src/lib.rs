@@ -124,8 +124,8 @@
 //!   written before the servers reload, and rolled back with them.
 //! - A failed deployment rolls back only while the previous certificate has a tenth of
 //!   its lifetime left: a server that never recovers must not let it expire.
-//! - A pass has one clock: this machine's, corrected by the date of the CA's last reply
-//!   ([`manage::pass::pass`]). All that a fleet shares is dated by it.
+//! - A pass has one clock: this machine's, corrected by the date of the last reply of its
+//!   first CA ([`manage::pass::pass`]). All that a fleet shares is dated by it.
 //! - A clock sleeps for a length, never until an instant ([`time::Clock`]): a clock that
 //!   is set back between two readings must delay no pass.
 //! - Caddy does not watch certificate files; its admin API reloads them.

@@ -253,9 +253,9 @@ pub struct Failures {
     pub count: u32,
     /// No retry before this instant.
     pub retry_at: Option<Timestamp>,
-    /// Whether the CA itself requested that pause.
-    #[serde(default)]
-    pub asked_to_wait: bool,
+    /// Whether the CA itself requested that pause, by a rate limit.
+    #[serde(default, rename = "asked_to_wait")]
+    pub by_retry_after: bool,
     /// When the first of them was tried.
     #[serde(default)]
     pub since: Option<Timestamp>,

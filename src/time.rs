@@ -282,6 +282,14 @@ impl VirtualClock {
         true
     }
 
+    /// Whether a task sleeps until a later instant.
+    #[cfg(test)]
+    pub(crate) fn has_sleeper(&self) -> bool {
+        let state = self.lock();
+        let mut sleepers = state.sleepers.values().flatten();
+        sleepers.any(|sleeper| !sleeper.is_closed())
+    }
+
     /// Returns once the clock reaches `instant`.
     pub async fn sleep_until(&self, instant: Timestamp) {
         let woken = {

@@ -39,7 +39,7 @@ async fn status_shows_ca_limits_and_reachability() {
         since: now,
         probes: 2,
         probe_at: now,
-        asked: false,
+        by_retry_after: false,
         answered: false,
         windows_only: false,
         last: "no route".into(),

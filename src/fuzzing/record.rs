@@ -7,7 +7,7 @@ use super::{DAY, NOW, stored};
 use crate::ca_state::{CaState, Counted};
 use crate::random::SeededRandom;
 use crate::record::Record;
-use crate::renew::decide::{Next, due, held_up, next, replaces};
+use crate::renew::decide::{Next, delayed_until, due, next, replaces};
 use crate::renew::rate_limits::{Priority, counts_as, rules, spend};
 use crate::renew::reachability::is_waited_for;
 use crate::time::Timestamp;
@@ -32,7 +32,7 @@ pub fn record(json: &[u8]) {
 fn decided(record: &Record, now: Timestamp) {
     let random = SeededRandom::new(1);
     let (ca, names) = (&record.ca, &record.identifiers);
-    let _ = (held_up(record, now), replaces(record, ca, names, now));
+    let _ = (delayed_until(record, now), replaces(record, ca, names, now));
     let _ = counts_as(record, ca, names, None, now);
     match next(record, now, &random) {
         Next::Wait(until) => assert!(until > now, "waits until {until} at {now}"),

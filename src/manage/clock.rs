@@ -65,8 +65,9 @@ impl Skew {
     }
 }
 
-/// The clock of one pass: this machine's, corrected by the last reply of its CAs. So all
-/// machines of a fleet store and decide by one time, even if one clock is wrong.
+/// The clock of one pass: this machine's, corrected by the last reply of its first CA or,
+/// without a usable one, of its fallback CA. So all machines of a fleet store and decide by
+/// one time, even if one clock is wrong.
 pub(crate) struct PassClock {
     wall: Arc<dyn Clock>,
     issuers: Vec<Arc<dyn Issuer>>,
@@ -96,14 +97,12 @@ impl PassClock {
 impl Clock for PassClock {
     fn now(&self) -> Timestamp {
         let ours = self.wall.now();
-        let replies = self.issuers.iter().filter_map(|issuer| issuer.clocks());
+        let mut replies = self.issuers.iter().filter_map(|issuer| issuer.clocks());
         // If our clock was set back since the reply, the two cannot be compared.
-        let replies =
-            replies.filter(|reply| reply.ours <= ours && ours.since(reply.ours) <= OLDEST_READING);
+        let reply =
+            replies.find(|reply| reply.ours <= ours && ours.since(reply.ours) <= OLDEST_READING);
         let evidence = *self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
-        replies
-            .min_by_key(|reply| ours.since(reply.ours))
-            .map_or(ours, |reply| decided_at(evidence, ours, reply.at_ca(ours)))
+        reply.map_or(ours, |reply| decided_at(evidence, ours, reply.at_ca(ours)))
     }
 
     fn wall(&self) -> Timestamp {

@@ -46,6 +46,13 @@ pub(crate) enum ManageError {
         until: Timestamp,
         line: Option<Box<Line>>,
     },
+    #[error("due by this machine's clock ({ours}), but not by the clock of {ca} ({theirs})")]
+    NotDueAtCa {
+        ca: String,
+        ours: Timestamp,
+        theirs: Timestamp,
+        until: Timestamp,
+    },
     #[error(
         "the running `certs run` manages it {current}; this command asks for another configuration"
     )]
@@ -90,6 +97,9 @@ impl ManageError {
             Self::LimitExhausted { .. } => {
                 "a reserve is kept for urgent orders: certs issue --force may use it; certs status shows the tokens left".into()
             }
+            Self::NotDueAtCa { .. } => {
+                "set this machine's clock, best by NTP; nothing was ordered".into()
+            }
             Self::CannotRollBack { .. } => {
                 "certs status shows the served generation; the last three are kept: --to GENERATION names one".into()
             }
@@ -127,7 +137,9 @@ impl ManageError {
                 Cause::Solver(_) | Cause::Journal(_) => 8,
             },
             Self::Bundle { .. } | Self::Unreachable { .. } => 3,
-            Self::ConfiguredDifferently { .. } | Self::CannotRollBack { .. } => 2,
+            Self::ConfiguredDifferently { .. }
+            | Self::NotDueAtCa { .. }
+            | Self::CannotRollBack { .. } => 2,
             Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
             Self::Deploy(_) | Self::Verify(_) | Self::NotDeployed { .. } => 7,
@@ -176,7 +188,9 @@ impl ManageError {
     #[must_use]
     pub(crate) fn waits_until(&self) -> Option<Timestamp> {
         match self {
-            Self::Unreachable { until, .. } | Self::LimitExhausted { until, .. } => Some(*until),
+            Self::Unreachable { until, .. }
+            | Self::LimitExhausted { until, .. }
+            | Self::NotDueAtCa { until, .. } => Some(*until),
             _ => None,
         }
     }

@@ -2,7 +2,6 @@
 //! fallback CA. The choice itself is not made here.
 
 use super::error::ManageError;
-use super::order::Ordered;
 use super::session::{Pass, Trigger};
 use crate::renew::decide::Plan;
 use crate::renew::fallback::{Choice, choose, opens_fallback};
@@ -10,14 +9,14 @@ use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation.
-    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
         match plan.from {
             Choice::First => self.order_at_first(plan).await,
             Choice::Fallback => self.order_at_fallback(plan).await,
         }
     }
 
-    async fn order_at_first(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+    async fn order_at_first(&mut self, plan: Plan) -> Result<(), ManageError> {
         let error = match self.order_at_one_ca(plan.clone()).await {
             Err(error) => error,
             done => return done,
@@ -39,7 +38,7 @@ impl Pass<'_> {
 
     /// Orders from the fallback CA, or from the first CA while the fallback CA is unreachable
     /// or limited.
-    async fn order_at_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+    async fn order_at_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
         let mut error = match self.order_at_one_ca(plan.clone()).await {
             Err(error) => error,
             done => return done,

@@ -146,7 +146,7 @@ pub(super) fn clear_backoff(record: &mut Record, trigger: Trigger) {
         .into_iter()
         .chain(fallback.map(|fallback| &mut fallback.failures))
         .chain(tries.map(|excluded| &mut excluded.tries));
-    for failures in all.filter(|failures| !failures.asked_to_wait) {
+    for failures in all.filter(|failures| !failures.by_retry_after) {
         failures.retry_at = None;
     }
     if let Some(issued) = record.issued.as_mut() {

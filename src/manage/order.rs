@@ -17,17 +17,10 @@ use super::session::{Pass, Trigger};
 use crate::acme::{AcmeError, Cause};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{PendingOrder, Record};
-use crate::renew::clock::signed_at;
-use crate::renew::decide::{Plan, is_due};
-use crate::renew::policy::CLOCK_READING;
+use crate::renew::clock::{Evidence, decided_at, signed_at};
+use crate::renew::decide::{Plan, due, is_due};
+use crate::renew::policy::{CLOCK_READING, RECHECK};
 use crate::time::Timestamp;
-
-/// The result of an order that has not failed.
-pub(super) enum Ordered {
-    Issued,
-    /// Nothing was ordered: the order is due by our clock alone.
-    NotDue,
-}
 
 type Sent = Result<(Bundle, Timestamp), ManageError>;
 
@@ -36,12 +29,10 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
         let source = Source::of(self.certificate, plan.from);
         self.wait_for_ca(&source, &plan).await?;
-        if !self.is_due_at_ca(&source, plan.only_excluded).await? {
-            return Ok(Ordered::NotDue);
-        }
+        self.check_due_at_ca(&source, plan.only_excluded).await?;
         self.drop_order_at_other_ca(source.ca).await?;
         let only_excluded = plan.only_excluded;
         let pending = self.pending(&source, plan).await?;
@@ -64,8 +55,7 @@ impl Pass<'_> {
                 ca_state::settle_issued(services, &pending, sent, there).await;
                 self.store_generation(&source, &bundle, signed).await?;
                 services.bundles.accept(self.lineage(), &bundle);
-                self.refresh_window().await?;
-                Ok(Ordered::Issued)
+                self.refresh_window().await
             }
             Err(error) => {
                 self.note_failure(&source, &pending, &error, only_excluded)
@@ -88,27 +78,48 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Whether the order is due by the CA's current clock too, in case ours is ahead.
+    /// Checks a due order by the current clock of its CA too, in case ours is ahead.
     ///
     /// # Errors
-    /// The CA's error if it does not tell the time: an order stored now would be resumed
-    /// after the outage, due or not.
-    async fn is_due_at_ca(
+    /// [`ManageError::NotDueAtCa`], and the CA's error if it does not tell the time: an order
+    /// stored now would be resumed after the outage, due or not.
+    async fn check_due_at_ca(
         &mut self,
         source: &Source<'_>,
         only_excluded: bool,
-    ) -> Result<bool, ManageError> {
+    ) -> Result<(), ManageError> {
         let record = &self.record;
         let due_anyway = record.issued.is_none() || record.order.is_some();
         if due_anyway || self.trigger == Trigger::Forced {
-            return Ok(true);
+            return Ok(());
         }
-        if let Err(error) = source.issuer.time(CLOCK_READING).await {
-            let error = error.into();
-            self.note_unsent(source.ca, &error, only_excluded).await;
-            return Err(error);
+        let reply = match source.issuer.time(CLOCK_READING).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                let error = error.into();
+                self.note_unsent(source.ca, &error, only_excluded).await;
+                return Err(error);
+            }
+        };
+        let record = &self.record;
+        let (Some(reply), None) = (reply, &record.excluded) else {
+            return Ok(());
+        };
+        let ours = self.services.clock.wall();
+        let theirs = reply.at_ca(ours);
+        let at = decided_at(Evidence::of(record), ours, theirs);
+        if is_due(record, at) {
+            return Ok(());
         }
-        Ok(self.record.excluded.is_some() || is_due(&self.record, self.now()))
+        let issued = record.issued.as_ref();
+        let due = issued.and_then(|issued| Some(due(issued, issued.renewal.as_ref()?)));
+        let pause = due.map_or(RECHECK, |due| due.since(at).min(RECHECK));
+        Err(ManageError::NotDueAtCa {
+            ca: source.ca.to_owned(),
+            ours,
+            theirs,
+            until: self.now() + pause,
+        })
     }
 
     /// Drops a pending order at another CA: a record holds one order at a time.
@@ -231,7 +242,8 @@ impl Pass<'_> {
         let chain = answered.map_err(unwrap_limit)?;
         let begin = Facts::of_chain(&chain).ok().map(|facts| facts.not_before);
         let clock = self.services.clock.as_ref();
-        let signed = signed_at(begin, clock.wall(), ca_time(source.issuer, clock));
+        let theirs = ca_time(source.issuer, clock);
+        let signed = signed_at(Evidence::of(&self.record), begin, clock.wall(), theirs);
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
             Ok(bundle) => Ok((bundle, signed)),

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::ManageError;
-use super::order::Ordered;
 use super::services::Wanted;
 use super::session::Pass;
 use crate::identifier::Identifier;
@@ -18,10 +17,7 @@ use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation, if necessary without the names that fail.
-    pub(super) async fn order_with_exclusions(
-        &mut self,
-        plan: Plan,
-    ) -> Result<Ordered, ManageError> {
+    pub(super) async fn order_with_exclusions(&mut self, plan: Plan) -> Result<(), ManageError> {
         let error = match self.order_with_fallback(plan.clone()).await {
             Err(error) => error,
             done => return done,

@@ -6,16 +6,25 @@ use std::sync::Arc;
 use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
-use super::order::Ordered;
 use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};
 use crate::renew::backoff::after_deployment_failure;
-use crate::renew::decide::{self, HeldUp, Next, Plan, next};
+use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
+use crate::renew::policy::CLOCK_ALARM;
 use crate::time::Timestamp;
+
+/// The result of a due order that has not failed.
+enum Ordered {
+    Issued,
+    /// Nothing was ordered: the order is due by our clock, and by the CA's minutes later.
+    DueAt(Timestamp),
+    /// The excluded names failed again; the valid certificate stays.
+    Postponed,
+}
 
 /// Does each due step of `certificate` until nothing is due, and returns the record as it
 /// is then. The permit is released while the pass deploys.
@@ -73,16 +82,22 @@ impl Pass<'_> {
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
                 }
-                Next::Issue(plan) => issued = self.order_due(plan, stuck.as_ref(), now).await?,
-                Next::RefreshWindow => self.ask_for_window().await?,
+                Next::Issue(plan) => match self.order_due(plan, stuck.as_ref(), now).await? {
+                    Ordered::Issued => issued = true,
+                    Ordered::DueAt(at) => {
+                        return stuck.map_or_else(|| self.outcome(false, now, at), Err);
+                    }
+                    Ordered::Postponed => {}
+                },
+                Next::RefreshWindow => self.request_window().await?,
                 // The process that stored the certificate was killed before it requested a window.
-                Next::Draw(_) if has_a_window(&self.record) => self.ask_for_window().await?,
+                Next::Draw(_) if has_a_window(&self.record) => self.request_window().await?,
                 Next::Draw(renewal) => self.keep_drawn(renewal).await?,
                 Next::Deploy => stuck = Box::pin(self.deploy_or_note()).await.err(),
                 Next::Wait(until) => {
-                    return match (stuck, decide::held_up(&self.record, now)) {
+                    return match (stuck, decide::delayed_until(&self.record, now)) {
                         (Some(error), _) => Err(error),
-                        (None, Some(held_up)) => Err(waiting(&self.record, held_up)),
+                        (None, Some(delayed)) => Err(waiting(&self.record, delayed)),
                         (None, None) => self.outcome(issued, now, until),
                     };
                 }
@@ -103,19 +118,25 @@ impl Pass<'_> {
         }
     }
 
-    /// Places a due order, and returns whether it was issued; `stuck` is the error of an
-    /// earlier deployment. An order for excluded names alone may fail.
+    /// Places a due order; `stuck` is the error of an earlier deployment. An order for
+    /// excluded names alone may fail.
     async fn order_due(
         &mut self,
         plan: Plan,
         stuck: Option<&ManageError>,
         now: Timestamp,
-    ) -> Result<bool, ManageError> {
+    ) -> Result<Ordered, ManageError> {
         let only_excluded = plan.only_excluded;
         self.permit.reacquire().await;
         // Boxed: few passes order, and the others must stay small.
         let error = match Box::pin(self.order_with_exclusions(plan)).await {
-            Ok(ordered) => return Ok(matches!(ordered, Ordered::Issued)),
+            Ok(()) => return Ok(Ordered::Issued),
+            Err(ManageError::NotDueAtCa {
+                ours,
+                theirs,
+                until,
+                ..
+            }) if ours.apart(theirs) <= CLOCK_ALARM => return Ok(Ordered::DueAt(until)),
             Err(error) => error,
         };
         if let Some(stuck) = stuck {
@@ -125,10 +146,10 @@ impl Pass<'_> {
             return Err(error);
         }
         Box::pin(self.postpone_excluded(error, now)).await?;
-        Ok(false)
+        Ok(Ordered::Postponed)
     }
 
-    async fn ask_for_window(&mut self) -> Result<(), ManageError> {
+    async fn request_window(&mut self) -> Result<(), ManageError> {
         self.permit.reacquire().await;
         Box::pin(self.refresh_window()).await
     }
@@ -217,13 +238,13 @@ fn has_a_window(record: &Record) -> bool {
 
 /// The error for a step that failed before and backs off: the pass is no success, although
 /// nothing can be done now.
-fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
-    match held_up {
-        HeldUp::Issuance(until) => ManageError::BackingOff {
+fn waiting(record: &Record, delayed: Delayed) -> ManageError {
+    match delayed {
+        Delayed::Issuance(until) => ManageError::BackingOff {
             until,
             last: last_failure(record).unwrap_or_default(),
         },
-        HeldUp::Deployment(until) => ManageError::NotDeployed {
+        Delayed::Deployment(until) => ManageError::NotDeployed {
             until,
             last: record.deployment_failures.last.clone().unwrap_or_default(),
         },

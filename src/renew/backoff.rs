@@ -59,7 +59,7 @@ pub(crate) fn after_failure(
     Failures {
         count,
         retry_at: Some(now + pause),
-        asked_to_wait: matches!(kind, FailureKind::RateLimited { .. }),
+        by_retry_after: matches!(kind, FailureKind::RateLimited { .. }),
         since: failures.since.or(Some(now)),
         noted: Some(now),
         last: Some(message),
@@ -77,7 +77,7 @@ pub(crate) fn after_deployment_failure(
     Failures {
         count: failures.count.saturating_add(1),
         retry_at: Some(now + local_pause(failures.count)),
-        asked_to_wait: false,
+        by_retry_after: false,
         since: failures.since.or(Some(now)),
         noted: Some(now),
         last: Some(message),
@@ -187,7 +187,7 @@ mod tests {
             retry_after: Some(Duration::from_secs(90)),
         };
         let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
-        assert_eq!((limited.count, limited.asked_to_wait), (5, true));
+        assert_eq!((limited.count, limited.by_retry_after), (5, true));
         assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
         let bare = FailureKind::RateLimited { retry_after: None };
         let bare = after_failure(&failures, bare, "slow down".into(), None, START, &random);
@@ -215,6 +215,6 @@ mod tests {
         // An outage does not count against the certificate.
         let down = FailureKind::Unreachable;
         let down = after_failure(&failures, down, "down".into(), None, START, &random);
-        assert_eq!((down.count, down.asked_to_wait), (5, false));
+        assert_eq!((down.count, down.by_retry_after), (5, false));
     }
 }

@@ -1,11 +1,13 @@
-//! The rule for the clock, in one place. Each reply of a CA shows its clock beside ours,
-//! and either may be wrong.
+//! The rule for the clock. Each reply of a CA shows its clock beside ours, and either may
+//! be wrong.
 //!
 //! - A pass decides by [`decided_at`]: by our clock where the two agree, else by the CA's.
 //!   Ours decides also where the CA's clock is behind the newest certificate, or more than
-//!   a day ahead while the certificate does not show that ours is behind.
-//! - Before an order replaces a certificate, the pass reads the CA's clock again and
-//!   decides again, so that a clock of ours that is ahead orders nothing early.
+//!   a day ahead while the certificate does not show that ours is behind. The reply is that
+//!   of the first CA, or without a usable one that of the fallback CA; `PassClock` in
+//!   `manage::clock` chooses it.
+//! - Before an order replaces a certificate, the pass reads the clock of the CA it goes to
+//!   and decides again, so that a clock of ours that is ahead orders nothing early.
 //! - A new certificate is dated by [`signed_at`], a rate limit by the CA's own clock.
 //! - Clocks that are more than five minutes apart raise an alarm. After a start, a jump or
 //!   a suspend the supervisor probes the CAs for their time, and decides again.
@@ -58,9 +60,11 @@ pub(crate) fn decided_at(
 }
 
 /// When a certificate that is valid from `not_before` was signed: by the CA's clock, unless
-/// only our clock fits its first day. The date of a reply may come from a wrong proxy.
+/// only our clock fits its first day. The date of a reply may come from a wrong proxy, so
+/// [`decided_at`] chooses if neither clock fits.
 #[must_use]
 pub(crate) fn signed_at(
+    evidence: Option<Evidence>,
     not_before: Option<Timestamp>,
     ours: Timestamp,
     theirs: Timestamp,
@@ -70,10 +74,10 @@ pub(crate) fn signed_at(
             begin <= clock + CLOCK_ALARM && clock.since(begin) <= LONGEST_BACKDATING
         })
     };
-    if fits(ours) && !fits(theirs) {
-        ours
-    } else {
-        theirs
+    match [ours, theirs].map(fits) {
+        [_, true] => theirs,
+        [true, false] => ours,
+        [false, false] => decided_at(evidence, ours, theirs),
     }
 }
 
@@ -179,15 +183,21 @@ mod tests {
             for wrong in [DAY * 3, DAY * 40, TEN_YEARS] {
                 for wrong in [NOW + wrong, NOW - wrong] {
                     let signed = [(wrong, NOW), (NOW, wrong)]
-                        .map(|(ours, theirs)| signed_at(Some(begin), ours, theirs));
+                        .map(|(ours, theirs)| signed_at(None, Some(begin), ours, theirs));
                     assert_eq!(signed, [NOW; 2], "{begin}: {wrong}");
                 }
             }
         }
         // Backdated by an hour: a clock that is an hour behind must not lengthen a lifetime.
-        assert_eq!(signed_at(Some(NOW - HOUR), NOW - HOUR, NOW), NOW);
+        assert_eq!(signed_at(None, Some(NOW - HOUR), NOW - HOUR, NOW), NOW);
         // A certificate that fits neither clock is dated by the CA's.
-        assert_eq!(signed_at(Some(NOW - DAY * 80), NOW - HOUR, NOW), NOW);
-        assert_eq!(signed_at(None, NOW - HOUR, NOW), NOW);
+        let neither = Some(NOW - DAY * 80);
+        assert_eq!(signed_at(None, neither, NOW - HOUR, NOW), NOW);
+        assert_eq!(signed_at(None, None, NOW - HOUR, NOW), NOW);
+        // The predecessor shows that the CA's date is years off.
+        let evidence = Evidence::of(&record());
+        for wrong in [NOW + TEN_YEARS, NOW - TEN_YEARS] {
+            assert_eq!(signed_at(evidence, neither, NOW, wrong), NOW);
+        }
     }
 }

@@ -159,7 +159,7 @@ fn deployment_pause(record: &Record, issued: &Issued, now: Timestamp) -> Option<
 
 /// A step that is due and backs off after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum HeldUp {
+pub(crate) enum Delayed {
     /// The order, and its next attempt.
     Issuance(Timestamp),
     /// The deployment, and its next attempt.
@@ -169,17 +169,17 @@ pub(crate) enum HeldUp {
 /// The step of `record` that is due at `now` and backs off, if any: it tells a
 /// failure apart from an idle [`Next::Wait`].
 #[must_use]
-pub(crate) fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
+pub(crate) fn delayed_until(record: &Record, now: Timestamp) -> Option<Delayed> {
     if needs_order(record, now)
         && let Err(until) = fallback::choose(record, now)
     {
-        return Some(HeldUp::Issuance(until));
+        return Some(Delayed::Issuance(until));
     }
     record.issued.as_ref()?;
     if is_verified(record, now) {
         return None;
     }
-    pause_end(&record.deployment_failures, now).map(HeldUp::Deployment)
+    pause_end(&record.deployment_failures, now).map(Delayed::Deployment)
 }
 
 /// Whether every target and endpoint serves the wanted generation.

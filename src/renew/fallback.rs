@@ -32,7 +32,7 @@ impl Choice {
 /// minutes, and a longer one was stored by a wrong clock.
 fn is_plausible(record: &Record, at: Timestamp, now: Timestamp) -> bool {
     let failures = &record.failures;
-    let counted = failures.count > 0 || failures.asked_to_wait || failures.last.is_none();
+    let counted = failures.count > 0 || failures.by_retry_after || failures.last.is_none();
     counted || at <= now + LONGEST_UNREACHABLE_PAUSE
 }
 

@@ -85,7 +85,7 @@ mod tests {
     use crate::lineage::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Excluded, Failures, Generation, Renewal};
-    use crate::renew::decide::{Next, Plan, held_up, next};
+    use crate::renew::decide::{Next, Plan, delayed_until, next};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -136,7 +136,7 @@ mod tests {
         let at = NOW + Duration::from_secs(600);
         let mut record = record(Some(at));
         assert_eq!(next(&record, NOW, &random), Next::Wait(at));
-        assert_eq!(held_up(&record, NOW), None);
+        assert_eq!(delayed_until(&record, NOW), None);
         let Next::Issue(Plan {
             names,
             only_excluded,

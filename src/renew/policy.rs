@@ -92,8 +92,11 @@ pub(crate) const PROBE_PAUSE: Duration = MINUTE;
 pub(crate) const LONGEST_PROBE_PAUSE: Duration = MINUTE.saturating_mul(5);
 /// The longest `Retry-After` that is obeyed from a CA that is down. Ours.
 pub(crate) const LONGEST_OUTAGE_RETRY_AFTER: Duration = HOUR;
-/// For this time after a probe is due, only an order with a token may probe. Ours.
-pub(crate) const ORDERS_FIRST: Duration = MINUTE.saturating_mul(5);
+/// For this time after a probe is due, an order without a token does not probe. Ours.
+pub(crate) const TOKENS_FIRST: Duration = MINUTE.saturating_mul(5);
+/// For this time after a probe of orders is due, a request for a window does not probe:
+/// only an order shows that the CA issues again. Later no order is waiting. Ours.
+pub(crate) const ORDERS_FIRST: Duration = HOUR;
 /// How much longer than other machines this one waits after a failed probe of its own:
 /// the probes of a machine that is cut off must not block theirs. Ours.
 pub(crate) const STEP_BACK: Duration = SECOND.saturating_mul(20);

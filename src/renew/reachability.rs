@@ -24,7 +24,7 @@ pub(crate) fn after_failed_probe(
         since: before.map_or(now, |outage| outage.since),
         probes,
         probe_at: now + spread(pause, 20, random),
-        asked: false,
+        by_retry_after: false,
         answered: false,
         windows_only: before.is_some_and(|outage| outage.windows_only),
         last,
@@ -35,7 +35,7 @@ pub(crate) fn after_failed_probe(
 /// ahead than any pause was dated by a wrong clock and does not block.
 #[must_use]
 pub(crate) fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
-    let longest = match outage.asked {
+    let longest = match outage.by_retry_after {
         true => LONGEST_OUTAGE_RETRY_AFTER,
         false => LONGEST_PROBE_PAUSE * 6 / 5,
     };
@@ -48,7 +48,7 @@ pub(crate) fn after_retry_after(outage: Outage, retry_after: Duration, now: Time
     let retry_at = now + retry_after.min(LONGEST_OUTAGE_RETRY_AFTER);
     Outage {
         probe_at: outage.probe_at.max(retry_at),
-        asked: true,
+        by_retry_after: true,
         ..outage
     }
 }
@@ -66,13 +66,13 @@ mod tests {
         assert!(!is_waited_for(&outage, outage.probe_at));
         let half_a_year = Duration::from_secs(180 * 86_400);
         assert!(!is_waited_for(&outage, now - half_a_year));
-        let asked = after_retry_after(outage.clone(), half_a_year, now);
-        assert_eq!(asked.probe_at, now + Duration::from_secs(3600));
+        let requested = after_retry_after(outage.clone(), half_a_year, now);
+        assert_eq!(requested.probe_at, now + Duration::from_secs(3600));
         let little = after_retry_after(outage.clone(), Duration::ZERO, now);
         assert_eq!(little.probe_at, outage.probe_at);
         // Half an hour ahead fits a `Retry-After`, but no pause of ours.
         let half_an_hour = Duration::from_secs(1800);
-        assert!(is_waited_for(&asked, now + half_an_hour));
+        assert!(is_waited_for(&requested, now + half_an_hour));
         assert!(!is_waited_for(&outage, now - half_an_hour));
     }
 

@@ -21,8 +21,8 @@ pub(crate) fn accept(start: Timestamp, end: Timestamp, facts: &Facts) -> Option<
 
 /// `Retry-After` within the bounds of RFC 9773: one minute to one day.
 #[must_use]
-pub(crate) fn clamp_retry_after(asked: Duration) -> Duration {
-    asked.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
+pub(crate) fn clamp_retry_after(retry_after: Duration) -> Duration {
+    retry_after.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
 }
 
 /// When a window is read, and how far immediate renewals are spread.
@@ -48,7 +48,7 @@ pub(crate) fn redraw(
 ) -> Renewal {
     // Without a usable answer the earlier window stays valid.
     let window = window.or_else(|| previous.and_then(|renewal| renewal.window.clone()));
-    let kept = previous.filter(|renewal| match &window {
+    let fitting = previous.filter(|renewal| match &window {
         Some(window) => {
             // A CA that means "at once" may send another past window each time.
             let is_past = |window: &Window| window.end <= moment.now;
@@ -58,7 +58,7 @@ pub(crate) fn redraw(
         }
         None => true,
     });
-    let at = kept.map(|renewal| renewal.at);
+    let at = fitting.map(|renewal| renewal.at);
     let at = at.unwrap_or_else(|| match &window {
         Some(window) if window.end <= moment.now => moment.now + random_part(moment.spread, random),
         Some(window) => window.start + random_part(window.end.since(window.start), random),

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::Handle;
-
 use crate::manage::Maintenance;
 use crate::manage::schedule::Schedule;
 use crate::renew::policy::CLOCK_READING;

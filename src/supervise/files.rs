@@ -37,11 +37,11 @@ impl Files {
         }
         self.looked = Some(now);
         let shared = output.is_shared();
-        let kept = agenda.deployed();
-        let kept = kept.filter(|one| shared || has_copies(one));
-        let kept: Vec<Arc<Certificate>> = kept.cloned().collect();
-        if !kept.is_empty() {
-            self.looking.spawn(gone(kept, output.clone()));
+        let deployed = agenda.deployed();
+        let deployed = deployed.filter(|one| shared || has_copies(one));
+        let deployed: Vec<Arc<Certificate>> = deployed.cloned().collect();
+        if !deployed.is_empty() {
+            self.looking.spawn(gone(deployed, output.clone()));
         }
     }
 
@@ -60,8 +60,11 @@ fn has_copies(certificate: &Certificate) -> bool {
     targets.any(|target| target.copy_of(&certificate.wanted.lineage).is_some())
 }
 
-async fn gone(kept: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Lineage> {
-    let lineages: Vec<Lineage> = kept.iter().map(|one| one.wanted.lineage.clone()).collect();
+async fn gone(deployed: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Lineage> {
+    let lineages: Vec<Lineage> = deployed
+        .iter()
+        .map(|one| one.wanted.lineage.clone())
+        .collect();
     let live = tokio::task::spawn_blocking(move || {
         let looked = lineages.into_iter();
         looked
@@ -73,7 +76,7 @@ async fn gone(kept: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Linea
     for lineage in &gone {
         tracing::warn!(%lineage, "the live files are missing and are published again");
     }
-    for certificate in kept {
+    for certificate in deployed {
         let lineage = &certificate.wanted.lineage;
         for target in &certificate.targets {
             if target.is_gone(lineage).await {

@@ -58,9 +58,9 @@ impl Handle {
 
     /// Whether `lineage` is managed.
     pub(crate) async fn manages(&self, lineage: &Lineage) -> bool {
-        let (reply, kept) = oneshot::channel();
+        let (reply, managed) = oneshot::channel();
         self.send(Command::Manages(lineage.clone(), reply)).await;
-        kept.await.unwrap_or_default()
+        managed.await.unwrap_or_default()
     }
 
     /// Waits for one iteration of the loop; false when the loop has ended.

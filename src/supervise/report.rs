@@ -84,12 +84,14 @@ impl Supervisor {
 
     fn after_failure(&mut self, pass: &Finished, error: &ManageError) -> Recheck {
         let (lineage, now, random) = (&pass.lineage, pass.at, self.services.random.clone());
-        // A failure was logged when it happened, and an outage by the certificate that met it.
+        // A failure was logged when it happened, an outage by the certificate that met it, and a
+        // wrong clock by its alarm.
         let was_logged = matches!(
             error,
             ManageError::BackingOff { .. }
                 | ManageError::NotDeployed { .. }
                 | ManageError::Unreachable { .. }
+                | ManageError::NotDueAtCa { .. }
         );
         let elsewhere = self.agenda.get(lineage).map_or(0, |entry| entry.elsewhere);
         if !was_logged && (elsewhere == 0 || elsewhere == LONG_LEASED) {

@@ -14,6 +14,7 @@ use super::pass::Finished;
 use super::report::{alarm, alarm_level};
 use super::*;
 use crate::acme::{self, AcmeError, Cause, Journal, Phase};
+use crate::ca_state::Outage;
 use crate::certificate::{Bundle, BundleCache, Freshness, KeyType, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
@@ -29,6 +30,7 @@ use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
 use crate::record::{Generation, PendingOrder, Record, Window};
 use crate::renew::policy::{CLOCK_READING, ORDERING};
+use crate::store::Store;
 use crate::store::fs::FileStore;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
@@ -38,6 +40,7 @@ mod clock;
 mod fallback;
 mod files;
 mod kept;
+mod outage;
 mod partial;
 mod rollback;
 mod shared;
@@ -67,11 +70,15 @@ struct Signer {
     undated: AtomicBool,
     /// How many seconds this machine's clock is ahead of the CA's.
     ahead: Mutex<i64>,
+    /// The age of its last reply.
+    reply_age: Mutex<Duration>,
     /// The names of each order.
     asked: Mutex<Vec<BTreeSet<Identifier>>>,
     /// The number of next orders that find the CA unreachable.
     outages: AtomicUsize,
     probes: AtomicUsize,
+    /// The outage that another pass stores during the next probe.
+    stored_meanwhile: Mutex<Option<(Arc<dyn Store>, Outage)>>,
     /// The number of first probes that fail.
     failed_probes: AtomicUsize,
     /// Whether it answers a probe with 429.
@@ -81,7 +88,7 @@ struct Signer {
     /// How long before and after its signing a certificate is valid.
     dates: Mutex<(Duration, Duration)>,
     /// Whether renewal windows are unavailable.
-    windowless: AtomicBool,
+    windows_down: AtomicBool,
     /// The number of requests for windows.
     windows: AtomicUsize,
     /// Whether it requires an account.
@@ -101,13 +108,15 @@ impl Signer {
             asked: Mutex::default(),
             undated: AtomicBool::new(false),
             ahead: Mutex::default(),
+            reply_age: Mutex::default(),
             outages: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
+            stored_meanwhile: Mutex::default(),
             failed_probes: AtomicUsize::new(0),
             limits_probes: AtomicBool::new(false),
             window: Mutex::default(),
             dates: Mutex::new((Duration::ZERO, DAY * 90)),
-            windowless: AtomicBool::new(false),
+            windows_down: AtomicBool::new(false),
             windows: AtomicUsize::new(0),
             registers: AtomicBool::new(false),
         }
@@ -120,6 +129,13 @@ impl Signer {
         let ahead = *self.ahead.lock().unwrap();
         Timestamp::from_seconds(self.clock.now().seconds() - ahead)
     }
+}
+
+/// Stores `outage` as the one of `ca`.
+async fn set_outage(store: &dyn Store, ca: &str, outage: Option<Outage>) {
+    let (mut state, revision) = store.ca_state(ca).await.unwrap();
+    state.outage = outage;
+    store.save_ca_state(ca, &state, revision).await.unwrap();
 }
 
 fn outage(ca: &str) -> AcmeError {
@@ -194,11 +210,21 @@ impl acme::Issuer for Signer {
         if self.undated.load(Ordering::SeqCst) {
             return None;
         }
-        let (ours, theirs) = (self.clock.now(), self.there());
+        let age = *self.reply_age.lock().unwrap();
+        let (ours, theirs) = (self.clock.now() - age, self.there() - age);
         Some(acme::ClockReading { ours, theirs })
     }
 
+    async fn time(&self, _newest: Duration) -> Result<Option<acme::ClockReading>, AcmeError> {
+        self.undated.store(false, Ordering::SeqCst);
+        Ok(self.clocks())
+    }
+
     async fn probe(&self) -> Result<(), AcmeError> {
+        let meanwhile = self.stored_meanwhile.lock().unwrap().take();
+        if let Some((store, outage)) = meanwhile {
+            set_outage(store.as_ref(), "https://ca", Some(outage)).await;
+        }
         match self.probes.fetch_add(1, Ordering::SeqCst) {
             probe if probe < self.failed_probes.load(Ordering::SeqCst) => Err(outage("https://ca")),
             _ if self.limits_probes.load(Ordering::SeqCst) => Err(AcmeError {
@@ -221,7 +247,7 @@ impl acme::Issuer for Signer {
         _renewal_id: &str,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         self.windows.fetch_add(1, Ordering::SeqCst);
-        if self.windowless.load(Ordering::SeqCst) {
+        if self.windows_down.load(Ordering::SeqCst) {
             return Err(outage("https://ca"));
         }
         let window = self.window.lock().unwrap().clone();
@@ -371,15 +397,15 @@ impl Fixture {
     }
 
     /// Waits until no pass is in progress or due: each pass holds a reference to the CA
-    /// beside those of the `kept` certificates.
-    async fn settle(&self, handle: &Handle, kept: usize) {
+    /// beside those of the `managed` certificates.
+    async fn settle(&self, handle: &Handle, managed: usize) {
         let mut quiet = 0;
         for _ in 0..1_000_000 {
             if quiet == 5 {
                 return;
             }
             assert!(handle.ping().await);
-            let idle = Arc::strong_count(&self.signer) <= 1 + kept;
+            let idle = Arc::strong_count(&self.signer) <= 1 + managed;
             quiet = if idle { quiet + 1 } else { 0 };
             tokio::task::yield_now().await;
         }
@@ -462,10 +488,13 @@ async fn work_runs_a_pass_for_managed_and_unmanaged_certificates() {
     let fixture = Fixture::new();
     let handle = fixture.start(&names(1)).await;
     fixture.until("issued", |all| all[0].is_ready()).await;
-    let kept = fixture.certificate("n0.example.com");
-    let again = handle.work(kept.clone(), Trigger::Requested).await.unwrap();
+    let managed = fixture.certificate("n0.example.com");
+    let again = handle
+        .work(managed.clone(), Trigger::Requested)
+        .await
+        .unwrap();
     assert!(!again.issued);
-    let forced = handle.work(kept, Trigger::Forced).await.unwrap();
+    let forced = handle.work(managed, Trigger::Forced).await.unwrap();
     assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
     let other = fixture.certificate("other.example.com");
     assert!(handle.work(other, Trigger::Requested).await.unwrap().issued);
@@ -479,11 +508,11 @@ async fn supervisor_follows_new_configuration_and_ends_at_stop() {
     fixture
         .until("issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
-    let kept = vec![
+    let managed = vec![
         fixture.certificate("n1.example.com"),
         fixture.certificate("n2.example.com"),
     ];
-    handle.replace(kept).await;
+    handle.replace(managed).await;
     fixture
         .until("the new one issued", |all| {
             let names: Vec<_> = all.iter().map(|s| s.name.to_string()).collect();

@@ -38,6 +38,11 @@ impl SetClock {
         *self.pending.lock().unwrap() = Some((readings, seconds));
     }
 
+    /// Whether the clock waits for readings before it is set.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.lock().unwrap().is_some()
+    }
+
     fn count_reading(&self) {
         let mut pending = self.pending.lock().unwrap();
         match pending.as_mut() {

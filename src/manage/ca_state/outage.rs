@@ -7,7 +7,7 @@ use crate::acme::{AcmeError, Cause, Issuer};
 use crate::ca_state::{CaState, Outage};
 use crate::manage::error::ManageError;
 use crate::manage::services::Services;
-use crate::renew::policy::{ORDERS_FIRST, STEP_BACK};
+use crate::renew::policy::{ORDERS_FIRST, STEP_BACK, TOKENS_FIRST};
 use crate::renew::reachability::{after_failed_probe, after_retry_after, is_waited_for};
 use crate::time::{Timestamp, length};
 
@@ -20,6 +20,11 @@ pub(crate) enum Operation<'o> {
 }
 
 impl Operation<'_> {
+    /// Whether an outage that it meets concerns windows alone.
+    fn is_for_windows(&self) -> bool {
+        matches!(self, Self::Window)
+    }
+
     /// Whether it may be sent during `outage`. Orders go on while only windows are
     /// unavailable, and windows once the directory answers.
     fn passes(&self, outage: &Outage) -> bool {
@@ -38,14 +43,20 @@ impl Operation<'_> {
         ca: &str,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let latest = outage.probe_at + ORDERS_FIRST;
-        let until = match self {
-            // A probe that a wrong clock has dated is no reason to wait.
-            _ if outage.probe_at > now || latest <= now => None,
-            Self::Order(intended) => intended.as_ref()?.refused_until(state, ca, now),
-            Self::Window => (!outage.windows_only).then_some(latest),
+        // A probe that a wrong clock has dated is no reason to wait.
+        let until_others = |first| {
+            let latest = outage.probe_at + first;
+            (outage.probe_at <= now && now < latest).then_some(latest)
         };
-        until.map(|until| until.min(latest))
+        match self {
+            Self::Order(intended) => {
+                let latest = until_others(TOKENS_FIRST)?;
+                let until = intended.as_ref()?.refused_until(state, ca, now)?;
+                Some(until.min(latest))
+            }
+            Self::Window if outage.windows_only => None,
+            Self::Window => until_others(ORDERS_FIRST),
+        }
     }
 }
 
@@ -62,11 +73,10 @@ pub(crate) async fn reach(
     operation: Operation<'_>,
 ) -> Result<bool, ManageError> {
     if let Some(unsaved) = services.probes.of(ca, |known| known.unsaved.clone()) {
-        change(services, ca, |state| {
-            state.outage.get_or_insert_with(|| unsaved.clone());
-        })
-        .await?;
-        services.probes.of(ca, |known| known.unsaved = None);
+        change(services, ca, |state| note(&mut state.outage, &unsaved)).await?;
+        services.probes.of(ca, |known| {
+            known.unsaved.take_if(|newest| *newest == unsaved);
+        });
     }
     let (now, random) = (services.clock.now(), services.random.as_ref());
     let stopwatch = services.clock.stopwatch();
@@ -102,8 +112,8 @@ pub(crate) async fn reach(
     // works. Until then the others keep waiting.
     services.probes.of(ca, |known| known.retry_at = stopwatch);
     change(services, ca, |state| {
-        if let Some(outage) = &mut state.outage {
-            outage.answered = true;
+        if let Some(known) = same_outage(&mut state.outage, &outage) {
+            known.answered = true;
         }
     })
     .await?;
@@ -122,33 +132,58 @@ async fn note_failed_probe(
     tracing::warn!("{ca} is still unreachable: {error}");
     outage.last = error.to_string();
     if let Cause::RateLimited {
-        retry_after: Some(asked),
+        retry_after: Some(retry_after),
         ..
     } = error.cause
     {
-        outage = after_retry_after(outage, asked, now);
+        outage = after_retry_after(outage, retry_after, now);
     }
     let pause = outage.probe_at.since(now) + STEP_BACK;
     let retry_at = services.clock.stopwatch() + pause;
     services.probes.of(ca, |known| known.retry_at = retry_at);
     change(services, ca, |state| {
-        if let Some(known) = &mut state.outage {
-            known.clone_from(&outage);
+        if let Some(known) = same_outage(&mut state.outage, &outage) {
+            let since = known.since.min(outage.since);
+            // Another pass may have claimed the next probe meanwhile.
+            if known.probe_at <= outage.probe_at || !is_waited_for(known, now) {
+                known.clone_from(&outage);
+            }
+            known.since = since;
         }
     })
     .await?;
     Ok(unreachable(ca, &outage, now + pause))
 }
 
-/// Notes that `operation` got an answer from the CA. An order ends every outage, a window
-/// only one of windows.
+/// The stored outage, if it still concerns the same operations as `outage`.
+fn same_outage<'s>(stored: &'s mut Option<Outage>, outage: &Outage) -> Option<&'s mut Outage> {
+    let stored = stored.as_mut();
+    stored.filter(|known| known.windows_only == outage.windows_only)
+}
+
+/// Notes `outage` where none is `known`; one of orders replaces one of windows.
+fn note(known: &mut Option<Outage>, outage: &Outage) {
+    if known
+        .as_ref()
+        .is_none_or(|known| known.windows_only && !outage.windows_only)
+    {
+        *known = Some(outage.clone());
+    }
+}
+
+/// Notes that `operation` got an answer from the CA, which ends its outage. After an order
+/// the next request for a window probes the windows.
 pub(crate) async fn note_available(services: &Services, ca: &str, operation: Operation<'_>) {
-    services.probes.of(ca, |known| known.unsaved = None);
+    let (now, is_for_windows) = (services.clock.now(), operation.is_for_windows());
+    let ends = |outage: &mut Outage| outage.windows_only == is_for_windows;
+    services.probes.of(ca, |known| {
+        known.unsaved.take_if(ends);
+    });
     let ended = change(services, ca, |state| {
-        let is_order = matches!(operation, Operation::Order(_));
-        state
-            .outage
-            .take_if(|outage| is_order || outage.windows_only)
+        if let Some(outage) = state.outage.as_mut().filter(|outage| outage.windows_only) {
+            outage.probe_at = outage.probe_at.min(now);
+        }
+        state.outage.take_if(ends)
     });
     match ended.await {
         Ok(None) => {}
@@ -168,7 +203,7 @@ pub(crate) async fn note_outage(
     last: &str,
 ) {
     let (now, random) = (services.clock.now(), services.random.as_ref());
-    let windows_only = matches!(operation, Operation::Window);
+    let windows_only = operation.is_for_windows();
     let begun = |before: Option<&Outage>| Outage {
         windows_only,
         ..after_failed_probe(before, last.to_owned(), now, random)
@@ -183,14 +218,18 @@ pub(crate) async fn note_outage(
         }
         known => *known = Some(begun(None)),
     });
-    let unsaved = match noted.await {
-        Ok(()) => None,
-        Err(error) => {
-            tracing::warn!("the outage of {ca} could not be stored: {error}");
-            Some(begun(None))
+    let noted = noted.await;
+    if let Err(error) = &noted {
+        tracing::warn!("the outage of {ca} could not be stored: {error}");
+    }
+    services.probes.of(ca, |known| match noted {
+        Ok(()) => {
+            // A stored outage of orders stands for one of windows, too.
+            let unsaved = &mut known.unsaved;
+            unsaved.take_if(|outage| outage.windows_only || !windows_only);
         }
-    };
-    services.probes.of(ca, |known| known.unsaved = unsaved);
+        Err(_) => note(&mut known.unsaved, &begun(None)),
+    });
 }
 
 /// The error of an outage; this process retries at `until`.

@@ -146,8 +146,8 @@ fn past_window_means_soon_and_is_drawn_once() {
             now: drawn.at,
             ..AT_START
         };
-        let kept = redraw(Some(&drawn), past.clone(), None, &facts, later, &random);
-        assert_eq!(kept.at, drawn.at);
+        let redrawn = redraw(Some(&drawn), past.clone(), None, &facts, later, &random);
+        assert_eq!(redrawn.at, drawn.at);
         seen.insert(drawn.at);
     }
     assert!(seen.len() > 40, "they are not spread");
@@ -311,38 +311,38 @@ fn renewal_proceeds_while_deployment_keeps_failing() {
 }
 
 #[test]
-fn held_up_reports_a_step_that_backs_off() {
+fn delayed_until_reports_a_step_that_backs_off() {
     let later = START + Duration::from_secs(HOUR);
     let mut never = record(90 * DAY);
     never.issued = None;
     assert_eq!(
-        held_up(&never, START),
+        delayed_until(&never, START),
         None,
         "it is due, and nothing delays it"
     );
     never.failures.retry_at = Some(later);
-    let issuance = Some(HeldUp::Issuance(later));
-    assert_eq!(held_up(&never, START), issuance);
+    let issuance = Some(Delayed::Issuance(later));
+    assert_eq!(delayed_until(&never, START), issuance);
 
     let mut fresh = record(90 * DAY);
     fresh.failures.retry_at = Some(later);
-    assert_eq!(held_up(&fresh, START), None, "no order is needed");
+    assert_eq!(delayed_until(&fresh, START), None, "no order is needed");
     fresh
         .identifiers
         .insert(Identifier::parse("www.example.com").unwrap());
-    assert_eq!(held_up(&fresh, START), issuance);
+    assert_eq!(delayed_until(&fresh, START), issuance);
 
     let mut unverified = record(90 * DAY);
     unverified.deployed.insert("nginx".into(), Generation(0));
     unverified.issued.as_mut().unwrap().deploy_at = Some(later);
     assert_eq!(
-        held_up(&unverified, START),
+        delayed_until(&unverified, START),
         None,
         "the deployment window is not a failure"
     );
     unverified.deployment_failures.retry_at = Some(later);
-    let deployment = Some(HeldUp::Deployment(later));
-    assert_eq!(held_up(&unverified, START), deployment);
+    let deployment = Some(Delayed::Deployment(later));
+    assert_eq!(delayed_until(&unverified, START), deployment);
     unverified.deployed.clear();
-    assert_eq!(held_up(&unverified, START), None);
+    assert_eq!(delayed_until(&unverified, START), None);
 }

@@ -41,12 +41,12 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
             agenda.insert(Entry::new(certificates[which].clone(), at(due), managed));
         }
         Step::Change(which, due, busy, outages) => {
-            agenda.change(&lineage(which), |kept| {
-                (kept.due, kept.busy, kept.outages) = (at(due), busy, outages);
+            agenda.change(&lineage(which), |entry| {
+                (entry.due, entry.busy, entry.outages) = (at(due), busy, outages);
             });
         }
         Step::Wait(which, waits) => {
-            agenda.change(&lineage(which), |kept| kept.waits_for_ca = waits);
+            agenda.change(&lineage(which), |entry| entry.waits_for_ca = waits);
         }
         Step::Ask(which) => {
             let asked = (
@@ -54,14 +54,14 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
                 Trigger::Requested,
                 tokio::sync::oneshot::channel().0,
             );
-            agenda.change(&lineage(which), |kept| kept.waiting.push_back(asked));
+            agenda.change(&lineage(which), |entry| entry.waiting.push_back(asked));
         }
         Step::TimeReply(which) => {
-            agenda.change(&lineage(which), |kept| kept.waiting.pop_front());
+            agenda.change(&lineage(which), |entry| entry.waiting.pop_front());
         }
         Step::Remove(which) => agenda.remove(&lineage(which)),
-        Step::Shift(by, out) => agenda.retain(|name, kept| {
-            kept.due = kept.due + Duration::from_secs(by.unsigned_abs());
+        Step::Shift(by, out) => agenda.retain(|name, entry| {
+            entry.due = entry.due + Duration::from_secs(by.unsigned_abs());
             *name != lineage(out)
         }),
     }
@@ -74,20 +74,20 @@ fn looked_through(
     lineages: &[Lineage],
     now: Timestamp,
 ) -> (Option<Lineage>, Option<Timestamp>, BTreeSet<Lineage>) {
-    let kept = lineages
+    let entry = lineages
         .iter()
         .filter_map(|name| Some((name, agenda.get(name)?)));
-    let kept: Vec<_> = kept.collect();
-    let order = |(name, kept): &&(&Lineage, &Entry)| (kept.due, kept.outages, (*name).clone());
-    let idle = kept.iter().filter(|(_, kept)| !kept.busy);
-    let asked = idle.clone().filter(|(_, kept)| !kept.waiting.is_empty());
-    let managed = idle.filter(|(_, kept)| kept.managed);
-    let due = managed.clone().filter(|(_, kept)| kept.due <= now);
+    let entry: Vec<_> = entry.collect();
+    let order = |(name, entry): &&(&Lineage, &Entry)| (entry.due, entry.outages, (*name).clone());
+    let idle = entry.iter().filter(|(_, entry)| !entry.busy);
+    let asked = idle.clone().filter(|(_, entry)| !entry.waiting.is_empty());
+    let managed = idle.filter(|(_, entry)| entry.managed);
+    let due = managed.clone().filter(|(_, entry)| entry.due <= now);
     let ready = asked.min_by_key(order).or_else(|| due.min_by_key(order));
-    let waiting_for_ca = kept.iter().filter(|(_, kept)| kept.waits_for_ca);
+    let waiting_for_ca = entry.iter().filter(|(_, entry)| entry.waits_for_ca);
     (
         ready.map(|(name, _)| (*name).clone()),
-        managed.map(|(_, kept)| kept.due).min(),
+        managed.map(|(_, entry)| entry.due).min(),
         waiting_for_ca.map(|(name, _)| (*name).clone()).collect(),
     )
 }

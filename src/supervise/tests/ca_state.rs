@@ -1,5 +1,6 @@
 //! The state that all certificates of one CA share: its rate limits and its outage.
 
+use super::outage::stored_outage;
 use super::*;
 
 /// An order that is pending at the CA.
@@ -394,7 +395,7 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
         let probes = fixture.signer.probes.load(Ordering::SeqCst);
         probes + fixture.signer.windows.load(Ordering::SeqCst)
     };
-    fixture.signer.windowless.store(true, Ordering::SeqCst);
+    fixture.signer.windows_down.store(true, Ordering::SeqCst);
     fixture.signer.failed_probes.store(1_000, Ordering::SeqCst);
     let second = Duration::from_secs(1);
     // Each request has its own second; the first one meets the outage.
@@ -413,7 +414,7 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
         assert!(asked <= 1, "{asked} requests in minute {minute}");
     }
     let failed = fixture.signer.windows.load(Ordering::SeqCst);
-    fixture.signer.windowless.store(false, Ordering::SeqCst);
+    fixture.signer.windows_down.store(false, Ordering::SeqCst);
     fixture.signer.failed_probes.store(0, Ordering::SeqCst);
     let back = START + DAY + second * (10 + 60 * 180);
     for minute in 1..=95 {
@@ -457,7 +458,20 @@ async fn no_window_is_requested_during_an_outage_of_orders() {
     let again = outcome.next.since(START + DAY);
     let hour = Duration::from_secs(3600);
     assert!(again >= hour / 2 && again <= hour * 3 / 2, "{again:?}");
-    // An hour later no order can be waiting, or it would have probed.
+    // For an hour the probe is left to an order.
+    let Some(outage) = stored_outage(&fixture).await else {
+        panic!("the outage has ended");
+    };
+    fixture
+        .clock
+        .set(outage.probe_at + hour - Duration::from_secs(1));
+    let signer = fixture.signer.as_ref();
+    let waits = crate::manage::ca_state::reach(&fixture.services, ca, signer, Operation::Window);
+    let Err(ManageError::Unreachable { until, .. }) = waits.await else {
+        panic!("a window request probes before an order");
+    };
+    assert_eq!(until, outage.probe_at + hour);
+    assert_eq!(stored_outage(&fixture).await, Some(outage));
     fixture.clock.set(START + DAY + hour * 2);
     pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await

@@ -52,8 +52,8 @@ impl TwoCas {
     }
 
     async fn settle(&self, handle: &Handle) {
-        let kept = self.fixture.board.all().len();
-        self.fixture.settle(handle, kept).await;
+        let managed = self.fixture.board.all().len();
+        self.fixture.settle(handle, managed).await;
     }
 
     /// Makes the first CA unreachable.

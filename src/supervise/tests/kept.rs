@@ -167,10 +167,10 @@ async fn configuration_received_during_a_pass_is_applied_after_it() {
 async fn command_for_managed_certificate_keeps_its_targets() {
     let fixture = Fixture::new();
     let target = Arc::new(CountingTarget::default());
-    let mut kept = fixture.certificate("n0.example.com");
-    kept.targets = vec![target.clone()];
+    let mut managed = fixture.certificate("n0.example.com");
+    managed.targets = vec![target.clone()];
     let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
-    supervisor.keep(vec![kept]).await.unwrap();
+    supervisor.keep(vec![managed]).await.unwrap();
     tokio::spawn(supervisor.run());
     fixture.until("issued", |all| all[0].is_ready()).await;
     let lineage = Lineage::parse("n0.example.com").unwrap();
@@ -193,7 +193,7 @@ async fn new_ca_ignores_the_retry_after_of_the_old_one() {
     let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
     let mut record = Record::new(lineage, names, "https://ca".into());
     record.failures.retry_at = Some(START + DAY * 7);
-    record.failures.asked_to_wait = true;
+    record.failures.by_retry_after = true;
     let saved = fixture
         .services
         .store
@@ -247,8 +247,8 @@ async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
 
     let (mut supervisor, _handle) =
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
-    let kept = vec![fixture.certificate("n0.example.com")];
-    supervisor.keep(kept).await.unwrap();
+    let managed = vec![fixture.certificate("n0.example.com")];
+    supervisor.keep(managed).await.unwrap();
     fixture.clock.set(START + DAY * 80);
     let alarm_of = async |supervisor: &mut Supervisor| {
         let finished = Finished {

@@ -109,15 +109,15 @@ async fn retries_leave_the_certificate(fixture: &Fixture, handle: &Handle) {
     let tries = asked(fixture)[4..].to_vec();
     assert!((3..=4).contains(&tries.len()), "{tries:?}");
     assert!(tries.iter().all(|names| *names == 3), "{tries:?}");
-    let kept = record(fixture).await;
+    let stored = record(fixture).await;
     let constant = |issued: &Option<crate::record::Issued>| {
         let issued = issued.clone().unwrap();
         (issued.generation, issued.facts, issued.renewal.unwrap().at)
     };
-    assert_eq!(constant(&kept.issued), constant(&issued));
+    assert_eq!(constant(&stored.issued), constant(&issued));
     assert_eq!(
-        kept.failures.count, 0,
-        "the renewal is not delayed: {kept:?}"
+        stored.failures.count, 0,
+        "the renewal is not delayed: {stored:?}"
     );
 }
 

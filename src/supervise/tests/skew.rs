@@ -1,6 +1,7 @@
 //! A clock that is wrong by an hour, a day or ten years, in either direction, causes no
 //! order and lets no certificate expire.
 
+use super::fallback::TwoCas;
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -178,5 +179,58 @@ async fn shared_state_is_dated_by_the_ca_and_waited_for_by_our_clock() {
         let stored = record.issued.unwrap().at;
         let there = fixture.signer.there();
         assert!(there.apart(stored) <= HOUR);
+    }
+}
+
+#[tokio::test]
+async fn order_due_by_our_clock_alone_fails_unless_the_skew_is_slight() {
+    let minute = Duration::from_secs(60);
+    for (ahead, before, slight) in [
+        (HOUR * 20, HOUR * 10, false),
+        (minute * 4, minute * 2, true),
+    ] {
+        let fixture = Fixture::new();
+        let certificate = fixture.certificate("n0.example.com");
+        let run = || pass(&fixture.services, &certificate, Trigger::Scheduled);
+        let due = run().await.unwrap().renewal.unwrap();
+        fixture.clock.set(due - before);
+        set_by(&fixture, seconds(ahead));
+        // As in a new process, the first reply comes after the decision.
+        fixture.signer.undated.store(true, Ordering::SeqCst);
+        match run().await {
+            Ok(outcome) => {
+                assert!(slight && !outcome.issued);
+                let pause = outcome.next.since(fixture.signer.there());
+                assert!(pause.abs_diff(before).as_secs() < 1, "{pause:?}");
+            }
+            Err(error) => {
+                assert!(!slight && error.exit_code() == 2, "{error}");
+                assert!(error.hint().contains("NTP"), "{}", error.hint());
+                let text = error.to_string();
+                assert!(text.contains("due by this machine's clock"), "{text}");
+            }
+        }
+        assert_eq!(fixture.orders(), 1, "{ahead:?}");
+    }
+}
+
+#[tokio::test]
+async fn first_ca_decides_although_the_reply_of_its_fallback_is_newer() {
+    // In the second case the last reply of the first CA is too old to correct our clock, but
+    // the order goes to the first CA.
+    for age in [Duration::from_secs(50), DAY + HOUR] {
+        let two = TwoCas::new();
+        let certificate = two.certificate("n0.example.com");
+        let services = &two.fixture.services;
+        let run = || pass(services, &certificate, Trigger::Scheduled);
+        let due = run().await.unwrap().renewal.unwrap();
+        two.fixture.clock.set(due - HOUR * 10);
+        *two.fixture.signer.reply_age.lock().unwrap() = age;
+        *two.fallback.ahead.lock().unwrap() = -seconds(HOUR * 20);
+        let outcome = run().await.unwrap();
+        assert!(!outcome.issued, "{age:?}");
+        assert!(age > DAY || outcome.next <= due, "{}", outcome.next);
+        assert_eq!(two.fixture.orders(), 1, "{age:?}");
+        assert_eq!(two.fallback.orders.load(Ordering::SeqCst), 0);
     }
 }
