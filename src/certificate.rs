@@ -197,6 +197,9 @@ impl Bundle {
         let facts = Facts::of(leaf)?;
         if facts.identifiers != *identifiers {
             let [wanted, found] = [identifiers, &facts.identifiers].map(|set| {
+                if set.is_empty() {
+                    return "no name".to_owned();
+                }
                 let names: Vec<_> = set.iter().map(ToString::to_string).collect();
                 names.join(", ")
             });

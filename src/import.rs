@@ -28,7 +28,7 @@ use clap::ValueEnum;
 use crate::certificate::Secret;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::text::printable;
+use crate::text::{printable, printable_within};
 
 /// The clients whose state can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -217,6 +217,7 @@ impl Remark {
 
     /// A way to answer challenges that this version does not have.
     fn no_solver(setting: &str, method: &str, is_dns: bool) -> Self {
+        let method = part(method);
         let why = match is_dns {
             true => {
                 ": this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, which cannot \
@@ -229,6 +230,12 @@ impl Remark {
         };
         Self::unsupported(setting, format!("{method}{why}"))
     }
+}
+
+/// A part of the source within a remark, so short that the remark's own words stay whole.
+fn part(text: &str) -> String {
+    const LONGEST: usize = 200;
+    printable_within(text, LONGEST)
 }
 
 impl Found {

@@ -18,6 +18,9 @@ use crate::time::Timestamp;
 pub struct Generation(pub u64);
 
 impl Generation {
+    /// How many of a lineage keep their pairs, for a rollback.
+    pub(crate) const KEPT: u64 = 3;
+
     /// The generation after this one.
     #[must_use]
     pub fn next(self) -> Self {

@@ -20,9 +20,6 @@ use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
 use crate::record::{Generation, Issued, Record, Revision};
 
-/// Generations of a lineage whose pairs are kept, for a rollback.
-const KEPT_GENERATIONS: u64 = 3;
-
 /// Why an operation of the store failed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation

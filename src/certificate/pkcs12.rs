@@ -42,6 +42,7 @@ impl Bundle {
     pub fn pkcs12(&self, alias: &str, password: &Secret) -> Result<Zeroizing<Vec<u8>>, String> {
         let key = PrivatePkcs8KeyDer::from_pem_slice(self.key_pem.expose().as_bytes());
         let key = key.map_err(|error| format!("the key is not PKCS#8: {error}"))?;
+        let key = Zeroizing::new(key);
         let store = store(
             key.secret_pkcs8_der(),
             &self.chain,
@@ -146,8 +147,11 @@ fn encrypt(plain: &[u8], password: &str) -> Result<(Vec<u8>, Vec<u8>), Unspecifi
         &mut *key,
     );
     let key = UnboundCipherKey::new(&AES_256, &*key)?;
-    let mut octets = plain.to_vec();
-    let context = PaddedBlockEncryptingKey::cbc_pkcs7(key)?.encrypt(&mut octets)?;
+    // With room for the padding: a larger vector would leave the plain text behind.
+    let mut octets = Zeroizing::new(Vec::with_capacity(plain.len() + 16));
+    octets.extend_from_slice(plain);
+    let context = PaddedBlockEncryptingKey::cbc_pkcs7(key)?.encrypt(&mut *octets)?;
+    let octets = std::mem::take(&mut *octets);
     let salt = der(OCTET_STRING, &[&salt]);
     let rounds = der(INTEGER, &[&ROUNDS.to_be_bytes()]);
     let hash = algorithm(&oid(PKCS, &[2, 9]), NULL);
@@ -164,16 +168,14 @@ fn encrypt(plain: &[u8], password: &str) -> Result<(Vec<u8>, Vec<u8>), Unspecifi
 fn mac(safe: &[u8], password: &str) -> Result<Vec<u8>, Unspecified> {
     let mut salt = [0; 32];
     rand::fill(&mut salt)?;
-    let password = [utf16(password), vec![0, 0]].concat();
-    let filled = |bytes: &[u8]| -> Vec<u8> {
-        let length = bytes.len().next_multiple_of(64);
-        bytes.iter().copied().cycle().take(length).collect()
-    };
-    let purpose = [3; 64];
-    let mut key = digest(
-        &SHA256,
-        &[&purpose[..], &filled(&salt), &filled(&password)].concat(),
-    );
+    let units = password.encode_utf16().chain([0]);
+    let length = (2 * units.clone().count()).next_multiple_of(64);
+    let password = units.flat_map(u16::to_be_bytes).cycle().take(length);
+    let mut first = Zeroizing::new(Vec::with_capacity(128 + length));
+    first.extend([3; 64]);
+    first.extend(salt.iter().cycle().take(64));
+    first.extend(password);
+    let mut key = digest(&SHA256, &first);
     for _ in 1..ROUNDS {
         key = digest(&SHA256, key.as_ref());
     }
@@ -200,6 +202,7 @@ mod tests {
     use std::path::Path;
     use std::process::{Command, Output};
 
+    use aws_lc_rs::cipher::{DecryptionContext, PaddedBlockDecryptingKey};
     use proptest::prelude::{ProptestConfig, prop_assert_eq};
     use rcgen::{CertificateParams, Issuer, KeyPair};
     use rustls::pki_types::CertificateDer;
@@ -227,12 +230,158 @@ mod tests {
         Bundle::new(key, &chain, &names, now, Freshness::Any).unwrap()
     }
 
+    /// The values in `der` and their tags, one after the other.
+    fn values(mut der: &[u8]) -> Vec<(u8, &[u8])> {
+        let mut values = Vec::new();
+        while let [tag, length, rest @ ..] = der {
+            let (length, rest) = match length & 0x80 {
+                0 => (usize::from(*length), rest),
+                _ => {
+                    let (octets, rest) = rest.split_at(usize::from(length & 0x7f));
+                    let length = octets
+                        .iter()
+                        .fold(0, |sum, octet| sum << 8 | usize::from(*octet));
+                    (length, rest)
+                }
+            };
+            let (value, rest) = rest.split_at(length);
+            values.push((*tag, value));
+            der = rest;
+        }
+        values
+    }
+
+    /// The content of the value at `path`: an index at each depth.
+    fn at<'a>(der: &'a [u8], path: &[usize]) -> &'a [u8] {
+        path.iter().fold(der, |der, index| values(der)[*index].1)
+    }
+
+    fn number(octets: &[u8]) -> u32 {
+        octets
+            .iter()
+            .fold(0, |sum, octet| sum << 8 | u32::from(*octet))
+    }
+
+    /// Decrypts PBES2 with PBKDF2, HMAC-SHA-256 and AES-256-CBC.
+    fn decrypted(algorithm: &[u8], octets: &[u8], password: &str) -> Option<Vec<u8>> {
+        let derivation = at(algorithm, &[1, 0, 1]);
+        let (salt, rounds) = (at(derivation, &[0]), number(at(derivation, &[1])));
+        let mut key = [0; 32];
+        let rounds = NonZeroU32::new(rounds).unwrap();
+        derive(
+            PBKDF2_HMAC_SHA256,
+            rounds,
+            salt,
+            password.as_bytes(),
+            &mut key,
+        );
+        let key = UnboundCipherKey::new(&AES_256, &key).unwrap();
+        let vector: [u8; 16] = at(algorithm, &[1, 1, 1]).try_into().unwrap();
+        let context = DecryptionContext::Iv128(vector.into());
+        let mut octets = octets.to_vec();
+        let key = PaddedBlockDecryptingKey::cbc_pkcs7(key).unwrap();
+        let plain = key.decrypt(&mut octets, context).ok()?;
+        Some(plain.to_vec())
+    }
+
+    /// Whether `mac_data` is that of `safe` (RFC 7292, appendix B.2).
+    fn is_authentic(mac_data: &[u8], safe: &[u8], password: &str) -> bool {
+        let (mac, salt) = (at(mac_data, &[0, 1]), at(mac_data, &[1]));
+        let rounds = number(at(mac_data, &[2]));
+        let password: Vec<u8> = (password.encode_utf16().chain([0]))
+            .flat_map(u16::to_be_bytes)
+            .collect();
+        let mut block = vec![3; 64];
+        for part in [salt, &password] {
+            let length = part.len().div_ceil(64) * 64;
+            block.extend(part.iter().cycle().take(length));
+        }
+        for _ in 0..rounds {
+            block = digest(&SHA256, &block).as_ref().to_vec();
+        }
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, &block), safe, mac).is_ok()
+    }
+
+    /// What a key store holds.
+    struct Held {
+        /// PKCS#8.
+        key: Vec<u8>,
+        /// Leaf first.
+        chain: Vec<Vec<u8>>,
+        /// Of the key and of its certificate.
+        aliases: Vec<String>,
+    }
+
+    /// Reads a store; `None` if `password` does not fit.
+    fn held(store: &[u8], password: &str) -> Option<Held> {
+        let safe = at(store, &[0, 1, 1, 0]);
+        is_authentic(at(store, &[0, 2]), safe, password).then_some(())?;
+        let certificates = at(safe, &[0, 0, 1, 0, 1]);
+        let plain = decrypted(at(certificates, &[1]), at(certificates, &[2]), password)?;
+        let (mut chain, mut aliases) = (Vec::new(), Vec::new());
+        let mut named = |bag: &[u8]| {
+            let attributes = values(bag).get(2).map_or(&[][..], |(_, set)| *set);
+            for (_, attribute) in values(attributes) {
+                if at(attribute, &[0]) == [PKCS, &[1, 9, 20]].concat() {
+                    let units = at(attribute, &[1, 0]).chunks(2);
+                    let units: Vec<u16> = units.map(|unit| number(unit) as u16).collect();
+                    aliases.push(String::from_utf16(&units).unwrap());
+                }
+            }
+        };
+        for (_, bag) in values(at(&plain, &[0])) {
+            chain.push(at(bag, &[1, 0, 1, 0]).to_vec());
+            named(bag);
+        }
+        let bag = at(safe, &[0, 1, 1, 0, 0, 0]);
+        named(bag);
+        let key = decrypted(at(bag, &[1, 0, 0]), at(bag, &[1, 0, 1]), password)?;
+        Some(Held {
+            key,
+            chain,
+            aliases,
+        })
+    }
+
+    #[test]
+    fn the_reader_of_these_tests_reads_a_store_of_openssl() {
+        let made = include_bytes!("pkcs12/openssl.p12");
+        assert!(held(made, "wrong").is_none());
+        let read = held(made, "päss").unwrap();
+        assert_eq!(read.aliases, ["example.com"; 2]);
+        let key = PrivatePkcs8KeyDer::from(read.key.as_slice());
+        let key = KeyPair::try_from(&key).unwrap();
+        let leaf = x509_parser::parse_x509_certificate(&read.chain[0])
+            .unwrap()
+            .1;
+        let public = &leaf.public_key().subject_public_key.data;
+        assert_eq!(key.public_key_raw(), &**public);
+    }
+
+    #[test]
+    fn pkcs12_needs_its_password_and_holds_the_pair() {
+        for key_type in [KeyType::EcdsaP256, KeyType::EcdsaP384, KeyType::Rsa2048] {
+            let bundle = pair(key_type);
+            let key = PrivatePkcs8KeyDer::from_pem_slice(bundle.key_pem().expose().as_bytes());
+            for text in ["changeit", "", "päss", "пароль 🔑", &"long".repeat(200)] {
+                let made = bundle.pkcs12("exämple.com", &Secret::new(text.to_owned()));
+                let made = made.unwrap();
+                assert!(held(&made, "wrong").is_none(), "{text}");
+                let read = held(&made, text).unwrap();
+                assert_eq!(read.aliases, ["exämple.com"; 2]);
+                assert_eq!(read.key, key.as_ref().unwrap().secret_pkcs8_der());
+                let chain: Vec<_> = bundle.chain().iter().map(|one| one.to_vec()).collect();
+                assert_eq!(read.chain, chain);
+            }
+        }
+    }
+
     /// What `program` answers; `None` and a line when this machine has no such program.
     fn run(program: &str, arguments: &[&str]) -> Option<Output> {
         match Command::new(program).args(arguments).output() {
             Ok(output) => Some(output),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                eprintln!("SKIPPED: there is no {program}");
+                eprintln!("SKIPPED: key stores read by {program}: there is no {program}");
                 None
             }
             Err(error) => panic!("{program}: {error}"),
@@ -343,6 +492,9 @@ mod tests {
             let key = KeyPair::generate().unwrap();
             let leaf = params.self_signed(&key).unwrap();
             let made = store(key.serialized_der(), &[leaf.der()], "a", &text).unwrap();
+            let read = held(&made, &text).unwrap();
+            prop_assert_eq!(read.key, key.serialized_der());
+            prop_assert_eq!(&read.chain, &[leaf.der().to_vec()]);
             let directory = tempfile::tempdir().unwrap();
             let [store, password] = ["p12", "password"].map(|file| directory.path().join(file));
             std::fs::write(&store, made).unwrap();

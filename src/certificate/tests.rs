@@ -46,6 +46,17 @@ fn days(n: u64) -> Duration {
 }
 
 #[test]
+fn certificate_without_a_name_is_reported_so() {
+    let pair = make(&[], NOW, NOW + days(90));
+    let wanted = set(&["example.com"]);
+    let refused = Bundle::new(pair.key, &pair.leaf, &wanted, NOW, Freshness::Issued);
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "the certificate is for no name, but example.com were requested"
+    );
+}
+
+#[test]
 fn bundle_accepts_valid_pair_unchanged() {
     let names = ["example.com", "192.0.2.1"];
     let pair = make(&names, NOW, NOW + days(90));

@@ -8,7 +8,7 @@ use std::io::{Error, Result};
 use std::os::unix::ffi::OsStringExt;
 
 use percent_encoding::percent_decode_str;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink};
 use tokio::net::UnixStream;
 
 const SYSTEM: &str = "unix:path=/var/run/dbus/system_bus_socket";
@@ -20,6 +20,13 @@ const BYTE_ORDER: u8 = if cfg!(target_endian = "big") {
 };
 /// More than any message of systemd needs.
 const LONGEST: u32 = 1 << 20;
+/// The longest line of the authentication.
+const LONGEST_LINE: u64 = 1024;
+/// The most signals that may arrive before a reply; the oldest ones go first.
+const MOST_SIGNALS: usize = 1000;
+
+/// The bus's own name and interface.
+const BUS: &str = "org.freedesktop.DBus";
 
 const METHOD_CALL: u8 = 1;
 const ERROR: u8 = 3;
@@ -39,7 +46,9 @@ const SIGNATURE: u8 = 8;
 pub(super) struct Bus {
     stream: BufReader<UnixStream>,
     serial: u32,
-    /// The signals that arrived before a reply.
+    /// The sender, interface and member of the followed signals.
+    followed: [(u8, String); 3],
+    /// Those that arrived before a reply.
     signals: VecDeque<Message>,
 }
 
@@ -63,6 +72,7 @@ impl Bus {
         let mut bus = Self {
             stream: BufReader::new(stream?),
             serial: 0,
+            followed: [SENDER, INTERFACE, MEMBER].map(|field| (field, String::new())),
             signals: VecDeque::new(),
         };
         // Without an identity the bus takes the peer's, as it sees it in its user namespace.
@@ -70,7 +80,8 @@ impl Bus {
         bus.stream.write_all(authentication).await?;
         for expected in ["DATA", "OK"] {
             let mut line = String::new();
-            bus.stream.read_line(&mut line).await?;
+            let mut bounded = (&mut bus.stream).take(LONGEST_LINE);
+            bounded.read_line(&mut line).await?;
             if !line.starts_with(expected) {
                 let detail = format!("{address} refused this user: {}", line.trim_end());
                 return Err(Error::other(detail));
@@ -82,11 +93,20 @@ impl Bus {
 
     /// Calls a method of the bus itself.
     pub(super) async fn call_bus(&mut self, method: &str, arguments: &[&str]) -> Result<Message> {
-        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
-        self.call(bus, path, bus, method, arguments).await
+        let path = "/org/freedesktop/DBus";
+        self.call(BUS, path, BUS, method, arguments).await
     }
 
-    /// The reply to a call. An error's name and text become the message.
+    /// The unique name of the process that owns `service`.
+    pub(super) async fn owner(&mut self, service: &str) -> Result<String> {
+        self.call_bus("GetNameOwner", &[service])
+            .await?
+            .values()
+            .text()
+    }
+
+    /// The reply of `service`, by its unique name, to a call. An error's name and text
+    /// become the message.
     pub(super) async fn call(
         &mut self,
         service: &str,
@@ -107,9 +127,14 @@ impl Bus {
         let serial = self.serial.to_string();
         loop {
             let message = self.read().await?;
-            if message.kind == SIGNAL {
+            // The bus itself replies for a service that it does not reach.
+            let is_theirs = [service, BUS].contains(&message.field(SENDER));
+            if self.is_followed(&message) {
                 self.signals.push_back(message);
-            } else if message.field(REPLY_SERIAL) == serial {
+                if self.signals.len() > MOST_SIGNALS {
+                    self.signals.pop_front();
+                }
+            } else if message.kind != SIGNAL && is_theirs && message.field(REPLY_SERIAL) == serial {
                 if message.kind != ERROR {
                     return Ok(message);
                 }
@@ -121,45 +146,90 @@ impl Bus {
         }
     }
 
-    /// The next signal `member` of the service that sent `reply`. Any process can send one.
-    pub(super) async fn signal(&mut self, member: &str, reply: &Message) -> Result<Message> {
+    /// Has the signals `member` of `sender`, a unique name, delivered from now on.
+    pub(super) async fn follow(
+        &mut self,
+        sender: &str,
+        interface: &str,
+        member: &str,
+    ) -> Result<()> {
+        let rule =
+            format!("type='signal',sender='{sender}',interface='{interface}',member='{member}'");
+        let fields = [(SENDER, sender), (INTERFACE, interface), (MEMBER, member)];
+        self.followed = fields.map(|(field, value)| (field, value.to_owned()));
+        self.call_bus("AddMatch", &[&rule]).await.map(drop)
+    }
+
+    /// Any process may send a signal to this one, whatever it follows.
+    fn is_followed(&self, message: &Message) -> bool {
+        let mut fields = self.followed.iter();
+        message.kind == SIGNAL && fields.all(|(field, value)| message.field(*field) == value)
+    }
+
+    /// The next followed signal.
+    pub(super) async fn signal(&mut self) -> Result<Message> {
+        if let Some(message) = self.signals.pop_front() {
+            return Ok(message);
+        }
         loop {
-            let message = match self.signals.pop_front() {
-                Some(message) => message,
-                None => self.read().await?,
-            };
-            let same = |field: u8, value: &str| message.field(field) == value;
-            if message.kind == SIGNAL && same(MEMBER, member) && same(SENDER, reply.field(SENDER)) {
+            let message = self.read().await?;
+            if self.is_followed(&message) {
                 return Ok(message);
             }
         }
     }
 
+    /// The next message; those that cannot be read are skipped, since any process may send
+    /// them.
     async fn read(&mut self) -> Result<Message> {
+        loop {
+            if let Some(message) = self.read_or_skip().await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    async fn read_or_skip(&mut self) -> Result<Option<Message>> {
         let mut start = [0; 16];
         let read = self.stream.read_exact(&mut start).await;
         read.map_err(|error| Error::new(error.kind(), format!("the bus was closed: {error}")))?;
-        let mut lengths = Values(&start[4..], 0);
-        let (body, _, header) = (lengths.number()?, lengths.number()?, lengths.number()?);
-        if start[0] != BYTE_ORDER || body.max(header) > LONGEST {
-            return Err(unreadable());
-        }
-        let mut fields = vec![0; header.next_multiple_of(8) as usize];
-        self.stream.read_exact(&mut fields).await?;
-        let mut message = Message {
-            kind: start[1],
-            fields: BTreeMap::new(),
-            body: vec![0; body as usize],
+        let number = |at: usize| {
+            let octets = start[at..].first_chunk().copied().unwrap_or_default();
+            match start[0] {
+                b'l' => Ok(u32::from_le_bytes(octets)),
+                b'B' => Ok(u32::from_be_bytes(octets)),
+                _ => Err(unreadable()),
+            }
         };
-        self.stream.read_exact(&mut message.body).await?;
-        let mut values = Values(&fields[..header as usize], 0);
-        while values.1 < header as usize {
-            values.align(8);
-            let code = values.octets(1)?[0];
-            message.fields.insert(code, values.variant()?);
+        let (body, header) = (number(4)?, number(12)?);
+        let padded = u64::from(header).next_multiple_of(8);
+        if start[0] != BYTE_ORDER || body.max(header) > LONGEST {
+            let mut rest = (&mut self.stream).take(padded + u64::from(body));
+            copy_buf(&mut rest, &mut sink()).await?;
+            return Ok(None);
         }
-        Ok(message)
+        let mut fields = vec![0; padded as usize];
+        self.stream.read_exact(&mut fields).await?;
+        let mut body = vec![0; body as usize];
+        self.stream.read_exact(&mut body).await?;
+        let fields = read_fields(&fields[..header as usize]);
+        let message = |fields| Message {
+            kind: start[1],
+            fields,
+            body,
+        };
+        Ok(fields.ok().map(message))
     }
+}
+
+fn read_fields(header: &[u8]) -> Result<BTreeMap<u8, String>> {
+    let (mut values, mut fields) = (Values(header, 0), BTreeMap::new());
+    while values.1 < header.len() {
+        values.align(8);
+        let code = values.octets(1)?[0];
+        fields.insert(code, values.variant()?);
+    }
+    Ok(fields)
 }
 
 impl Message {
@@ -173,15 +243,19 @@ impl Message {
     }
 }
 
-/// The path of the socket at `address`; that of an abstract one begins with a zero octet.
-fn socket(address: &str) -> Result<OsString> {
-    let keys = address.strip_prefix("unix:").unwrap_or_default();
-    let path = keys.split(',').find_map(|key| match key.split_once('=')? {
-        ("path", path) => Some(percent_decode_str(path).collect()),
-        ("abstract", name) => Some([0].into_iter().chain(percent_decode_str(name)).collect()),
-        _ => None,
-    });
-    let invalid = || Error::other(format!("`{address}` is not a `unix:` address of D-Bus"));
+/// The path of the socket at the first `unix:` address of `addresses`; that of an abstract
+/// one begins with a zero octet.
+fn socket(addresses: &str) -> Result<OsString> {
+    let path = |address: &str| {
+        let mut keys = address.strip_prefix("unix:")?.split(',');
+        keys.find_map(|key| match key.split_once('=')? {
+            ("path", path) => Some(percent_decode_str(path).collect()),
+            ("abstract", name) => Some([0].into_iter().chain(percent_decode_str(name)).collect()),
+            _ => None,
+        })
+    };
+    let invalid = || Error::other(format!("`{addresses}` is not a `unix:` address of D-Bus"));
+    let path = addresses.split(';').find_map(path);
     path.map(OsString::from_vec).ok_or_else(invalid)
 }
 
@@ -295,6 +369,7 @@ mod tests {
         }
         for (code, value) in [
             (SENDER, sender),
+            (INTERFACE, "a.b"),
             (MEMBER, member),
             (ERROR_NAME, "a.Failure"),
         ] {
@@ -327,34 +402,93 @@ mod tests {
     }
 
     fn hello() -> Vec<u8> {
-        let hello = message(2, 1, "bus", "", &[":1.7"]);
+        let hello = message(2, 1, BUS, "", &[":1.7"]);
         [b"DATA\r\nOK 0123\r\n".as_slice(), &hello].concat()
     }
 
     async fn call(bus: &mut Bus) -> Result<Message> {
-        bus.call("a.b", "/a", "a.b", "Method", &["text", ""]).await
+        bus.call(":1.1", "/a", "a.b", "Method", &["text", ""]).await
+    }
+
+    fn signal(sender: &str, member: &str, text: &str) -> Vec<u8> {
+        message(SIGNAL, 0, sender, member, &[text])
+    }
+
+    /// The bus that sends `bytes`, after `Hello` and `AddMatch` for `Ended` of `:1.1`.
+    async fn following(directory: &tempfile::TempDir, bytes: &[Vec<u8>]) -> Bus {
+        let bytes = [hello(), message(2, 2, BUS, "", &[]), bytes.concat()];
+        let address = bus(directory, bytes.concat());
+        let mut bus = Bus::connect(Some(&address)).await.unwrap();
+        bus.follow(":1.1", "a.b", "Ended").await.unwrap();
+        bus
     }
 
     #[tokio::test]
     async fn call_returns_its_reply_and_keeps_earlier_signals() {
         let directory = tempfile::tempdir().unwrap();
         let bytes = [
-            hello(),
-            message(SIGNAL, 0, ":1.9", "Ended", &["forged"]),
-            message(SIGNAL, 0, ":1.1", "Ended", &["first"]),
-            message(2, 1, ":1.1", "", &["a late reply"]),
-            message(2, 2, ":1.1", "", &["reply"]),
-            message(SIGNAL, 0, ":1.1", "Other", &["other"]),
-            message(SIGNAL, 0, ":1.1", "Ended", &["second"]),
+            signal(":1.9", "Ended", "forged"),
+            signal(":1.1", "Ended", "first"),
+            message(2, 2, ":1.1", "", &["a late reply"]),
+            message(2, 3, ":1.9", "", &["a forged reply"]),
+            message(ERROR, 3, ":1.9", "", &["a forged error"]),
+            message(2, 3, ":1.1", "", &["reply"]),
+            signal(":1.1", "Other", "other"),
+            signal(":1.9", "Ended", "forged"),
+            signal(":1.1", "Ended", "second"),
         ];
-        let address = bus(&directory, bytes.concat());
-        let mut bus = Bus::connect(Some(&address)).await.unwrap();
+        let mut bus = following(&directory, &bytes).await;
         let reply = call(&mut bus).await.unwrap();
         assert_eq!(reply.values().text().unwrap(), "reply");
         for expected in ["first", "second"] {
-            let signal = bus.signal("Ended", &reply).await.unwrap();
+            let signal = bus.signal().await.unwrap();
             assert_eq!(signal.values().text().unwrap(), expected);
         }
+    }
+
+    /// Any local user may send a signal to any connection of the system's bus.
+    #[tokio::test]
+    async fn hostile_signals_are_skipped_and_not_stored() {
+        let long = signal(":1.9", "Ended", &"x".repeat(LONGEST as usize));
+        let mut other_order = signal(":1.9", "Ended", "swapped");
+        for number in [4, 8, 12] {
+            other_order[number..number + 4].reverse();
+        }
+        other_order[0] = b'l' + b'B' - BYTE_ORDER;
+        let mut unknown_type = signal(":1.9", "Ended", "type");
+        // The type of the first field of the header.
+        unknown_type[18] = b'd';
+        let hostile = [long, other_order, unknown_type].concat();
+        let flood = signal(":1.9", "Ended", "flood").repeat(3 * MOST_SIGNALS);
+        let busy = signal(":1.1", "Ended", "earlier").repeat(2 * MOST_SIGNALS);
+        let bytes = [
+            hostile.clone(),
+            flood.clone(),
+            busy,
+            signal(":1.1", "Ended", "before"),
+            message(2, 3, ":1.1", "", &["reply"]),
+            hostile,
+            flood,
+            signal(":1.1", "Ended", "after"),
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        let mut bus = following(&directory, &bytes).await;
+        let reply = call(&mut bus).await.unwrap();
+        assert_eq!(reply.values().text().unwrap(), "reply");
+        assert_eq!(bus.signals.len(), MOST_SIGNALS);
+        bus.signals.drain(..MOST_SIGNALS - 1);
+        for expected in ["before", "after"] {
+            let signal = bus.signal().await.unwrap();
+            assert_eq!(signal.values().text().unwrap(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn endless_line_of_the_authentication_is_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = bus(&directory, vec![b'x'; 1 << 20]);
+        let error = Bus::connect(Some(&address)).await.err().unwrap();
+        assert!(error.to_string().len() < 2000, "{error}");
     }
 
     #[tokio::test]
@@ -384,6 +518,7 @@ mod tests {
             ("unix:path=/run/bus,guid=1", "/run/bus"),
             ("unix:guid=1,path=/a%20b%2f", "/a b/"),
             ("unix:abstract=/tmp/bus", "\0/tmp/bus"),
+            ("tcp:host=a;unix:dir=/a;unix:path=/b;unix:path=/c", "/b"),
         ] {
             assert_eq!(socket(address).unwrap(), path, "{address}");
         }

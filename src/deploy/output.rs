@@ -22,7 +22,6 @@ use crate::time::Timestamp;
 const DIRECTORY: u32 = 0o2750;
 pub(super) const KEY: u32 = 0o640;
 const CERTIFICATE: u32 = 0o644;
-const GENERATIONS: usize = 3;
 
 /// Why the output could not be written or read.
 #[derive(Debug, Error)]
@@ -163,7 +162,10 @@ impl Output {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect();
         generations.sort_unstable_by(|one, other| other.cmp(one));
-        let old = generations.into_iter().skip(GENERATIONS).map(Generation);
+        let old = generations
+            .into_iter()
+            .skip(Generation::KEPT as usize)
+            .map(Generation);
         for old in old.filter(|old| *old != live) {
             if let Err(error) = std::fs::remove_dir_all(archive.join(old.to_string())) {
                 tracing::warn!(%error, generation = %old, "an old generation could not be removed");

@@ -83,13 +83,14 @@ async fn exchange(
     command: Option<&str>,
     wanted: &str,
 ) -> Result<Vec<String>, String> {
+    let is_code = wanted.bytes().all(|byte| byte.is_ascii_digit());
     send(stream, command).await?;
     let mut lines = Vec::new();
     for _ in 0..MOST_LINES {
         let line = line(stream).await?;
         match line.strip_prefix(wanted) {
-            // Another line of SMTP follows.
-            Some(rest) if rest.starts_with('-') => lines.push(line),
+            // Another line of SMTP follows; only its replies begin with a code.
+            Some(rest) if rest.starts_with('-') && is_code => lines.push(line),
             Some(_) => {
                 lines.push(line);
                 return Ok(lines);
@@ -148,6 +149,13 @@ mod tests {
         assert_eq!((ended, heard.as_str()), (Ok(()), "a STARTTLS\r\n"));
         let (ended, heard) = converse(Protocol::Pop3, "+OK hi\r\n+OK begin\r\n").await;
         assert_eq!((ended, heard.as_str()), (Ok(()), "STLS\r\n"));
+        // Only SMTP continues a reply by a hyphen.
+        for (protocol, sent) in [
+            (Protocol::Imap, "* OK-ready\r\na OK-begin\r\n"),
+            (Protocol::Pop3, "+OK-ready\r\n+OK-begin\r\n"),
+        ] {
+            assert_eq!(converse(protocol, sent).await.0, Ok(()));
+        }
         assert_eq!(converse(Protocol::Tls, "").await, (Ok(()), String::new()));
     }
 

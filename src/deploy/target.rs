@@ -243,7 +243,4 @@ impl From<DeployTarget> for StoredForm {
 }
 
 #[cfg(test)]
-#[path = "target/tests/reference.rs"]
-mod reference;
-#[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use super::lines::Assignments;
 use super::tree::StateTree;
 use super::{
     Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
-    RenewalSettings, hook, lineage_of,
+    RenewalSettings, hook, lineage_of, part,
 };
 use crate::lineage::Lineage;
 
@@ -105,6 +105,7 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> RenewalS
         "Le_RealCACertPath",
     ] {
         if let Some(path) = conf.value(name).and_then(decoded) {
+            let path = part(&path);
             let text = format!(
                 "{path} is no longer written: use {LIVE}/ in your server's configuration, or write a copy there \
                  with a [deploy.NAME] table of kind = \"file\""

@@ -12,7 +12,7 @@ use super::lines::{Ini, list};
 use super::tree::StateTree;
 use super::{
     Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
-    RenewalSettings, hook,
+    RenewalSettings, hook, part,
 };
 use crate::lineage::Lineage;
 
@@ -64,7 +64,7 @@ fn certificate(
     let place = tree.root.join(&live);
     let text = format!(
         "replace {}/ by {LIVE}/ in their configuration",
-        place.display()
+        part(&place.to_string_lossy())
     );
     remarks.push(Remark::manual("your servers", text));
     Ok(ImportedCertificate {
@@ -101,7 +101,10 @@ pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> RenewalSettings {
     }
     if let Some(other) = setting("installer").filter(|name| *name != "nginx") {
         let text = "certs reloads it through systemd: import again with --deploy systemd:UNIT";
-        remarks.push(Remark::unsupported("installer", format!("{other}: {text}")));
+        remarks.push(Remark::unsupported(
+            "installer",
+            format!("{}: {text}", part(other)),
+        ));
     }
     let mut report = |name: &str, is_set: bool, text: &str| {
         remarks.extend(is_set.then(|| Remark::unsupported(name, text)));

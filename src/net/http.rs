@@ -73,8 +73,10 @@ impl Origin {
     pub(crate) fn of(url: &Uri) -> Result<Self, String> {
         let host = url.host().ok_or("it names no host")?;
         let port = |default| url.port_u16().unwrap_or(default);
+        // A URL has an IPv6 address in brackets, a server's name has none.
+        let plain = host.trim_start_matches('[').trim_end_matches(']');
         match url.scheme_str() {
-            Some("https") => Ok(Self::Tls(host.to_owned(), port(443))),
+            Some("https") => Ok(Self::Tls(plain.to_owned(), port(443))),
             Some("http") => Ok(Self::Tcp(format!("{host}:{}", port(80)))),
             _ => Err("it is neither http:// nor https://".to_owned()),
         }
@@ -273,6 +275,20 @@ mod tests {
             .send(request(), WITHIN, Longest::Whole(9))
             .await;
         assert!(matches!(refused, Err(HttpError::Reply(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn url_leads_to_its_server() {
+        let of = |url: &'static str| Origin::of(&Uri::from_static(url)).unwrap();
+        for (url, host, port) in [
+            ("https://[::1]/a", "::1", 443),
+            ("https://[2001:db8::1]:8443", "2001:db8::1", 8443),
+            ("https://example.com", "example.com", 443),
+        ] {
+            assert_eq!(of(url), Origin::Tls(host.to_owned(), port));
+            assert!(ServerName::try_from(host).is_ok(), "{host}");
+        }
+        assert_eq!(of("http://[::1]/"), Origin::Tcp("[::1]:80".to_owned()));
     }
 
     #[tokio::test]

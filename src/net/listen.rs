@@ -6,10 +6,12 @@
 //! client that opens many idle connections cannot lock out others, not even those behind
 //! the same address.
 
+mod progress;
+
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
+use self::progress::{Progress, Reply, Watched};
 use super::Stream;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -67,8 +70,7 @@ pub(crate) struct Peer {
     address: Option<IpAddr>,
     /// The process at a Unix socket.
     pub(crate) process: Option<UCred>,
-    /// Whether a request is in progress.
-    busy: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 /// A bound socket.
@@ -142,6 +144,8 @@ impl Connections {
         loop {
             let (stream, peer) = match socket.accept().await {
                 Ok(accepted) => accepted,
+                // The client went away while it waited.
+                Err(error) if is_of_client(&error) => continue,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
@@ -212,7 +216,7 @@ impl Open {
             return Ok(None);
         }
         let mut closable = self.by_age.iter().filter(|(_, one)| {
-            (!is_crowded || one.peer.address == address) && !one.peer.busy.load(Ordering::Relaxed)
+            (!is_crowded || one.peer.address == address) && one.peer.progress.is_idle()
         });
         let oldest = closable.next().map(|(id, _)| *id).ok_or(())?;
         Ok(self.by_age.remove(&oldest))
@@ -238,6 +242,11 @@ impl Drop for Slot {
     }
 }
 
+fn is_of_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset)
+}
+
 async fn handshake(acceptor: TlsAcceptor, stream: Box<dyn Stream>) -> Option<Box<dyn Stream>> {
     let accepted = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
     // Any client can make a handshake fail; logging it would flood the log.
@@ -247,15 +256,18 @@ async fn handshake(acceptor: TlsAcceptor, stream: Box<dyn Stream>) -> Option<Box
 /// Serves `router` on one connection.
 pub(crate) async fn converse(stream: impl Stream, limits: Limits, peer: Peer, router: Router) {
     let service = service_fn(|mut request: Request<Incoming>| {
-        peer.busy.store(true, Ordering::Relaxed);
+        peer.progress.set(Progress::ANSWERING);
         request.extensions_mut().insert(peer.clone());
-        let reply = router.clone().call(request);
+        let (reply, progress) = (router.clone().call(request), peer.progress.clone());
         async {
-            let reply = reply.await;
-            peer.busy.store(false, Ordering::Relaxed);
-            reply
+            let reply = reply.await?;
+            Ok::<_, Infallible>(reply.map(|body| Reply { body, progress }))
         }
     });
+    let stream = Watched {
+        stream,
+        progress: peer.progress.clone(),
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
@@ -267,7 +279,7 @@ pub(crate) async fn converse(stream: impl Stream, limits: Limits, peer: Peer, ro
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::time::Instant;
 
@@ -292,7 +304,7 @@ mod tests {
 
     fn busy(last: u8) -> Peer {
         let peer = host(last);
-        peer.busy.store(true, Ordering::Relaxed);
+        peer.progress.set(Progress::ANSWERING);
         peer
     }
 
@@ -330,7 +342,7 @@ mod tests {
         for _ in 0..9 {
             open(&connections, host(1));
         }
-        let is_busy = |one: &OpenConnection| one.peer.busy.load(Ordering::Relaxed);
+        let is_busy = |one: &OpenConnection| !one.peer.progress.is_idle();
         let busy_ones = || {
             connections
                 .open()
@@ -402,6 +414,105 @@ mod tests {
         assert!(serving.await.is_err());
         assert!(!is_served(&mut served).await);
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_without_an_end_free_their_slots_at_the_deadline() {
+        let (_publisher, credentials, _) = publisher(&[&["example.com"]]);
+        let (listener, address) = listener();
+        let config = credentials.server_config().unwrap();
+        let connections = Connections::new(LIMITS);
+        let tls: TlsConfig = Box::new(move || config.clone());
+        let serving = connections.clone();
+        tokio::spawn(serving.serve(Socket::Tcp(listener), Some(tls), Router::new()));
+        let count = || connections.open().by_age.len();
+        let mut stalled = Vec::new();
+        for opened in 1..=8 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The head of a TLS record that never comes.
+            stream.write_all(&[22, 3, 1, 1, 0]).await.unwrap();
+            stalled.push(stream);
+            while count() < opened {
+                tokio::task::yield_now().await;
+            }
+        }
+        tokio::time::sleep(HANDSHAKE_DEADLINE - Duration::from_secs(1)).await;
+        assert_eq!(count(), 8);
+        for stream in &mut stalled {
+            closed(stream).await;
+        }
+        while count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn dropped_server_closes_connections_with_and_without_a_request() {
+        let (listener, address) = listener();
+        let router = Router::new().fallback(std::future::pending::<()>);
+        let serving = tokio::spawn(serve(Socket::Tcp(listener), None, router));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        asking.write_all(request).await.unwrap();
+        let still_open = tokio::time::timeout(Duration::from_millis(50), closed(&mut asking));
+        assert!(still_open.await.is_err());
+        serving.abort();
+        closed(&mut idle).await;
+        closed(&mut asking).await;
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn slow_reader_of_a_reply_is_not_closed_for_another() {
+        // More than the buffers of the kernel hold.
+        const LENGTH: usize = 32 << 20;
+        let (listener, address) = listener();
+        let connections = Connections::new(Limits {
+            connections: 2,
+            ..LIMITS
+        });
+        let router = Router::new().fallback(async || vec![b'x'; LENGTH]);
+        let serving = connections.clone();
+        tokio::spawn(serving.serve(Socket::Tcp(listener), None, router));
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        slow.write_all(request).await.unwrap();
+        let first = slow.read_u8().await.unwrap();
+        for _ in 0..8 {
+            let mut idle = TcpStream::connect(address).await.unwrap();
+            idle.write_all(request).await.unwrap();
+            let _ = idle.read_u8().await;
+        }
+        let mut reply = vec![first];
+        while !reply.ends_with(b"\r\n\r\n") {
+            reply.push(slow.read_u8().await.unwrap());
+        }
+        let read = slow.read_exact(&mut vec![0; LENGTH]).await;
+        assert_eq!(read.unwrap(), LENGTH);
+        // All is read, so this connection is idle, and the oldest one.
+        while !connections
+            .open()
+            .by_age
+            .values()
+            .any(|one| one.peer.progress.is_idle())
+        {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..2 {
+            TcpStream::connect(address).await.unwrap();
+        }
+        closed(&mut slow).await;
+    }
+
+    #[test]
+    fn only_errors_of_this_process_pause_the_listener() {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+        for of_client in [ConnectionAborted, ConnectionReset] {
+            assert!(is_of_client(&of_client.into()), "{of_client}");
+        }
+        let no_descriptors = rustix::io::Errno::MFILE.into();
+        assert!(!is_of_client(&no_descriptors), "{no_descriptors}");
     }
 
     #[tokio::test]

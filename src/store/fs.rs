@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{KEPT_GENERATIONS, Lease, Store, StoreError, check_save, next_revision};
+use super::{Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::files;
@@ -387,7 +387,7 @@ fn remove_old(directory: &Path, newest: Generation, rollback: Option<Generation>
             let _ = std::fs::remove_file(entry.path());
         }
         if let Ok(generation) = name.parse::<u64>()
-            && generation + KEPT_GENERATIONS <= newest.0
+            && generation + Generation::KEPT <= newest.0
             && rollback != Some(Generation(generation))
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {

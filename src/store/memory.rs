@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{KEPT_GENERATIONS, Lease, Store, StoreError, check_save, next_revision};
+use super::{Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -53,7 +53,7 @@ impl Store for MemoryStore {
         let revision = check_save(record, expected, inside.records.get(lineage), new)?;
         if let (Some(bundle), Some(issued)) = (bundle, new) {
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
-            let old = Generation(issued.generation.0.saturating_sub(KEPT_GENERATIONS));
+            let old = Generation(issued.generation.0.saturating_sub(Generation::KEPT));
             if record.rollback_to != Some(old) {
                 inside.bundles.remove(&(lineage.clone(), old));
             }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod reference;
+
 fn keys(pairs: &[(&str, &[&str])]) -> TargetKeys {
     let pairs = pairs.iter();
     pairs

@@ -11,8 +11,6 @@ const WITHIN: Duration = Duration::from_secs(30);
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-/// The signals that end a job.
-const ENDS: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
 settings! {
     /// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
@@ -60,16 +58,17 @@ impl Settings {
     /// The job's result; `done` means success.
     async fn reload(&self) -> io::Result<String> {
         let mut bus = Bus::connect(self.bus.as_deref()).await?;
+        let systemd = bus.owner(SYSTEMD).await?;
         // Before the job starts: its end could be missed otherwise.
-        bus.call_bus("AddMatch", &[ENDS]).await?;
-        bus.call(SYSTEMD, OBJECT, MANAGER, "Subscribe", &[]).await?;
+        bus.follow(&systemd, MANAGER, "JobRemoved").await?;
+        let subscribed = bus.call(&systemd, OBJECT, MANAGER, "Subscribe", &[]);
+        subscribed.await?;
         let unit = self.unit();
         let wanted = [unit.as_str(), "replace"];
-        let begun = bus.call(SYSTEMD, OBJECT, MANAGER, "ReloadUnit", &wanted);
-        let begun = begun.await?;
-        let job = begun.values().text()?;
+        let begun = bus.call(&systemd, OBJECT, MANAGER, "ReloadUnit", &wanted);
+        let job = begun.await?.values().text()?;
         loop {
-            let ended = bus.signal("JobRemoved", &begun).await?;
+            let ended = bus.signal().await?;
             let mut values = ended.values();
             values.number()?;
             if values.text()? == job {
@@ -82,13 +81,14 @@ impl Settings {
 
     async fn is_loaded(&self) -> io::Result<String> {
         let mut bus = Bus::connect(self.bus.as_deref()).await?;
+        let systemd = bus.owner(SYSTEMD).await?;
         let unit = self.unit();
         let unit = [unit.as_str()];
-        let loaded = bus.call(SYSTEMD, OBJECT, MANAGER, "LoadUnit", &unit);
+        let loaded = bus.call(&systemd, OBJECT, MANAGER, "LoadUnit", &unit);
         let unit = loaded.await?.values().text()?;
         let property = ["org.freedesktop.systemd1.Unit", "ActiveState"];
         let properties = "org.freedesktop.DBus.Properties";
-        let state = bus.call(SYSTEMD, &unit, properties, "Get", &property);
+        let state = bus.call(&systemd, &unit, properties, "Get", &property);
         state.await?.values().variant()
     }
 }

@@ -114,6 +114,16 @@ fn unsupported_settings_are_reported() {
 }
 
 #[test]
+fn long_text_of_the_source_cuts_no_hint() {
+    let long = "x".repeat(5000);
+    let (_, remarks) = only(&format!("authenticator = {long}\ninstaller = {long}"));
+    let ends = ["another server uses that port", "--deploy systemd:UNIT"];
+    for end in ends {
+        assert!(remarks.iter().any(|one| one.ends_with(end)), "{remarks:?}");
+    }
+}
+
+#[test]
 fn global_hooks_apply_to_each_certificate() {
     let found = found(
         Tool::Certbot,

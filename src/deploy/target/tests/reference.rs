@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::tests::{example_of, long_form, meaning};
-use super::{DeployStage, DeployTarget, Processes, TargetKind};
+use super::super::{DeployStage, DeployTarget, Processes, TargetKind};
+use super::{example_of, long_form, meaning};
 
 const PAGE: &str = "docs/targets.md";
 /// The end of the part written by hand.
-const MARK: &str = "cargo test --lib -- deploy::target::reference -->\n";
+const MARK: &str = "cargo test --lib -- deploy::target::tests::reference -->\n";
 
 fn section(kind: &TargetKind) -> String {
     let (name, form, meaning) = (kind.name, kind.form(), meaning(kind));
@@ -130,6 +130,6 @@ fn targets_page_matches_the_settings() {
     assert!(
         found == wanted,
         "{PAGE} does not match src/deploy/targets/; write it with: \
-         CERTS_UPDATE_DOCS=1 cargo test --lib -- deploy::target::reference"
+         CERTS_UPDATE_DOCS=1 cargo test --lib -- deploy::target::tests::reference"
     );
 }
