@@ -24,6 +24,7 @@ use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
+use crate::deploy::confirmed::Right;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
 use crate::identifier::Identifier;
@@ -347,6 +348,9 @@ pub(crate) struct CertificateSettings {
     /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
+    /// The rights that only the store names, which are denied.
+    #[serde(skip)]
+    pub unconfirmed: BTreeSet<Right>,
 }
 
 impl CertificateSettings {
@@ -365,6 +369,7 @@ impl CertificateSettings {
             deploy: Vec::new(),
             verify: Vec::new(),
             imported: None,
+            unconfirmed: BTreeSet::new(),
         }
     }
 

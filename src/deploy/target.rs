@@ -110,6 +110,20 @@ impl DeployTarget {
         self.rights().processes != Processes::Untouched
     }
 
+    /// Whether it uses files or sockets beside the output.
+    #[must_use]
+    pub(crate) fn uses_files(&self) -> bool {
+        let rights = self.rights();
+        rights.writes != Writes::Nothing || rights.connects_to.is_some()
+    }
+
+    /// Whether it can do more than reload a server that it recognizes, or send a request over
+    /// the network.
+    #[must_use]
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.runs_program() || self.uses_files() || self.rights().reads.is_some()
+    }
+
     /// Whether it runs a program that the configuration names.
     #[must_use]
     pub(crate) fn runs_program(&self) -> bool {
