@@ -405,14 +405,15 @@ fn webroot_of_another_user_is_written_without_capability() {
     });
     sidecar.until_logged("ready");
     assert_eq!(sidecar.status()["CapEff"], NONE);
-    // The webroot is used: port 80 has no server, but the answer was written.
-    let answers = webroot.join(".well-known/acme-challenge");
-    let changed = || std::fs::metadata(&answers).unwrap();
-    let before = changed().mtime();
-    until("an answer", || {
-        changed().mtime() > before || changed().ctime() > before
-    });
-    assert_eq!(changed().mode() & 0o777, 0o755);
+    // The webroot is used: the answer was written, and only then the CA came to port 80.
+    sidecar.until_logged("control was not proven");
+    let answers = std::fs::metadata(webroot.join(".well-known/acme-challenge")).unwrap();
+    let user = sidecar.status()["Uid"]
+        .split('\t')
+        .next()
+        .map(str::to_owned);
+    assert_eq!(user, Some(answers.uid().to_string()));
+    assert_eq!(answers.mode() & 0o777, 0o755);
 }
 
 /// What a sidecar could have stored before it was stopped.
@@ -463,6 +464,8 @@ fn link_in_the_data_directory_opens_nothing() {
         std::fs::create_dir(&outside).unwrap();
         for name in ["data", "out"] {
             std::fs::create_dir(directory.join(name)).unwrap();
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(directory.join(name), private).unwrap();
             let link = directory.join(name).join("x");
             symlink("/", &link).unwrap();
             std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
