@@ -32,6 +32,7 @@ use thiserror::Error;
 
 use self::output::OutputError;
 use crate::certificate::Bundle;
+use crate::files::beneath::REFUSED_HINT;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -163,6 +164,11 @@ impl DeployError {
     pub fn hint(&self) -> &'static str {
         self.cause.hint()
     }
+
+    /// Whether something is in the way of a copy that `certs` did not make.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self.cause, DeployCause::Foreign { .. })
+    }
 }
 
 /// The cause of a [`DeployError`], without the name of the target.
@@ -202,6 +208,8 @@ pub enum DeployCause {
     Draining(usize),
     #[error("{path} could not be written: {detail}")]
     Write { path: String, detail: String },
+    #[error("{path} was not written: {detail}")]
+    Foreign { path: String, detail: String },
     #[error("the pair below {path} cannot be used: {detail}")]
     Pair { path: String, detail: String },
     #[error("the secret in {path} cannot be used: {detail}")]
@@ -258,6 +266,7 @@ impl DeployCause {
                 "the reload is retried when they have ended; worker_shutdown_timeout in nginx.conf bounds how long that takes"
             }
             Self::Write { .. } => "check the directory's owner, mode and free space",
+            Self::Foreign { .. } => REFUSED_HINT,
             Self::Secret { .. } => "write the secret into that file, readable for certs",
         }
     }

@@ -1,7 +1,11 @@
 //! A failure for the user: an exit code, and messages with one hint each. It also
 //! crosses the control socket. Nothing is printed here.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
+
+use crate::files::beneath;
 
 /// The hint for a store or an output that cannot be used.
 pub(crate) const STORE_HINT: &str =
@@ -41,6 +45,19 @@ impl Failure {
     /// Invalid usage, configuration or environment; nothing was sent.
     pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(2, message, hint)
+    }
+
+    /// The same, or the refusal of a file that `certs` did not make.
+    pub(crate) fn of_file(error: &io::Error, message: String, hint: impl Into<String>) -> Self {
+        match beneath::is_refusal(error) {
+            true => Self::one(8, message, beneath::REFUSED_HINT),
+            false => Self::usage(message, hint),
+        }
+    }
+
+    /// An output that could not be used, with its own hint.
+    pub(crate) fn output(message: String, hint: &str) -> Self {
+        Self::one(8, message, hint)
     }
 
     /// The store or an output could not be used.

@@ -1,6 +1,9 @@
 //! Files that survive a crash and are never seen half written: the mode is set at
 //! open, the content is written to a temporary file, flushed and renamed, and the
-//! directory is flushed.
+//! directory is flushed. The functions here take paths, and are for directories that are
+//! ours alone; [`beneath`] is for all others.
+
+pub(crate) mod beneath;
 
 use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,9 +14,14 @@ use std::time::Duration;
 /// Writes a file that does not exist with `mode` and flushes it to the disk.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(path)?;
+    let file = options.write(true).create_new(true).mode(mode).open(path)?;
     // The umask may have removed bits.
     file.set_permissions(PermissionsExt::from_mode(mode))?;
+    fill(file, content)
+}
+
+/// Writes the content of a new file and flushes it.
+fn fill(mut file: File, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_all()
 }
@@ -21,27 +29,13 @@ pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()
 /// Replaces `path` by `content` in one step. After an error the old content is still
 /// there, unless only the flush failed.
 pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    replace_once_given(path, mode, content, |_| Ok(()))
-}
-
-/// The same with `give`, which sets the owner before the file gets its name: the file is
-/// readable for its reader from the first moment.
-pub(crate) fn replace_once_given(
-    path: &Path,
-    mode: u32,
-    content: &[u8],
-    give: impl FnOnce(&Path) -> io::Result<()>,
-) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or(ErrorKind::InvalidInput)?
         .to_string_lossy();
-    let aside = format!(".{name}.new-{}", std::process::id());
-    let aside = path.with_file_name(aside);
+    let aside = path.with_file_name(aside_name(&name));
     remove_if_there(&aside)?;
-    let written = write_new(&aside, mode, content)
-        .and_then(|()| give(&aside))
-        .and_then(|()| std::fs::rename(&aside, path));
+    let written = write_new(&aside, mode, content).and_then(|()| std::fs::rename(&aside, path));
     if written.is_err() {
         // The first error is the one to report.
         let _ = remove_if_there(&aside);
@@ -49,6 +43,11 @@ pub(crate) fn replace_once_given(
     written?;
     remove_leftovers(path, &name);
     sync_parent(path)
+}
+
+/// The name of the temporary file for `name`.
+fn aside_name(name: &str) -> String {
+    format!(".{name}.new-{}", std::process::id())
 }
 
 /// No process takes this long to write a file.
@@ -193,16 +192,5 @@ mod tests {
         ];
         assert_eq!(left, wanted);
         assert_eq!(std::fs::read(path("pair")).unwrap(), b"new");
-    }
-
-    #[test]
-    fn replace_keeps_old_file_when_owner_cannot_be_set() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("pair");
-        replace(&path, 0o600, b"old").unwrap();
-        let refused = |_: &Path| Err(io::Error::from(ErrorKind::PermissionDenied));
-        assert!(replace_once_given(&path, 0o600, b"new", refused).is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

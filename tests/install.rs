@@ -4,13 +4,16 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
 
-use crate::support::{NOBODY, as_nobody, certs, free_port, listens, program, run, text, until};
+use crate::support::{
+    NOBODY, as_nobody, by_depth, certs, free_port, listens, program, run, text, until,
+};
 
 /// A Debian-like configuration in a directory of its own.
 struct Machine {
@@ -390,6 +393,84 @@ fn install_without_write_permission_reports_and_prints_json() {
     let undone = json(&mut command);
     assert_eq!(undone["undone"][0]["name"], "example.com");
     assert_eq!(machine.files(), before);
+}
+
+/// A site in a directory of another user, and a file of root's. `None` without root.
+fn site_of_another_user(what: &str) -> Option<(Machine, PathBuf)> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: {what}: only root may give files away");
+        return None;
+    }
+    let machine = Machine::new(PLAIN)?;
+    let secret = machine.path("shadow");
+    std::fs::write(&secret, "root's own").unwrap();
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+    for path in ["", "sites-available", "sites-available/site"] {
+        chown(machine.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    Some((machine, secret))
+}
+
+fn assert_is_roots_own(secret: &Path, case: &str) {
+    let found = std::fs::metadata(secret).unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600), "{case}");
+    assert_eq!(std::fs::read(secret).unwrap(), b"root's own", "{case}");
+}
+
+#[test]
+fn race_for_the_new_file_of_an_install_gives_away_no_file_of_root() {
+    for round in 0..by_depth(3, 20, 200) {
+        let Some((machine, secret)) = site_of_another_user("a race for an install") else {
+            return;
+        };
+        let aside = machine.path("sites-available/.site.certs-new");
+        let ended = AtomicBool::new(false);
+        let output = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    // The name exists or not; both are part of the race.
+                    let _ = std::fs::remove_file(&aside);
+                    let _ = std::fs::hard_link(&secret, &aside);
+                }
+            });
+            let output = machine.install(&["--domain", "example.com"]).output();
+            ended.store(true, Ordering::Relaxed);
+            output.unwrap()
+        });
+        let case = format!("round {round}: {}", text(&output));
+        assert_is_roots_own(&secret, &case);
+        assert!(output.status.code().is_some(), "{case}");
+    }
+}
+
+#[test]
+fn undo_follows_no_link_of_another_user() {
+    let Some((machine, secret)) = site_of_another_user("an undo behind a link") else {
+        return;
+    };
+    run(&mut machine.install(&["--domain", "example.com"]), 0);
+    let site = std::fs::metadata(machine.path("sites-available/site")).unwrap();
+    assert_eq!(site.uid(), NOBODY, "the new file is its user's");
+    let (sites, other) = (machine.path("sites-available"), machine.path("other"));
+    std::fs::rename(&sites, machine.path("before")).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    let aside = other.join(".site.certs-new");
+    for path in [other.join("site"), aside.clone()] {
+        std::fs::hard_link(&secret, path).unwrap();
+    }
+    std::os::unix::fs::symlink(&other, &sites).unwrap();
+    let printed = run(&mut machine.install(&["--undo"]), 8);
+    for word in [
+        "sites-available is a link that another user can replace",
+        "hint: certs did not make it",
+    ] {
+        assert!(printed.contains(word), "{word}: {printed}");
+    }
+    assert_is_roots_own(&secret, &printed);
+    assert!(aside.exists() && other.join("site").exists());
+    std::fs::remove_file(&sites).unwrap();
+    std::fs::rename(machine.path("before"), &sites).unwrap();
+    run(&mut machine.install(&["--undo"]), 0);
 }
 
 /// A pair of another tool, below `name`.

@@ -11,6 +11,7 @@ mod copies;
 mod crash;
 mod demo;
 mod deployment;
+mod descriptors;
 mod docs;
 mod environment;
 mod errno;

@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::JournalError;
 use super::problem::{self, describe, type_and_detail};
 use crate::challenge::SolverError;
+use crate::files::beneath;
 use crate::identifier::Identifier;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -232,6 +233,9 @@ impl Cause {
                 "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding"
             }
             Self::RateLimited { .. } => "wait until the limit ends: an earlier retry can extend it",
+            Self::Solver(SolverError::Io { source, .. }) if beneath::is_refusal(source) => {
+                beneath::REFUSED_HINT
+            }
             Self::Solver(_) => "check the --webroot directory and its owner",
             Self::Journal(_) => "check the data directory: owner, mode, free space",
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",

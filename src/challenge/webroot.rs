@@ -1,23 +1,23 @@
 //! HTTP-01 answers as files below a directory that another server serves on port 80.
-//! Symbolic links below it are not followed, and a token is checked before it becomes a
-//! file name.
+//! It may belong to another user: everything below it goes by descriptors, symbolic links
+//! are not followed, and a token is checked before it becomes a file name.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, mkdirat, openat, renameat, unlinkat};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::responses::Responses;
 use super::{Answer, ChallengeKind, Solver, SolverError, SolverSettings, Unfit, check_http01_name};
+use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
-const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
-const FILE: Mode = Mode::from_raw_mode(0o644);
+// The server on port 80 may run as another user: our umask must not count.
+const DIRECTORY: u32 = 0o755;
+const FILE: u32 = 0o644;
 
 /// The directory that another server serves on port 80.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,24 +68,11 @@ pub(crate) fn answers_below(webroot: &Path) -> io::Result<rustix::fd::OwnedFd> {
 
 impl Settings {
     /// Opens the directory of the answers, which is created.
-    fn challenges(&self) -> Result<rustix::fd::OwnedFd, SolverError> {
-        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = openat(CWD, &self.0, directory, Mode::empty());
-        let mut at = open.map_err(|error| failed("open", &self.0, error))?;
-        let mut path = self.0.clone();
+    fn challenges(&self) -> Result<Directory, SolverError> {
+        let mut at = Directory::open(&self.0).map_err(|error| failed("open", &self.0, error))?;
         for name in DIRECTORIES {
-            path.push(name);
-            let is_new = match mkdirat(&at, name, DIRECTORY) {
-                Ok(()) => true,
-                Err(Errno::EXIST) => false,
-                Err(error) => return Err(failed("create", &path, error)),
-            };
-            let opened = openat(&at, name, directory | OFlags::NOFOLLOW, Mode::empty());
-            at = opened.map_err(|error| failed("open", &path, error))?;
-            if is_new {
-                // The server on port 80 may run as another user: our umask must not count.
-                fchmod(&at, DIRECTORY).map_err(|error| failed("set the mode of", &path, error))?;
-            }
+            let below = at.child_or_make(name, DIRECTORY);
+            at = below.map_err(|error| failed("open", &at.path().join(name), error))?;
         }
         Ok(at)
     }
@@ -98,21 +85,10 @@ impl Solver for Settings {
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
-        let directory = self.challenges()?;
-        let name = answer.token.as_str();
-        let aside = format!(".{name}");
-        let failed = |operation, error: io::Error| failed(operation, &self.0.join(name), error);
-        // A crash may have left this file.
-        let _ = unlinkat(&directory, &aside, AtFlags::empty());
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            openat(&directory, &aside, flags, FILE).map_err(|e| failed("create", e.into()))?;
-        fchmod(&file, FILE).map_err(|e| failed("set the mode of", e.into()))?;
-        std::fs::File::from(file)
-            .write_all(answer.key_authorization.as_bytes())
-            .map_err(|e| failed("write", e))?;
-        renameat(&directory, &aside, &directory, name).map_err(|e| failed("rename", e.into()))
+        let (directory, name) = (self.challenges()?, answer.token.as_str());
+        let content = answer.key_authorization.as_bytes();
+        let written = directory.replace(name, FILE, content, |_| Ok(()));
+        written.map_err(|error| failed("write", &self.0.join(name), error))
     }
 
     async fn observed(&self, _answer: &Answer) {
@@ -120,19 +96,17 @@ impl Solver for Settings {
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
-        let directory = self.challenges()?;
-        match unlinkat(&directory, answer.token.as_str(), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed("remove", &self.0.join(answer.token.as_str()), error)),
-        }
+        let (directory, name) = (self.challenges()?, answer.token.as_str());
+        let removed = directory.remove(name);
+        removed.map_err(|error| failed("remove", &self.0.join(name), error))
     }
 }
 
-fn failed(operation: &'static str, path: &Path, error: impl Into<io::Error>) -> SolverError {
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> SolverError {
     SolverError::Io {
         operation,
         path: path.display().to_string(),
-        source: error.into(),
+        source,
     }
 }
 

@@ -14,7 +14,7 @@ use super::output::say;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
 use crate::config;
 use crate::failure::Failure;
-use crate::files;
+use crate::files::beneath::Directory;
 use crate::sandbox;
 use crate::text::duration;
 use crate::time::SystemClock;
@@ -127,8 +127,11 @@ fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 fn write_root(path: &Path, pem: &str) -> Result<(), Failure> {
-    files::replace(path, 0o644, pem.as_bytes()).map_err(|error| {
-        Failure::usage(
+    let written = Directory::of(path)
+        .and_then(|(directory, name)| directory.replace(name, 0o644, pem.as_bytes(), |_| Ok(())));
+    written.map_err(|error| {
+        Failure::of_file(
+            &error,
             format!("--root-out {}: {error}", path.display()),
             "name a file in a writable directory",
         )

@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::deploy::Outlet;
 use crate::failure::Failure;
 use crate::files;
+use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::install::change::apply;
 use crate::install::journal::{Change, Journals, Link, Subject};
@@ -279,9 +280,10 @@ impl Work<'_> {
     /// Creates the paths that the new configuration names, before nginx reads it.
     fn prepare(&self, plan: &InstallPlan) -> Result<bool, Failure> {
         if let Some(webroot) = &plan.webroot {
-            files::make_directory(webroot, 0o755).map_err(|error| {
+            Directory::make(webroot, 0o755).map_err(|error| {
                 let message = format!("{}: {error}", webroot.display());
-                Failure::usage(message, "name a writable directory with --webroot DIR")
+                let hint = "name a writable directory with --webroot DIR";
+                Failure::of_file(&error, message, hint)
             })?;
         }
         let data_dir = &self.settings.data_dir;
@@ -292,7 +294,7 @@ impl Work<'_> {
         let lineage = Lineage::of(&identifier(&plan.name)?);
         let output = output_for(self.settings)?;
         let made = output.placeholder(&lineage, &names.collect(), SystemClock.now());
-        made.map_err(|error| Failure::store(error.to_string()))
+        made.map_err(|error| Failure::output(error.to_string(), error.hint()))
     }
 
     fn report(&self, draft: &Draft, reloaded: Option<Result<(), String>>) {
@@ -392,12 +394,15 @@ fn absolute(path: &Path) -> PathBuf {
 
 /// Whether `file` exists with the content `text`; other content is an error.
 fn is_written(file: &Path, text: &str) -> Result<bool, Failure> {
-    match std::fs::read(file) {
-        Ok(there) if there == text.as_bytes() => Ok(true),
-        Ok(_) => Err(Failure::usage(
+    let found = Directory::of(file).map(|(directory, name)| {
+        let exists = directory.has(name);
+        exists.then(|| directory.holds(name, text.as_bytes()))
+    });
+    match found {
+        Ok(Some(false)) => Err(Failure::usage(
             format!("{}: the file exists with other content", file.display()),
             "edit it by hand, move it away, or name another with --file FILE",
         )),
-        Err(_) => Ok(false),
+        found => Ok(found.is_ok_and(|same| same == Some(true))),
     }
 }

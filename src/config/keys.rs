@@ -149,7 +149,8 @@ layer! {
             .default_is("the user of the process")
             => .output.owner;
         "output.group", output_group: String, parsed, TEXT
-            .doc("The group of these files: a name or a number").default_is("the group of the process")
+            .doc("The group of these files, which may enter their directories: a name or a number")
+            .default_is("the owner's own group, else that of the process")
             => .output.group;
     }
 

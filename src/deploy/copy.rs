@@ -1,47 +1,61 @@
 //! The common part of targets that write a pair themselves: they read the live pair,
 //! check it as one value, and replace a file in one step. No file is written in place.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use super::owner::Owner;
-use super::{Delivery, DeployCause};
+use super::{Delivery, DeployCause, output};
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::files;
+use crate::files::beneath::{self, Directory};
+
+/// A file of the live pair of `delivery`.
+pub(super) fn read_live(delivery: &Delivery, name: &str) -> Result<Secret, DeployCause> {
+    let text = output::read_live(&delivery.live, name);
+    text.map_err(|error| unusable_pair(delivery, error))
+}
 
 /// The live pair of `delivery`.
 pub(super) fn read_pair(delivery: &Delivery) -> Result<Bundle, DeployCause> {
-    let pair = |detail: String| DeployCause::Pair {
-        path: delivery.live.display().to_string(),
-        detail,
-    };
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(delivery.live.join(name));
-        text.map_err(|error| pair(error.to_string()))
-    };
-    let (key, chain) = (Secret::new(read("privkey.pem")?), read("fullchain.pem")?);
+    let read = |name| read_live(delivery, name);
+    let (key, chain) = (read("privkey.pem")?, read("fullchain.pem")?);
     let (names, now) = (&delivery.names, delivery.not_after);
-    let bundle = Bundle::new(key, &chain, names, now, Freshness::Any);
-    bundle.map_err(|error| pair(error.to_string()))
+    let bundle = Bundle::new(key, chain.expose(), names, now, Freshness::Any);
+    bundle.map_err(|error| unusable_pair(delivery, error))
 }
 
-pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
-    let give = |aside: &Path| owner.apply_or_warn(aside, mode);
-    files::replace_once_given(path, 0o600, content, give)
-}
-
-pub(super) fn unwritten(path: &Path, detail: impl ToString) -> DeployCause {
-    DeployCause::Write {
-        path: path.display().to_string(),
+fn unusable_pair(delivery: &Delivery, detail: impl ToString) -> DeployCause {
+    DeployCause::Pair {
+        path: delivery.live.display().to_string(),
         detail: detail.to_string(),
     }
 }
 
-/// Checks that `path` is in a directory.
+/// Replaces the file, whose directory may belong to another user.
+pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
+    let (directory, name) = Directory::of(path)?;
+    let give = |file: &File| owner.apply_or_warn(file, path, mode);
+    directory.replace(name, 0o600, content, give)
+}
+
+pub(super) fn unwritten(path: &Path, error: &io::Error) -> DeployCause {
+    failed(path, beneath::is_refusal(error), error)
+}
+
+pub(super) fn failed(path: &Path, is_refusal: bool, detail: impl ToString) -> DeployCause {
+    let (path, detail) = (path.display().to_string(), detail.to_string());
+    match is_refusal {
+        true => DeployCause::Foreign { path, detail },
+        false => DeployCause::Write { path, detail },
+    }
+}
+
+/// Checks that `path` is in a directory in which it may be written.
 pub(super) fn may_be_written(path: &Path) -> Result<(), DeployCause> {
-    match path.parent().unwrap_or(Path::new("/")).is_dir() {
-        true => Ok(()),
-        false => Err(unwritten(path, "no such directory")),
+    match Directory::of(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(unwritten(path, &error)),
     }
 }
 

@@ -1,10 +1,17 @@
 //! Files for consumers: an immutable directory for each generation below `archive/`, and
 //! one symbolic link below `live/` that one rename moves, so that a reader never gets the
 //! key of one generation with the chain of another.
+//!
+//! The directories stay this process's own, and the group of the configuration may enter
+//! them; only the files of a generation are given to the configured owner. The output
+//! itself may belong to another user: below it everything goes by descriptors, and what
+//! is neither ours nor that owner's is refused.
+
+mod shared;
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::symlink;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
@@ -13,7 +20,8 @@ use thiserror::Error;
 use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::files;
+use crate::failure::STORE_HINT;
+use crate::files::beneath::{self, Directory};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::record::Generation;
@@ -22,6 +30,8 @@ use crate::time::Timestamp;
 const DIRECTORY: u32 = 0o2750;
 pub(super) const KEY: u32 = 0o640;
 const CERTIFICATE: u32 = 0o644;
+/// More than any file of a pair, in bytes.
+const LARGEST: u64 = 1 << 20;
 
 /// Why the output could not be written or read.
 #[derive(Debug, Error)]
@@ -35,6 +45,22 @@ pub enum OutputError {
     },
     #[error("the placeholder could not be made: {0}")]
     Placeholder(String),
+}
+
+impl OutputError {
+    /// Whether something is in the way that `certs` did not make.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if beneath::is_refusal(source))
+    }
+
+    /// The next thing to do.
+    #[must_use]
+    pub(crate) fn hint(&self) -> &'static str {
+        match self.is_refusal() {
+            true => beneath::REFUSED_HINT,
+            false => STORE_HINT,
+        }
+    }
 }
 
 /// The directory that consumers such as a proxy read.
@@ -60,17 +86,17 @@ impl Output {
         self.root.join("live")
     }
 
-    /// Sets the owner of all files written from now on.
+    /// Sets the owner of all files written from now on. Without a group it is that user's.
     #[must_use]
     pub(crate) fn owned_by(mut self, owner: Owner) -> Self {
-        self.owner = owner;
+        self.owner = owner.with_own_group();
         self
     }
 }
 
 impl Outlet for Output {
     fn prepare(&self) {
-        if let Err(error) = make_shared(&self.root, self.owner) {
+        if let Err(error) = self.top() {
             tracing::debug!("{error}");
         }
     }
@@ -81,25 +107,23 @@ impl Outlet for Output {
         generation: Generation,
         bundle: &Bundle,
     ) -> Result<(), OutputError> {
-        let archive = self.root.join("archive").join(lineage.as_str());
-        let place = archive.join(generation.to_string());
+        let top = self.top()?;
+        let archive = self.shared(&top, "archive")?;
+        let generations = self.shared(&archive, lineage.as_str())?;
         let contents = contents(bundle);
-        if is_intact(&place, &contents) {
+        let name = generation.to_string();
+        if self.is_whole(&generations, &name, &contents) {
             // A process that was killed may have written it without flushing it.
-            files::sync_parent(&place).map_err(at("flush", &place))?;
+            flush(&generations)?;
         } else {
-            for directory in [&self.root, &self.root.join("archive"), &archive] {
-                make_shared(directory, self.owner)?;
-            }
-            write_generation(&archive, &place, generation, &contents, self.owner)?;
+            self.write_generation(&generations, &name, &contents)?;
         }
-        let link = self.live_path(lineage);
         if self.live(lineage) == Some(generation) {
-            files::sync_parent(&link).map_err(at("flush", &link))?;
+            flush(&self.shared(&top, "live")?)?;
         } else {
-            self.switch(lineage, generation)?;
+            self.switch(&top, lineage, &name)?;
         }
-        self.prune(&archive, generation);
+        prune(&generations, generation);
         Ok(())
     }
 
@@ -107,6 +131,7 @@ impl Outlet for Output {
         let link = self.live_path(lineage);
         let target = std::fs::read_link(&link).ok()?;
         let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
+        let generation = generation.filter(|it| target == link_target(lineage, &it.to_string()));
         // Only a missing or empty file counts: an unreadable one may be readable later.
         let exists = |name: &str| match std::fs::metadata(link.join(name)) {
             Ok(found) => found.len() > 0,
@@ -117,7 +142,9 @@ impl Outlet for Output {
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
         self.live(lineage) == Some(generation)
-            && is_intact(&self.live_path(lineage), &contents(bundle))
+            && self
+                .place(lineage, &generation.to_string())
+                .is_ok_and(|place| is_intact(&place, &contents(bundle)))
     }
 
     fn placeholder(
@@ -141,37 +168,124 @@ impl Outlet for Output {
 }
 
 impl Output {
-    fn switch(&self, lineage: &Lineage, generation: Generation) -> Result<(), OutputError> {
-        let link = self.live_path(lineage);
-        let live = self.root.join("live");
-        make_shared(&live, self.owner)?;
-        let aside = live.join(format!(".{lineage}.new"));
-        files::remove_if_there(&aside).map_err(at("remove", &aside))?;
-        let target = format!("../archive/{lineage}/{generation}");
-        symlink(target, &aside).map_err(at("link", &aside))?;
-        std::fs::rename(&aside, &link).map_err(at("switch", &link))?;
-        files::sync_parent(&link).map_err(at("flush", &link))
+    /// Writes and flushes all files in a directory that only this user can enter; the last
+    /// step renames it.
+    fn write_generation(
+        &self,
+        generations: &Directory,
+        name: &str,
+        contents: &[(&str, u32, Secret)],
+    ) -> Result<(), OutputError> {
+        let (staged, place) = (format!(".new-{name}"), generations.path().join(name));
+        let path = generations.path().join(&staged);
+        let prune = || generations.prune(&staged).map_err(at("remove", &path));
+        prune()?;
+        let directory = generations.make_child(&staged, 0o700);
+        let directory = directory.map_err(at("create", &path))?;
+        for (file, mode, content) in contents {
+            let path = path.join(file);
+            let give = |file: &std::fs::File| self.owner.apply_or_warn(file, &path, *mode);
+            let written = directory.write_new(file, *mode, content.expose().as_bytes(), give);
+            written.map_err(at("write", &path))?;
+        }
+        self.give_directory(&directory)?;
+        directory.sync().map_err(at("flush", &path))?;
+        if generations.has(name) {
+            // An unfinished or changed generation. It may be live, and so it is replaced in
+            // one step.
+            let exchanged = generations.exchange(&staged, name);
+            exchanged.map_err(at("replace", &place))?;
+            flush(generations)?;
+            return prune();
+        }
+        let renamed = generations.rename(&staged, name);
+        renamed.map_err(at("rename", &place))?;
+        flush(generations)
     }
 
-    /// Keeps the newest few. A failure is harmless, and only logged.
-    fn prune(&self, archive: &Path, live: Generation) {
-        let Ok(entries) = std::fs::read_dir(archive) else {
-            return;
+    /// Whether a generation has these files, and its readers can open them.
+    fn is_whole(
+        &self,
+        generations: &Directory,
+        name: &str,
+        contents: &[(&str, u32, Secret)],
+    ) -> bool {
+        let Ok(place) = generations.child(name) else {
+            return false;
         };
-        let mut generations: Vec<u64> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        generations.sort_unstable_by(|one, other| other.cmp(one));
-        let old = generations
-            .into_iter()
-            .skip(Generation::KEPT as usize)
-            .map(Generation);
-        for old in old.filter(|old| *old != live) {
-            if let Err(error) = std::fs::remove_dir_all(archive.join(old.to_string())) {
-                tracing::warn!(%error, generation = %old, "an old generation could not be removed");
-            }
+        let is_given = |file: &str, mode: u32| {
+            let found = place.file(file).and_then(|file| file.metadata());
+            found.is_ok_and(|found| {
+                self.owner.is_of(found.uid(), found.gid()) && found.mode() & 0o7777 == mode
+            })
+        };
+        let found = place.opened().and_then(|opened| opened.metadata());
+        let group = self.owner.group;
+        found.is_ok_and(|found| {
+            let is_open = group.is_none_or(|group| group == found.gid());
+            is_open && !self.owner.is_given(found.uid())
+        }) && is_intact(&place, contents)
+            && contents.iter().all(|(file, mode, _)| is_given(file, *mode))
+    }
+
+    /// The directory of a generation.
+    fn place(&self, lineage: &Lineage, generation: &str) -> io::Result<Directory> {
+        let archive = Directory::open(&self.root)?.child("archive")?;
+        archive.child(lineage.as_str())?.child(generation)
+    }
+
+    fn switch(&self, top: &Directory, lineage: &Lineage, name: &str) -> Result<(), OutputError> {
+        let live = self.shared(top, "live")?;
+        let (aside, link) = (format!(".{lineage}.new"), self.live_path(lineage));
+        live.remove(&aside).map_err(at("remove", &link))?;
+        let made = live.link(&link_target(lineage, name), &aside);
+        made.map_err(at("link", &link))?;
+        let switched = live.rename(&aside, lineage.as_str());
+        switched.map_err(at("switch", &link))?;
+        flush(&live)
+    }
+}
+
+fn link_target(lineage: &Lineage, generation: &str) -> PathBuf {
+    format!("../archive/{lineage}/{generation}").into()
+}
+
+fn flush(directory: &Directory) -> Result<(), OutputError> {
+    directory.sync().map_err(at("flush", directory.path()))
+}
+
+/// Keeps the newest few generations. A failure is harmless, and only logged.
+fn prune(directory: &Directory, live: Generation) {
+    let names = directory.names().unwrap_or_default();
+    let numbers = names.iter().filter_map(|name| name.to_str()?.parse().ok());
+    let mut numbers: Vec<u64> = numbers.collect();
+    numbers.sort_unstable_by(|one, other| other.cmp(one));
+    let old = numbers.into_iter().skip(Generation::KEPT as usize);
+    for old in old.map(Generation).filter(|old| *old != live) {
+        if let Err(error) = directory.prune(old.to_string()) {
+            tracing::warn!(%error, generation = %old, "an old generation could not be removed");
         }
     }
+}
+
+/// A file of the pair behind the link `live`, which only `certs` makes.
+pub(super) fn read_live(live: &Path, file: &str) -> io::Result<Secret> {
+    let (directory, name) = Directory::of(live)?;
+    let target = directory.read_link(name)?;
+    let invalid = || io::Error::other("the link does not lead to a generation of that name");
+    let generation = target.file_name().and_then(|name| name.to_str());
+    let generation = generation.filter(|it| it.parse::<u64>().is_ok());
+    let generation = generation.ok_or_else(invalid)?;
+    let archive = Path::new("../archive").join(name);
+    if target != archive.join(generation) {
+        return Err(invalid());
+    }
+    let archive = live.with_file_name("archive");
+    let output = live.parent().and_then(Path::parent).unwrap_or(&archive);
+    let place = Directory::open(output)?.child("archive")?.child(name)?;
+    let text = place.child(generation)?.read(file, LARGEST)?;
+    let text = String::from_utf8(text).map_err(|_| ErrorKind::InvalidData)?;
+    Ok(Secret::new(text))
 }
 
 /// The files of a generation with their modes.
@@ -187,93 +301,9 @@ pub(super) fn contents(bundle: &Bundle) -> [(&'static str, u32, Secret); 5] {
     ]
 }
 
-fn is_intact(place: &Path, contents: &[(&str, u32, Secret)]) -> bool {
-    contents.iter().all(|(name, _, content)| {
-        std::fs::read(place.join(name)).is_ok_and(|found| found == content.expose().as_bytes())
-    })
-}
-
-/// Writes and flushes all files in a directory that only this user can enter; the last
-/// step renames it.
-fn write_generation(
-    archive: &Path,
-    place: &Path,
-    generation: Generation,
-    contents: &[(&str, u32, Secret)],
-    owner: Owner,
-) -> Result<(), OutputError> {
-    let staged = archive.join(format!(".new-{generation}"));
-    remove_directory(&staged)?;
-    files::new_directory(&staged, 0o700).map_err(at("create", &staged))?;
-    for (name, mode, content) in contents {
-        let path = staged.join(name);
-        files::write_new(&path, *mode, content.expose().as_bytes()).map_err(at("write", &path))?;
-        set_owner(&path, *mode, owner)?;
-    }
-    set_owner(&staged, DIRECTORY, owner)?;
-    files::sync(&staged).map_err(at("flush", &staged))?;
-    if place.exists() {
-        // An unfinished or changed generation. It may be live, and so it is replaced in one
-        // step.
-        exchange(&staged, place).map_err(at("replace", place))?;
-        files::sync_parent(place).map_err(at("flush", place))?;
-        return remove_directory(&staged);
-    }
-    std::fs::rename(&staged, place).map_err(at("rename", place))?;
-    files::sync_parent(place).map_err(at("flush", place))
-}
-
-/// Swaps both names in one step, or in three if the file system cannot do that.
-fn exchange(one: &Path, other: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    use rustix::io::Errno;
-    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            let aside = one.with_extension("old");
-            std::fs::rename(other, &aside)?;
-            std::fs::rename(one, other)?;
-            std::fs::rename(aside, one)
-        }
-        exchanged => Ok(exchanged?),
-    }
-}
-
-/// Creates a shared directory, and renames it last: an unfinished directory after a crash
-/// would look like the user's own, and stay closed to every consumer.
-fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
-    if path.is_dir() {
-        // The process that made it may have been killed before it flushed the name. The
-        // parent of a user's own directory may not be flushable.
-        let _ = files::sync_parent(path);
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        files::make_directory(parent, 0o755).map_err(at("create", parent))?;
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = path.with_file_name(format!(".{name}.new-{}", std::process::id()));
-    remove_directory(&aside)?;
-    files::new_directory(&aside, 0o700).map_err(at("create", path))?;
-    set_owner(&aside, DIRECTORY, owner)?;
-    files::sync(&aside).map_err(at("flush", path))?;
-    match std::fs::rename(&aside, path) {
-        // Another process was faster.
-        Err(_) if path.is_dir() => remove_directory(&aside)?,
-        named => named.map_err(at("create", path))?,
-    }
-    files::sync_parent(path).map_err(at("flush", path))
-}
-
-fn set_owner(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
-    let given = owner.apply_or_warn(path, mode);
-    given.map_err(at("set the mode of", path))
-}
-
-fn remove_directory(path: &Path) -> Result<(), OutputError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
-        _ => Ok(()),
-    }
+fn is_intact(place: &Directory, contents: &[(&str, u32, Secret)]) -> bool {
+    let mut contents = contents.iter();
+    contents.all(|(name, _, content)| place.holds(name, content.expose().as_bytes()))
 }
 
 fn self_signed(identifiers: &BTreeSet<Identifier>, now: Timestamp) -> Result<Bundle, String> {
@@ -301,7 +331,6 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -380,24 +409,9 @@ mod tests {
         for (path, mode) in [(live.join("privkey.pem"), 0o640), (live.join(""), 0o2750)] {
             let found = std::fs::metadata(&path).unwrap();
             let found = (found.uid(), found.gid(), found.mode() & 0o7777);
-            assert_eq!(found, (4321, 8765, mode), "{}", path.display());
+            let user = if path.is_dir() { 0 } else { 4321 };
+            assert_eq!(found, (user, 8765, mode), "{}", path.display());
         }
-    }
-
-    #[test]
-    fn unfinished_directory_is_replaced_and_the_users_own_stays() {
-        let (_directory, output) = made();
-        let aside = format!(".certs.new-{}", std::process::id());
-        let aside = output.root.with_file_name(aside);
-        files::new_directory(&aside, 0o700).unwrap();
-        make_shared(&output.root, Owner::default()).unwrap();
-        let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
-        assert_eq!((mode, aside.exists()), (DIRECTORY, false));
-        // A directory of the user's own keeps its mode.
-        std::fs::set_permissions(&output.root, PermissionsExt::from_mode(0o755)).unwrap();
-        make_shared(&output.root, Owner::default()).unwrap();
-        let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
-        assert_eq!(mode, 0o755);
     }
 
     #[test]

@@ -4,11 +4,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::fs::{Gid, OFlags, Uid};
+use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
+
+const USERS: &str = "/etc/passwd";
 
 /// The owner of written files; `None` keeps the process's own user or group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,32 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// Whether it names a user other than the process's own.
+    pub(super) fn is_another_user(self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.user.is_some_and(|user| user != own)
+    }
+
+    /// Whether `user` is that other user.
+    pub(super) fn is_given(self, user: u32) -> bool {
+        self.is_another_user() && self.user == Some(user)
+    }
+
+    /// Whether a file of `user` and `group` already has this owner.
+    pub(super) fn is_of(self, user: u32, group: u32) -> bool {
+        self.user.is_none_or(|own| own == user) && self.group.is_none_or(|own| own == group)
+    }
+
+    /// The same with the group of that user in /etc/passwd, if no group is named.
+    pub(super) fn with_own_group(self) -> Self {
+        let other = self.user.filter(|_| self.is_another_user());
+        let own = || group_of(other?, &std::fs::read_to_string(USERS).ok()?);
+        Self {
+            group: self.group.or_else(own),
+            ..self
+        }
+    }
+
     /// Changes the owner of `file`, if this names one.
     fn chown(self, file: &File) -> io::Result<()> {
         if self == Self::default() {
@@ -29,28 +57,14 @@ impl Owner {
         Ok(rustix::fs::fchown(file, user, group)?)
     }
 
-    /// Changes the owner of the file or directory at `path`, then its mode: chown clears
-    /// the set-group-id bit. Without the right to chown, it warns, and the file stays the
-    /// process's own.
+    /// Changes the owner of an open file or directory that we made, then its mode: chown
+    /// clears the set-group-id bit. Without the right to chown, it warns about `path`, and
+    /// the file stays the process's own.
     ///
     /// # Errors
-    /// When the mode cannot be set: a key must not be open to others. Also when `path` is
-    /// a symbolic link or has a second hard link: the directory's owner could make us
-    /// chown any file.
-    pub(crate) fn apply_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let mut options = File::options();
-        let file = options
-            .read(true)
-            .custom_flags(flags.cast_signed())
-            .open(path)?;
-        let found = file.metadata()?;
-        if !found.is_dir() && (!found.is_file() || found.nlink() != 1) {
-            return Err(io::Error::other(
-                "the file has a second hard link, or is not a regular file",
-            ));
-        }
-        if let Err(error) = self.chown(&file) {
+    /// When the mode cannot be set: a key must not be open to others.
+    pub(crate) fn apply_or_warn(self, file: &File, path: &Path, mode: u32) -> io::Result<()> {
+        if let Err(error) = self.chown(file) {
             tracing::warn!(
                 "the owner of {} could not be changed: {error}; hint: run as root or with CAP_CHOWN",
                 path.display()
@@ -70,7 +84,7 @@ impl Owner {
 
 /// The number of a user, from its name or number.
 pub(crate) fn user(text: &str) -> Result<u32, String> {
-    number(text, "user", Path::new("/etc/passwd"))
+    number(text, "user", Path::new(USERS))
 }
 
 /// The number of a group, from its name or number.
@@ -95,6 +109,17 @@ fn third_field(line: &str, name: &str) -> Option<u32> {
     (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
 }
 
+/// The fourth field of the first line whose third field is `user`.
+fn group_of(user: u32, table: &str) -> Option<u32> {
+    let fields = |line: &str| {
+        let mut fields = line.split(':').skip(2);
+        let numbers = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(numbers)
+    };
+    let mut lines = table.lines().filter_map(fields);
+    lines.find_map(|(number, group): (u32, u32)| (number == user).then_some(group))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,20 +134,18 @@ mod tests {
     }
 
     #[test]
-    fn chown_refuses_symbolic_and_hard_links() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        std::fs::write(path("other"), "x").unwrap();
-        let mode = |name: &str| std::fs::metadata(path(name)).unwrap().mode() & 0o7777;
-        let before = mode("other");
-        std::os::unix::fs::symlink(path("other"), path("link")).unwrap();
-        std::fs::write(path("ours"), "x").unwrap();
-        let owner = Owner::default();
-        assert!(owner.apply_or_warn(&path("link"), 0o604).is_err());
-        owner.apply_or_warn(&path("ours"), 0o640).unwrap();
-        std::fs::hard_link(path("other"), path("second")).unwrap();
-        assert!(owner.apply_or_warn(&path("second"), 0o604).is_err());
-        assert_eq!((mode("other"), mode("ours")), (before, 0o640));
-        assert!(owner.apply_or_warn(&path("absent"), 0o640).is_err());
+    fn owner_without_group_gets_the_users_own() {
+        let table = "root:x:0:0::/:\ninvalid\nweb:x:33:34:web:/:\nother:x:33:99::/:\n";
+        assert_eq!(group_of(33, table), Some(34));
+        assert_eq!(group_of(34, table), None);
+        let owner = |user, group| Owner { user, group };
+        let other = rustix::process::geteuid().as_raw() + 4_000_000;
+        for kept in [
+            owner(None, None),
+            owner(Some(other), Some(7)),
+            owner(Some(other), None),
+        ] {
+            assert_eq!(kept.with_own_group(), kept);
+        }
     }
 }

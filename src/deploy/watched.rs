@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::keys::values::PathKey;
 use super::{Delivery, DeployCause, Target, copy, off_thread};
-use crate::files;
+use crate::files::beneath::Directory;
 
 /// The file names paths and holds no key.
 const MODE: u32 = 0o644;
@@ -36,11 +36,14 @@ impl Target for Watched {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let (content, file) = ((self.content)(delivery), self.file.clone());
         off_thread(move || {
-            if std::fs::read_to_string(&*file).is_ok_and(|found| found == content) {
-                return Ok(());
-            }
-            files::replace(&file, MODE, content.as_bytes())
-                .map_err(|error| copy::unwritten(&file, error))
+            let content = content.as_bytes();
+            let written = Directory::of(&file).and_then(|(directory, name)| {
+                match directory.holds(name, content) {
+                    true => Ok(()),
+                    false => directory.replace(name, MODE, content, |_| Ok(())),
+                }
+            });
+            written.map_err(|error| copy::unwritten(&file, &error))
         })
         .await
     }

@@ -21,7 +21,9 @@ const LARGEST: u64 = 32 << 20;
 pub(super) fn read(path: &Path) -> Result<Found, String> {
     let inside = path.join("acme.json");
     let path = if path.is_dir() { &inside } else { path };
-    let text = text_of(path, LARGEST)?;
+    let real =
+        std::fs::canonicalize(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = text_of(&real, LARGEST)?;
     let invalid = || format!("{} is not a valid acme.json of Traefik", path.display());
     parse(text.expose()).ok_or_else(invalid)
 }

@@ -3,14 +3,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::certificate::Secret;
+use crate::files::beneath::Directory;
 use crate::text::printable;
 
 /// Far more than any key, chain or settings of one certificate, in bytes.
@@ -81,7 +81,8 @@ impl StateTree {
     pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let path = path.as_ref();
         let entries = self.resolve(path).and_then(|inside| {
-            let entries = inside.map(std::fs::read_dir).transpose();
+            let names = |inside: PathBuf| Directory::open(&inside)?.names();
+            let entries = inside.map(names).transpose();
             entries.map_err(|error| Refusal::system(path, &error))
         });
         let entries = entries.unwrap_or_else(|refusal| {
@@ -89,8 +90,8 @@ impl StateTree {
             self.unreadable.borrow_mut().extend(text);
             None
         });
-        let names = entries.into_iter().flatten().take(MOST_ENTRIES).flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let names = entries.into_iter().flatten().take(MOST_ENTRIES);
+        let names = names.filter_map(|name| name.into_string().ok());
         let mut names: Vec<String> = names.collect();
         names.sort();
         names
@@ -160,26 +161,15 @@ impl StateTree {
     }
 }
 
-/// The text of one regular file of at most `largest` bytes. Opens without blocking, since
-/// the path may be a pipe.
+/// The text of one regular file of at most `largest` bytes, by its real path: no link that
+/// another user has put there since is followed.
 pub(super) fn text_of(path: &Path, largest: u64) -> Result<Secret, String> {
-    const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let failed = |what: &str| format!("{}: {what}", shown(path));
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(NONBLOCK).open(path);
-    let file = file.map_err(|error| failed(&error.to_string()))?;
-    let is_file = file.metadata().is_ok_and(|found| found.is_file());
-    if !is_file {
-        return Err(failed("not a regular file"));
-    }
-    let mut text = String::new();
-    let read = file.take(largest + 1).read_to_string(&mut text);
-    let text = Secret::new(text);
-    match read {
-        Ok(length) if length as u64 > largest => Err(failed("the file is too large")),
-        Ok(_) => Ok(text),
-        Err(error) => Err(failed(&error.to_string())),
-    }
+    let read = Directory::of(path).and_then(|(directory, name)| directory.read(name, largest));
+    let text = read.map_err(|error| failed(&error.to_string()))?;
+    let text = Zeroizing::new(text);
+    let text = std::str::from_utf8(&text).map_err(|_| failed("not UTF-8 text"))?;
+    Ok(Secret::new(text.to_owned()))
 }
 
 fn shown(path: &Path) -> String {
@@ -214,7 +204,7 @@ mod tests {
             ("broken", "dangling link"),
             ("binary", "UTF-8"),
             ("huge", "too large"),
-            ("circle", "not a regular file"),
+            ("circle", "is a directory"),
             ("there/below", "Not a directory"),
             ("a\0b", ""),
         ] {

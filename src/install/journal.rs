@@ -1,17 +1,20 @@
 //! Changes several files as one. The originals and the intent are stored below the
 //! private data directory before the first rename, so that a crash, or the whole
 //! install, can be undone byte for byte. Each install has a numbered directory; the
-//! newest is undone first.
+//! newest is undone first. The directories of the files may belong to other users, and
+//! are used by descriptors alone.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::files;
+use crate::files::beneath::Directory;
 use crate::fingerprint::Fingerprint;
 
 const INTENT: &str = "journal.json";
@@ -222,7 +225,7 @@ impl Journals {
         let mut changed = Vec::new();
         for (index, entry) in intent.entries.iter().enumerate() {
             let original = directory.join(index.to_string());
-            let found = read(&entry.path)?.map(|text| Fingerprint::of(&text));
+            let found = open(&entry.path)?.map(|(text, _)| Fingerprint::of(&text));
             if found == entry.before {
                 continue;
             }
@@ -232,7 +235,8 @@ impl Journals {
             changed.push((entry, original));
         }
         for Link { path, target } in &intent.links {
-            if std::fs::read_link(path).is_ok_and(|found| found == *target) {
+            let found = Directory::of(path).and_then(|(place, name)| place.read_link(name));
+            if found.is_ok_and(|found| found == *target) {
                 remove(path).map_err(undo_error(path))?;
             }
         }
@@ -240,7 +244,7 @@ impl Journals {
             restore(entry, &original).map_err(undo_error(&entry.path))?;
         }
         for entry in &intent.entries {
-            files::remove_if_there(&aside(&entry.path)).map_err(undo_error(&entry.path))?;
+            remove_aside(&entry.path).map_err(undo_error(&entry.path))?;
         }
         remove_all(&directory)
             .and_then(|()| files::sync(&self.root))
@@ -279,35 +283,44 @@ fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
     for (entry, change) in intent.entries.iter().zip(changes) {
         write_aside(entry, &change.content).map_err(|error| {
             let path = entry.path.display();
-            Failure::usage(
+            Failure::of_file(
+                &error,
                 format!("{path}: cannot be written: {error}; nothing was changed"),
                 "run as a user who may write the file, usually root",
             )
         })?;
     }
     let files = intent.entries.iter().map(|entry| &entry.path);
-    let renamed = files.map(|path| (path, std::fs::rename(aside(path), path)));
-    let links = intent.links.iter();
-    let linked = links.map(|link| (&link.path, symlink(&link.target, &link.path)));
-    for (path, done) in renamed.chain(linked) {
-        done.and_then(|()| files::sync_parent(path))
-            .map_err(|error| {
-                Failure::usage(
-                    format!("{}: {error}; nothing was changed", path.display()),
-                    "check the owner of the file and the free space on the disk",
-                )
-            })?;
+    let renamed = files.map(|path| (path, put_in_place(path)));
+    let links = intent.links.iter().map(|link| {
+        let linked = Directory::of(&link.path)
+            .and_then(|(place, name)| place.link(&link.target, name).and_then(|()| place.sync()));
+        (&link.path, linked)
+    });
+    for (path, done) in renamed.chain(links) {
+        done.map_err(|error| {
+            Failure::of_file(
+                &error,
+                format!("{}: {error}; nothing was changed", path.display()),
+                "check the owner of the file and the free space on the disk",
+            )
+        })?;
     }
     Ok(())
 }
 
+/// More than any configuration file, in bytes.
+const LARGEST: u64 = 16 << 20;
+
 fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
-    let original = read(&change.path)?;
+    let original = open(&change.path)?;
     let (mut mode, mut owner) = (0o644, NO_OWNER);
-    if let Some(original) = &original {
-        let found = std::fs::metadata(&change.path).map_err(store_error(&change.path))?;
+    let original = original.map(|(original, found)| {
         mode = found.permissions().mode() & 0o7777;
         owner = (found.uid(), found.gid());
+        original
+    });
+    if let Some(original) = &original {
         files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
     }
     Ok(Entry {
@@ -320,22 +333,35 @@ fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
 }
 
 /// A leading dot, since no pattern of an `include` matches such names.
-fn aside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.certs-new"))
+fn aside(name: &OsStr) -> String {
+    format!(".{}.certs-new", name.to_string_lossy())
 }
 
 fn write_aside(entry: &Entry, content: &[u8]) -> io::Result<()> {
-    let aside = aside(&entry.path);
-    files::remove_if_there(&aside)?;
-    files::write_new(&aside, entry.mode, content)?;
-    let own = std::fs::metadata(&aside)?;
-    if entry.owner != NO_OWNER && entry.owner != (own.uid(), own.gid()) {
-        chown(&aside, Some(entry.owner.0), Some(entry.owner.1))?;
-        // A change of the owner may clear bits of the mode.
-        std::fs::set_permissions(&aside, PermissionsExt::from_mode(entry.mode))?;
-    }
-    Ok(())
+    let (place, name) = Directory::of(&entry.path)?;
+    let aside = aside(name);
+    place.remove(&aside)?;
+    place.write_new(&aside, entry.mode, content, |file| {
+        let own = file.metadata()?;
+        if entry.owner != NO_OWNER && entry.owner != (own.uid(), own.gid()) {
+            fchown(file, Some(entry.owner.0), Some(entry.owner.1))?;
+            // A change of the owner may clear bits of the mode.
+            file.set_permissions(PermissionsExt::from_mode(entry.mode))?;
+        }
+        Ok(())
+    })
+}
+
+/// Renames the file beside its place to its own name.
+fn put_in_place(path: &Path) -> io::Result<()> {
+    let (place, name) = Directory::of(path)?;
+    place.rename(aside(name), name)?;
+    place.sync()
+}
+
+fn remove_aside(path: &Path) -> io::Result<()> {
+    let (place, name) = Directory::of(path)?;
+    place.remove(aside(name))
 }
 
 fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
@@ -343,13 +369,13 @@ fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
         return remove(&entry.path);
     }
     write_aside(entry, &std::fs::read(original)?)?;
-    std::fs::rename(aside(&entry.path), &entry.path)?;
-    files::sync_parent(&entry.path)
+    put_in_place(&entry.path)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    files::remove_if_there(path)?;
-    files::sync_parent(path)
+    let (place, name) = Directory::of(path)?;
+    place.remove(name)?;
+    place.sync()
 }
 
 fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
@@ -368,11 +394,20 @@ fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
     )
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(Some(text)),
+/// The content and status of a file, if it exists.
+fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> {
+    let read = || -> io::Result<(Vec<u8>, Metadata)> {
+        let (place, name) = Directory::of(path)?;
+        let (file, mut text) = (place.file(name)?, Vec::new());
+        let found = file.metadata()?;
+        file.take(LARGEST).read_to_end(&mut text)?;
+        Ok((text, found))
+    };
+    match read() {
+        Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::usage(
+        Err(error) => Err(Failure::of_file(
+            &error,
             format!("{}: {error}", path.display()),
             "run as a user who may read the file",
         )),
@@ -392,7 +427,8 @@ fn store_error(path: &Path) -> impl Fn(io::Error) -> Failure {
 
 fn undo_error(path: &Path) -> impl Fn(io::Error) -> Failure {
     move |error| {
-        Failure::usage(
+        Failure::of_file(
+            &error,
             format!("{}: cannot be restored: {error}", path.display()),
             "fix that and run certs install nginx --undo again: it continues from here",
         )

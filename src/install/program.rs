@@ -3,6 +3,7 @@
 //! copied, and the includes in the copies name the other copies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,7 +11,7 @@ use super::change::{Edit, apply};
 use super::syntax::quoted;
 use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
-use crate::files;
+use crate::files::beneath::Directory;
 use crate::text::printable_lines;
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
@@ -94,12 +95,15 @@ impl Program {
         let copy = main.with_file_name(name);
         let copies = staged(&tree, overlay, &copy, scratch);
         let written = copies.iter().try_for_each(|(number, path)| {
-            files::remove_if_there(path)?;
-            files::write_new(path, 0o600, &with_copied_includes(&tree, *number, &copies))
+            let (place, name) = Directory::of(path)?;
+            place.remove(name)?;
+            let copied = with_copied_includes(&tree, *number, &copies);
+            place.write_new(name, 0o600, &copied, |_| Ok(()))
         });
-        let written = written.map_err(|error| {
+        let written = written.map_err(|error: io::Error| {
             let copy = copy.display();
-            Failure::usage(
+            Failure::of_file(
+                &error,
                 format!("{copy}: cannot write the copy for the test: {error}"),
                 "run as a user who may write there, usually root",
             )
@@ -119,7 +123,7 @@ impl Program {
             })
         });
         // nginx ignores a leftover, and the next run overwrites it.
-        let _ = files::remove_if_there(&copy);
+        let _ = Directory::of(&copy).and_then(|(place, name)| place.remove(name));
         tested
     }
 }

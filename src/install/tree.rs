@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::syntax::{Directive, Span, line_of, parse};
 use crate::failure::Failure;
+use crate::files::beneath::Directory;
 
 /// More files than any configuration has; stops patterns that include themselves.
 const MOST_VISITS: usize = 20_000;
@@ -170,7 +171,8 @@ impl Loader<'_> {
         }
         let failed = |error: std::io::Error| {
             let by = by.map_or_else(String::new, |by| format!(", included at {by}"));
-            Failure::usage(
+            Failure::of_file(
+                &error,
                 format!("{}: {error}{by}", path.display()),
                 "name nginx's main file with --conf FILE, and run as a user who may read all files",
             )
@@ -179,11 +181,8 @@ impl Loader<'_> {
         if let Some(text) = self.overlay.get(&real) {
             return Ok((real, text.clone()));
         }
-        let found = std::fs::metadata(&real).map_err(failed)?;
-        if !found.is_file() || found.len() > LARGEST {
-            return Err(failed(std::io::Error::other("not a configuration file")));
-        }
-        let text = std::fs::read(&real).map_err(failed)?;
+        let read = Directory::of(&real).and_then(|(place, name)| place.read(name, LARGEST));
+        let text = read.map_err(failed)?;
         Ok((real, text))
     }
 

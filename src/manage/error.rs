@@ -118,7 +118,8 @@ impl ManageError {
             Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
                 "another process was faster: run the same command again to continue from its result".into()
             }
-            Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
+            Self::Stored(_) | Self::Store(_) => STORE_HINT.into(),
+            Self::Output(output) => output.hint().into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),
@@ -142,6 +143,7 @@ impl ManageError {
             | Self::CannotRollBack { .. } => 2,
             Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
+            Self::Deploy(deploy) if deploy.is_refusal() => 8,
             Self::Deploy(_) | Self::Verify(_) | Self::NotDeployed { .. } => 7,
             Self::Key(_) | Self::Halted(_) | Self::Stopped => 1,
         }

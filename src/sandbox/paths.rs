@@ -106,9 +106,8 @@ impl Paths {
         let named = named.filter(|path| may_resolve(path, &ours)).map(real);
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
-        for directory in [&data, &output] {
-            written.extend(linked_from(directory));
-        }
+        // Not of the output, which other users may change: no link in it is followed.
+        written.extend(linked_from(&data));
         Self {
             written,
             read,

@@ -1,5 +1,6 @@
 //! Turns the trace of a run into the steps of a disk. Paths and descriptors are followed as the process saw
-//! them, and an unknown call about our files fails the test.
+//! them, also a path that is walked one descriptor after the other, and an unknown call about our files fails
+//! the test.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -18,10 +19,15 @@ pub(crate) struct Replay<'a> {
     mask: u32,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Open {
-    File { node: Inode, at: usize },
+    File {
+        node: Inode,
+        at: usize,
+    },
     Ca,
+    /// A directory above the root, or beside it.
+    Elsewhere(PathBuf),
 }
 
 /// The calls that strace must record for a replay, besides its points.
@@ -134,6 +140,8 @@ impl<'a> Replay<'a> {
         let flags = &arguments[2];
         let creates = flags.contains("O_CREAT");
         let Some((directory, name)) = self.at(&arguments[0], &arguments[1]) else {
+            let elsewhere = self.elsewhere(&arguments[0], &arguments[1]);
+            self.open.extend(elsewhere.map(|open| (descriptor, open)));
             return;
         };
         let found = if name.is_empty() {
@@ -166,7 +174,7 @@ impl<'a> Replay<'a> {
     fn file(&self, descriptor: i64) -> Option<Inode> {
         match self.open.get(&descriptor)? {
             Open::File { node, .. } => Some(*node),
-            Open::Ca => None,
+            Open::Ca | Open::Elsewhere(_) => None,
         }
     }
 
@@ -183,7 +191,7 @@ impl<'a> Replay<'a> {
     }
 
     fn write(&mut self, descriptor: i64, bytes: &[u8], length: usize) {
-        match self.open.get(&descriptor).copied() {
+        match self.open.get(&descriptor).cloned() {
             Some(Open::File { node, at }) => {
                 assert!(bytes.len() >= length, "strace has cut {bytes:?} off");
                 let bytes = bytes[..length].to_vec();
@@ -191,7 +199,7 @@ impl<'a> Replay<'a> {
                 self.moved(descriptor, |at| at + length);
             }
             Some(Open::Ca) => self.step(Step::Send),
-            None => {}
+            Some(Open::Elsewhere(_)) | None => {}
         }
     }
 
@@ -278,12 +286,12 @@ impl<'a> Replay<'a> {
 
     /// The directory and the last name of a path below the root; the name is empty for the root itself.
     fn at(&self, from: &str, path: &str) -> Option<(Inode, String)> {
-        let path = PathBuf::from(string(path));
-        let (mut directory, path) = match from.parse::<i64>() {
-            Ok(descriptor) => (self.file(descriptor)?, path),
-            Err(_) => (ROOT, path.strip_prefix(self.root).ok()?.to_owned()),
+        let (mut directory, path) = match self.elsewhere(from, path) {
+            Some(Open::Elsewhere(path)) => (ROOT, path.strip_prefix(self.root).ok()?.to_owned()),
+            _ => (self.file(from.parse().ok()?)?, string(path).into()),
         };
-        let names = path.components().map(|part| match part {
+        let names = path.components().filter(|part| *part != Component::CurDir);
+        let names = names.map(|part| match part {
             Component::Normal(name) => name.to_str().unwrap().to_owned(),
             other => panic!("the replay does not know {other:?}"),
         });
@@ -293,6 +301,18 @@ impl<'a> Replay<'a> {
             directory = self.follow(directory, &name);
         }
         Some((directory, last))
+    }
+
+    /// The absolute path, unless it starts at a descriptor below the root.
+    fn elsewhere(&self, from: &str, path: &str) -> Option<Open> {
+        let above = match from.parse::<i64>() {
+            Ok(descriptor) => match self.open.get(&descriptor)? {
+                Open::Elsewhere(above) => above.clone(),
+                Open::File { .. } | Open::Ca => return None,
+            },
+            Err(_) => PathBuf::new(),
+        };
+        Some(Open::Elsewhere(above.join(string(path))))
     }
 
     /// Follows the only kind of link: `live/NAME`.

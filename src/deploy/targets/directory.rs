@@ -17,11 +17,11 @@ settings! {
     struct Settings {
         /// The directory, created if its parent exists
         path: PathKey,
-        /// The user that owns it, by name or number
+        /// The user that owns its files, by name or number; its directories stay those of `certs`
         #[schemars(extend("x-default" = "the process's own"))]
         owner: Option<AsWritten<UserNumber>>,
-        /// The group that owns it, by name or number
-        #[schemars(extend("x-default" = "the process's own"))]
+        /// The group that may enter it and read the keys, by name or number
+        #[schemars(extend("x-default" = "the owner's, else the process's own"))]
         group: Option<AsWritten<GroupNumber>>,
     }
 }
@@ -59,7 +59,7 @@ impl Settings {
         let bundle = copy::read_pair(delivery)?;
         let (lineage, generation) = (&delivery.lineage, delivery.generation);
         let published = self.output().publish(lineage, generation, &bundle);
-        published.map_err(|error| copy::unwritten(&self.path, error))
+        published.map_err(|error| copy::failed(&self.path, error.is_refusal(), error))
     }
 }
 

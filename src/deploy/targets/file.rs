@@ -107,10 +107,6 @@ impl Settings {
         owner_of(self.owner.as_ref(), self.group.as_ref())
     }
 
-    fn failed(&self, detail: impl ToString) -> DeployCause {
-        copy::unwritten(&self.path, detail)
-    }
-
     /// The password; empty without a file.
     fn password(&self) -> Result<Secret, DeployCause> {
         let Some(file) = &self.password_file else {
@@ -131,7 +127,7 @@ impl Settings {
             return Ok((Zeroizing::new(text.expose().as_bytes().to_vec()), mode));
         }
         let store = bundle.pkcs12(delivery.lineage.as_str(), &self.password()?);
-        let store = store.map_err(|detail| self.failed(detail))?;
+        let store = store.map_err(|detail| copy::failed(&self.path, false, detail))?;
         Ok((store, output::KEY))
     }
 
@@ -144,7 +140,7 @@ impl Settings {
         let (content, usual) = self.content(delivery)?;
         let mode = self.mode.as_ref().map_or(usual, |mode| mode.value().0);
         let written = copy::replace(&self.path, mode, self.owner(), &content);
-        written.map_err(|error| self.failed(error))
+        written.map_err(|error| copy::unwritten(&self.path, &error))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::certificate::Secret;
 use crate::deploy::owner::Owner;
 use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
+use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::net::sockets::listened_on_by;
 
@@ -211,7 +212,7 @@ impl Settings {
             return Ok(());
         };
         off_thread(move || {
-            keep(&file, pair.expose()).map_err(|error| copy::unwritten(&file, error))
+            keep(&file, pair.expose()).map_err(|error| copy::unwritten(&file, &error))
         })
         .await
     }
@@ -220,14 +221,16 @@ impl Settings {
 /// Replaces `file` with its owner kept. It has a key in it, and so it never becomes
 /// readable to others.
 fn keep(file: &Path, pair: &str) -> io::Result<()> {
-    let (owner, mode) = match std::fs::metadata(file) {
+    let (directory, name) = Directory::of(file)?;
+    let (owner, mode) = match directory.file(name).and_then(|file| file.metadata()) {
         Ok(found) => {
             let (user, group) = (Some(found.uid()), Some(found.gid()));
             (Owner { user, group }, found.mode() & 0o770)
         }
-        Err(_) => (Owner::default(), MODE),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (Owner::default(), MODE),
+        Err(error) => return Err(error),
     };
-    if std::fs::read(file).is_ok_and(|found| found == pair.as_bytes()) {
+    if directory.holds(name, pair.as_bytes()) {
         return Ok(());
     }
     copy::replace(file, mode, owner, pair.as_bytes())
@@ -244,12 +247,8 @@ impl Target for Settings {
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let live = delivery.live.join(PAIR);
-        let pair = tokio::fs::read_to_string(&live).await;
-        let pair = Secret::new(pair.map_err(|error| DeployCause::Pair {
-            path: delivery.live.display().to_string(),
-            detail: error.to_string(),
-        })?);
+        let read = delivery.clone();
+        let pair = off_thread(move || copy::read_live(&read, PAIR)).await?;
         let entry = self.entry(delivery).await?;
         let payload = Secret::new(without_empty_lines(pair.expose()));
         self.swap(&entry, payload.expose()).await?;

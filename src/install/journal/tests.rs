@@ -132,7 +132,7 @@ fn recover_undoes_crash_after_any_rename() {
             write_aside(entry, &change.content).unwrap();
         }
         for change in &changes[..renamed] {
-            std::fs::rename(aside(&change.path), &change.path).unwrap();
+            put_in_place(&change.path).unwrap();
         }
         assert!(case.journals.recover().unwrap());
         assert_eq!(case.text("a").as_deref(), Some("old a"));

@@ -1,0 +1,511 @@
+//! Files below a directory that is not ours alone: an output, a copy, a webroot, the
+//! configuration of another program. Everything there goes through a [`Directory`], an
+//! open descriptor, and no path is used twice.
+//!
+//! The owner of such a directory may rename, replace and link its names at any moment.
+//! Guaranteed is that we then change nothing but names in that very directory and files
+//! that we have just created: no link is followed, no existing file is opened for writing
+//! or given another owner or mode, and a removal stays below the descriptor. Anything else
+//! in the way is refused. Not guaranteed is that the names stay: that owner can always
+//! remove what we wrote, or replace it by a file of its own.
+//!
+//! A path that the administrator has configured is walked once, one component after the
+//! other. Links in it are followed only if no other user can place or replace them. Each
+//! name is opened alone with `O_NOFOLLOW`, which needs no `openat2`: kernels and sandboxes
+//! without it give the same guarantee.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, mkdirat, openat,
+    readlinkat, renameat, renameat_with, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::{ABANDONED, aside_name, fill, is_leftover};
+
+/// The next action after a [`Refusal`].
+pub(crate) const REFUSED_HINT: &str = "certs did not make it: move it away or, for a link in a configured path, configure the real path; then run the command again";
+
+/// Why a name is not used.
+#[derive(Debug, Error)]
+#[error("refused: {path} is {what}")]
+struct Refusal {
+    path: String,
+    what: &'static str,
+}
+
+fn refusal(path: &Path, what: &'static str) -> io::Error {
+    let path = path.display().to_string();
+    io::Error::other(Refusal { path, what })
+}
+
+/// Whether `error` says that something is in the way that we did not make.
+#[must_use]
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Refusal>())
+}
+
+/// Needs no right on the directory itself; a link in its place is not followed.
+const PASS: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+/// As the kernel has it (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    handle: OwnedFd,
+    /// For messages only.
+    path: PathBuf,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+impl Directory {
+    /// The directory at a configured path.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::walk(path, None)
+    }
+
+    /// The same, created with `mode` if it is missing, and missing parents with 0755.
+    pub(crate) fn make(path: &Path, mode: u32) -> io::Result<Self> {
+        Self::walk(path, Some(mode))
+    }
+
+    /// The directory of a configured file, and the file's name.
+    pub(crate) fn of(file: &Path) -> io::Result<(Self, &OsStr)> {
+        let name = file.file_name().ok_or(ErrorKind::InvalidInput)?;
+        let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
+        Ok((Self::open(parent.unwrap_or(Path::new(".")))?, name))
+    }
+
+    fn walk(path: &Path, missing: Option<u32>) -> io::Result<Self> {
+        let root = || -> io::Result<Self> {
+            let (handle, path) = (openat(CWD, "/", PASS, Mode::empty())?, "/".into());
+            Ok(Self { handle, path })
+        };
+        let (mut at, mut rest) = (root()?, steps(&std::path::absolute(path)?));
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            at = match (at.enter(&name), missing) {
+                (Err(Errno::NOENT), Some(mode)) => {
+                    let mode = if rest.is_empty() { mode } else { 0o755 };
+                    let made = at.child_or_make(&name, mode)?;
+                    at.sync()?;
+                    made
+                }
+                (Err(error @ (Errno::NOTDIR | Errno::LOOP)), _) => {
+                    let target = readlinkat(&at, &name, Vec::new()).map_err(|_| error)?;
+                    at.check_link(&name)?;
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    rest.extend(steps(&target));
+                    if target.is_absolute() { root()? } else { at }
+                }
+                (entered, _) => entered?,
+            };
+        }
+        Ok(at)
+    }
+
+    /// One step, to a directory and through no link.
+    fn enter(&self, name: &OsStr) -> Result<Self, Errno> {
+        let handle = openat(self, name, PASS, Mode::empty())?;
+        let path = self.path.join(name);
+        Ok(Self { handle, path })
+    }
+
+    /// A link counts if only root or we can have placed it, and no other user can replace it.
+    fn check_link(&self, name: &OsStr) -> io::Result<()> {
+        let (here, link) = (self.stat()?, self.status(name)?);
+        let is_closed = here.st_mode & 0o022 == 0 || here.st_mode & 0o1000 != 0;
+        match is_closed && is_trusted(here.st_uid) && is_trusted(link.st_uid) {
+            true => Ok(()),
+            false => Err(refusal(
+                &self.path.join(name),
+                "a link that another user can replace",
+            )),
+        }
+    }
+
+    /// A directory in this one.
+    pub(crate) fn child(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
+        let name = name.as_ref();
+        self.enter(name)
+            .map_err(|error| self.or_refused(name, error))
+    }
+
+    /// Creates a directory in this one with `mode`, whatever the umask is; the set-group-id
+    /// bit from this one stays.
+    pub(crate) fn make_child(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
+        const SET_GROUP: u32 = 0o2000;
+        let name = name.as_ref();
+        mkdirat(self, name, Mode::from_raw_mode(mode))?;
+        let made = self.child(name)?;
+        if !made.names()?.is_empty() {
+            // Swapped since it was made.
+            return Err(refusal(&made.path, "a directory with other files in it"));
+        }
+        let opened = made.opened()?;
+        let inherited = fstat(&opened)?.st_mode & SET_GROUP;
+        fchmod(&opened, Mode::from_raw_mode(mode | inherited))?;
+        Ok(made)
+    }
+
+    /// A directory in this one, created with `mode` if it is missing. The mode of one that
+    /// exists stays, also if another process was faster.
+    pub(crate) fn child_or_make(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
+        let name = name.as_ref();
+        match self.child(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let made = self.make_child(name, mode);
+                made.or_else(|error| self.child(name).map_err(|_| error))
+            }
+            found => found,
+        }
+    }
+
+    /// The directory itself, open for reading.
+    pub(crate) fn opened(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(openat(self, ".", flags, Mode::empty())?.into())
+    }
+
+    /// Flushes its mode and entries.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.opened()?.sync_all()
+    }
+
+    /// The names in it, in no order.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::new(self.opened()?)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            names.push(OsString::from_vec(name));
+        }
+        names.retain(|name| name != "." && name != "..");
+        Ok(names)
+    }
+
+    /// The path, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its owner and mode.
+    pub(crate) fn stat(&self) -> io::Result<Stat> {
+        Ok(fstat(self)?)
+    }
+
+    /// Refuses it if its user is neither root, nor this process's, nor one of `users`.
+    pub(crate) fn belongs_to(self, users: &[Option<u32>]) -> io::Result<Self> {
+        let owner = self.stat()?.st_uid;
+        match is_trusted(owner) || users.contains(&Some(owner)) {
+            true => Ok(self),
+            false => Err(refusal(&self.path, "a directory of another user")),
+        }
+    }
+
+    fn status(&self, name: &OsStr) -> io::Result<Stat> {
+        Ok(statat(self, name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// A regular file in it, open for reading.
+    pub(crate) fn file(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
+        let name = name.as_ref();
+        // A pipe without a writer would block.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = openat(self, name, flags, Mode::empty());
+        let file = File::from(opened.map_err(|error| self.or_refused(name, error))?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(self.or_refused(name, Errno::INVAL)),
+        }
+    }
+
+    /// The content of a regular file of at most `largest` bytes.
+    pub(crate) fn read(&self, name: impl AsRef<OsStr>, largest: u64) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let file = self.file(name)?;
+        let length = file.take(largest + 1).read_to_end(&mut content)?;
+        match length as u64 > largest {
+            true => Err(io::Error::other("the file is too large")),
+            false => Ok(content),
+        }
+    }
+
+    /// Whether a regular file has that content.
+    pub(crate) fn holds(&self, name: impl AsRef<OsStr>, content: &[u8]) -> bool {
+        let found = self.read(name, content.len() as u64);
+        found.is_ok_and(|found| found == content)
+    }
+
+    /// Whether there is anything of that name.
+    pub(crate) fn has(&self, name: impl AsRef<OsStr>) -> bool {
+        self.status(name.as_ref()).is_ok()
+    }
+
+    /// The target of a link in it.
+    pub(crate) fn read_link(&self, name: impl AsRef<OsStr>) -> io::Result<PathBuf> {
+        let target = readlinkat(self, name.as_ref(), Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// Creates a file with `mode` that no other process has opened, gives it away, and
+    /// flushes it. Only `give` and later changes reach another owner.
+    pub(crate) fn write_new(
+        &self,
+        name: impl AsRef<OsStr>,
+        mode: u32,
+        content: &[u8],
+        give: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode);
+        let file = File::from(openat(self, name.as_ref(), flags, mode)?);
+        // The umask may have removed bits.
+        fchmod(&file, mode)?;
+        give(&file)?;
+        fill(file, content)
+    }
+
+    /// Replaces a file in one step, as [`super::replace`] does. `give` sets the owner and
+    /// the mode before the file gets its name.
+    pub(crate) fn replace(
+        &self,
+        name: impl AsRef<OsStr>,
+        mode: u32,
+        content: &[u8],
+        give: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let name = name.as_ref();
+        match self.status(name) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => {
+                return Err(self.or_refused(name, Errno::INVAL));
+            }
+            _ => {}
+        }
+        let text = name.to_string_lossy();
+        let aside = aside_name(&text);
+        self.remove(&aside)?;
+        let written = self.write_new(&aside, mode, content, give);
+        let written = written.and_then(|()| self.rename(&aside, name));
+        if written.is_err() {
+            // The first error is the one to report.
+            let _ = self.remove(&aside);
+        }
+        written?;
+        self.remove_leftovers(&text);
+        self.sync()
+    }
+
+    /// As [`super::replace`] removes those of killed processes.
+    fn remove_leftovers(&self, name: &str) {
+        let written = |name: &OsStr| self.file(name)?.metadata()?.modified();
+        let (Ok(now), Ok(mut names)) = (written(name.as_ref()), self.names()) else {
+            return;
+        };
+        names.retain(|found| is_leftover(&found.to_string_lossy(), name));
+        for leftover in names {
+            let age = written(&leftover).map(|at| now.duration_since(at).unwrap_or_default());
+            if age.is_ok_and(|age| age > ABANDONED) {
+                // The next write tries again.
+                let _ = self.remove(&leftover);
+            }
+        }
+    }
+
+    /// Gives a name to a file or directory in it, in place of another file or link.
+    pub(crate) fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
+        let to = to.as_ref();
+        renameat(self, from.as_ref(), self, to).map_err(|error| self.or_refused(to, error))
+    }
+
+    /// Swaps two names in one step, or in three if the file system cannot do that.
+    pub(crate) fn exchange(&self, one: &str, other: &str) -> io::Result<()> {
+        match renameat_with(self, one, self, other, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let aside = format!("{one}.old");
+                self.rename(other, &aside)?;
+                self.rename(one, other)?;
+                self.rename(&aside, one)
+            }
+            exchanged => Ok(exchanged?),
+        }
+    }
+
+    /// Creates a link in it.
+    pub(crate) fn link(&self, target: &Path, name: impl AsRef<OsStr>) -> io::Result<()> {
+        Ok(symlinkat(target, self, name.as_ref())?)
+    }
+
+    /// Removes the name of a file or link; succeeds if it does not exist.
+    pub(crate) fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        let name = name.as_ref();
+        match unlinkat(self, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.or_refused(name, error)),
+        }
+    }
+
+    /// Removes a directory with the files in it; succeeds if it does not exist. A directory
+    /// in it is not ours, and is refused.
+    pub(crate) fn prune(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        let name = name.as_ref();
+        let doomed = match self.child(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            doomed => doomed?,
+        };
+        for entry in doomed.names()? {
+            doomed.remove(&entry)?;
+        }
+        Ok(unlinkat(self, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// `error`, or what is there if that is the cause.
+    fn or_refused(&self, name: &OsStr, error: Errno) -> io::Error {
+        const ABOUT_KIND: [Errno; 6] = [
+            Errno::NOTDIR,
+            Errno::LOOP,
+            Errno::ISDIR,
+            Errno::NXIO,
+            Errno::INVAL,
+            Errno::NODEV,
+        ];
+        let found = self
+            .status(name)
+            .ok()
+            .filter(|_| ABOUT_KIND.contains(&error));
+        let what = match found.map(|found| FileType::from_raw_mode(found.st_mode)) {
+            None => return error.into(),
+            Some(FileType::Symlink) => "a symbolic link",
+            Some(FileType::Directory) => "a directory",
+            Some(FileType::RegularFile) => "a regular file",
+            Some(FileType::Fifo) => "a named pipe",
+            Some(_) => "a socket or a device",
+        };
+        refusal(&self.path.join(name), what)
+    }
+}
+
+/// Whether a file of that user is root's or ours.
+fn is_trusted(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
+/// The steps of a path, the first one last.
+fn steps(path: &Path) -> Vec<OsString> {
+    let steps = path.components().filter_map(|step| match step {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    let mut steps: Vec<OsString> = steps.collect();
+    steps.reverse();
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    fn opened() -> (tempfile::TempDir, PathBuf, Directory) {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(scratch.path()).unwrap();
+        let directory = Directory::open(&root).unwrap();
+        (scratch, root, directory)
+    }
+
+    #[test]
+    fn configured_path_is_walked_through_own_links_only() {
+        let (_scratch, root, _) = opened();
+        std::fs::create_dir_all(root.join("real/deep")).unwrap();
+        symlink("real", root.join("relative")).unwrap();
+        symlink(root.join("relative/../relative"), root.join("absolute")).unwrap();
+        symlink("circle", root.join("circle")).unwrap();
+        let open = |path: &str| Directory::open(&root.join(path));
+        for path in ["relative/deep", "absolute/deep", "real/../absolute/deep/."] {
+            assert!(open(path).is_ok(), "{path}");
+        }
+        let error = open("circle/deep").unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP));
+        assert_eq!(open("absent").unwrap_err().kind(), ErrorKind::NotFound);
+        let mode = |mode| std::fs::set_permissions(&root, PermissionsExt::from_mode(mode));
+        mode(0o777).unwrap();
+        assert!(is_refusal(&open("relative/deep").unwrap_err()));
+        assert!(open("real/deep").is_ok());
+        mode(0o1777).unwrap();
+        assert!(open("relative/deep").is_ok());
+        let made = Directory::make(&root.join("relative/new/deep"), 0o700).unwrap();
+        assert_eq!(made.stat().unwrap().st_mode & 0o777, 0o700);
+        let above = std::fs::metadata(root.join("real/new")).unwrap();
+        assert_eq!(above.mode() & 0o777, 0o755);
+    }
+
+    #[test]
+    fn links_below_are_refused_and_never_followed() {
+        let (_scratch, root, directory) = opened();
+        std::fs::create_dir(root.join("other")).unwrap();
+        std::fs::write(root.join("other/file"), "theirs").unwrap();
+        symlink("other", root.join("directory")).unwrap();
+        symlink("other/file", root.join("link")).unwrap();
+        let refused = |done: io::Result<()>| {
+            let error = done.unwrap_err();
+            assert!(is_refusal(&error), "{error}");
+        };
+        refused(directory.child("directory").map(drop));
+        refused(directory.prune("directory"));
+        refused(directory.file("link").map(drop));
+        refused(directory.file("other").map(drop));
+        refused(directory.replace("link", 0o600, b"ours", |_| Ok(())));
+        refused(directory.remove("other"));
+        assert!(!directory.holds("link", b"theirs"));
+        assert!(
+            directory
+                .write_new("link", 0o600, b"ours", |_| Ok(()))
+                .is_err()
+        );
+        assert!(directory.make_child("directory", 0o700).is_err());
+        // A directory below is not ours.
+        std::fs::create_dir_all(root.join("0001/inner")).unwrap();
+        refused(directory.prune("0001"));
+        std::fs::remove_dir(root.join("0001/inner")).unwrap();
+        symlink("../other/file", root.join("0001/link")).unwrap();
+        directory.prune("0001").unwrap();
+        directory.prune("0001").unwrap();
+        assert_eq!(std::fs::read(root.join("other/file")).unwrap(), b"theirs");
+    }
+
+    #[test]
+    fn replace_keeps_old_file_when_owner_cannot_be_set() {
+        let (_scratch, root, directory) = opened();
+        let replace = |content: &[u8], give: fn(&File) -> io::Result<()>| {
+            directory.replace("pair", 0o600, content, give)
+        };
+        replace(b"old", |_| Ok(())).unwrap();
+        let refused = replace(b"new", |_| Err(ErrorKind::PermissionDenied.into()));
+        assert!(refused.is_err());
+        assert!(directory.holds("pair", b"old") && !directory.holds("pair", b"older"));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1);
+        assert!(directory.read("pair", 2).is_err());
+    }
+}
