@@ -28,7 +28,7 @@ use crate::config::{CertificateSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::confirmed::Confirmed;
 use crate::deploy::helper::{Helper, Permits};
-use crate::deploy::owner;
+use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use paths::{Paths, answers, permitted, specs};
@@ -65,6 +65,8 @@ pub(crate) struct Sandbox {
     paths: Option<Paths>,
     /// Whether this process was root and is another user now.
     gave_up_root: bool,
+    /// Whether the helper gives the output's files to their owner.
+    gives_files: bool,
 }
 
 impl Sandbox {
@@ -74,6 +76,12 @@ impl Sandbox {
             Some(helper) if self.is_for_helper(spec) => helper.target(spec),
             _ => spec.target(),
         }
+    }
+
+    /// The first target: files that only the helper can give to the owner of the output.
+    pub(crate) fn file_owner(&self) -> Option<Arc<dyn Target>> {
+        let helper = self.helper.as_ref().filter(|_| self.gives_files)?;
+        Some(helper.file_owner())
     }
 
     /// The helper process keeps root's right to files that are not ours.
@@ -150,6 +158,7 @@ pub(crate) fn confine(
         targets: Vec::from_iter(permitted(settings).collect::<BTreeSet<_>>()),
         confirmed: Confirmed::file_for(&settings.data_dir),
         output: settings.output.directory.clone(),
+        owner: output_owner(settings),
     };
     let Some(helper) = helper::start(surroundings.environment, settings, &permits) else {
         return Ok(Sandbox::default());
@@ -166,28 +175,24 @@ pub(crate) fn confine(
         helper: Some(helper),
         paths: confined.then_some(paths),
         gave_up_root: user.is_some(),
+        gives_files: settings.output.is_given_by_helper && user.is_some(),
     })
 }
 
-/// Settles who may read the pairs of a process that is root and becomes another user: only
-/// root can give files to `[output] owner`, so that its group gets the access.
+/// Notes that this process will be another user than root, so that only its helper can give
+/// files to the owner of the output.
 pub(crate) fn settle_output(settings: &mut Settings) {
-    let is_other = |owner: &String| !matches!(owner.as_str(), "root" | "0");
-    let owner = settings
-        .output
-        .owner
-        .as_ref()
-        .filter(|owner| is_other(owner));
-    let (Some(owner), true) = (owner.cloned(), settings.harden && user::may_change()) else {
-        return;
-    };
-    settings.output.owner = None;
-    let group = user::account(&owner).map(|(_, group)| group.to_string());
-    settings.output.group = settings.output.group.take().or(group);
-    let group = settings.output.group.as_deref().unwrap_or("none");
-    tracing::warn!(
-        "[output] owner: this process is not root any more; instead of user {owner}, group {group} may read the keys; hint: set [output] group"
-    );
+    let has_owner = settings.output.owner.is_some();
+    settings.output.is_given_by_helper = has_owner && settings.harden && user::may_change();
+}
+
+/// The owner of the output.
+fn output_owner(settings: &Settings) -> Owner {
+    let output = &settings.output;
+    Owner {
+        user: { output.owner.as_deref() }.and_then(|user| owner::user(user).ok()),
+        group: { output.group.as_deref() }.and_then(|group| owner::group(group).ok()),
+    }
 }
 
 /// The user that this process becomes if it is root, with all files that it needs.
@@ -211,10 +216,9 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
         }
     }
     let unread = |error| Failure::store(format!("{}: {error}", data.display()));
-    let group = output.group.as_deref().map(owner::group);
     let socket = paths::docker_socket(known).and_then(|socket| std::fs::metadata(socket).ok());
     let user = { ServiceUser::of(data).map_err(unread)? }
-        .in_group(group.and_then(Result::ok))
+        .in_group(output_owner(settings).group_alone().group)
         .in_group(socket.map(|socket| socket.gid()));
     user.take_over(data, &output.directory)?;
     for webroot in answers(known) {

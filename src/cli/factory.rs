@@ -153,7 +153,9 @@ impl Factory {
                 _ => target.named(spec.to_string()),
             })
         });
-        named.collect()
+        { self.sandbox.file_owner().into_iter() }
+            .chain(named)
+            .collect()
     }
 
     /// The target of one server, shared by certificates to coalesce its reloads.
@@ -359,6 +361,10 @@ pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
     let owner = Owner {
         user: user.map(owner::user).transpose().map_err(refused)?,
         group: group.map(owner::group).transpose().map_err(refused)?,
+    };
+    let owner = match output.is_given_by_helper {
+        true => owner.group_alone(),
+        false => owner,
     };
     Ok(Output::new(output.directory.clone()).owned_by(owner))
 }

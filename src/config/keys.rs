@@ -299,6 +299,7 @@ impl Settings {
                 directory: data_dir.join("public"),
                 owner: None,
                 group: None,
+                is_given_by_helper: false,
             },
             data_dir,
             log_format: LogFormat::default(),
@@ -318,6 +319,8 @@ pub(crate) struct OutputSettings {
     pub directory: PathBuf,
     pub owner: Option<String>,
     pub group: Option<String>,
+    /// Whether the helper process gives the files to the owner.
+    pub is_given_by_helper: bool,
 }
 
 /// When certificates are renewed and deployed.

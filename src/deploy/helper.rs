@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -22,17 +23,22 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
 use super::confirmed::{Confirmed, Right};
+use super::output::Output;
+use super::owner::Owner;
 use super::target::DeployTarget;
-use super::{Delivery, DeployCause, Target};
+use super::target::USUAL_DEADLINE;
+use super::{Delivery, DeployCause, Target, copy};
 use crate::lineage::Lineage;
 
 /// A request to the helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum HelperRequest {
-    Check(Delivery),
-    Apply(Delivery),
-    ListensOn,
-    Obstacle(Delivery),
+    Check(DeployTarget, Delivery),
+    Apply(DeployTarget, Delivery),
+    ListensOn(DeployTarget),
+    Obstacle(DeployTarget, Delivery),
+    /// To give the files of the published pair to the owner of the output.
+    GiveFiles(Delivery),
 }
 
 /// The reply of the helper, with the field that the request asks for.
@@ -60,6 +66,8 @@ pub(crate) struct Permits {
     pub confirmed: PathBuf,
     /// The directory of the pairs to deploy.
     pub output: PathBuf,
+    /// The owner of the files in it.
+    pub owner: Owner,
 }
 
 impl Permits {
@@ -142,7 +150,23 @@ impl Helper {
         Arc::new(RemoteTarget { helper, spec })
     }
 
-    async fn exchange(&self, value: (DeployTarget, HelperRequest)) -> io::Result<HelperResult> {
+    /// A target that gives the published files to the configured owner of the output.
+    #[must_use]
+    pub(crate) fn file_owner(self: &Arc<Self>) -> Arc<dyn Target> {
+        Arc::new(FileOwner(self.clone()))
+    }
+
+    /// Sends a request in a task of its own: a dropped caller must not leave half a line.
+    async fn request(self: &Arc<Self>, request: HelperRequest, within: Duration) -> HelperResult {
+        let helper = self.clone();
+        let exchange = tokio::spawn(async move { helper.exchange(request).await });
+        let late = |_| DeployCause::Helper(format!("no answer within {} s", within.as_secs()));
+        let ended = tokio::time::timeout(within, exchange).await.map_err(late)?;
+        let reply = ended.map_err(|error| DeployCause::Helper(error.to_string()))?;
+        reply.map_err(|error| DeployCause::Helper(error.to_string()))?
+    }
+
+    async fn exchange(&self, value: HelperRequest) -> io::Result<HelperResult> {
         let ended = || io::Error::other("it has ended");
         let (sender, reply) = oneshot::channel();
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
@@ -183,15 +207,14 @@ struct RemoteTarget {
 }
 
 impl RemoteTarget {
-    async fn request(&self, request: HelperRequest) -> HelperResult {
-        let (helper, request) = (self.helper.clone(), (self.spec.clone(), request));
-        // In a task of its own: a dropped caller must not leave half a line.
-        let exchange = tokio::spawn(async move { helper.exchange(request).await });
+    async fn request(
+        &self,
+        request: impl FnOnce(DeployTarget) -> HelperRequest + Send,
+    ) -> HelperResult {
         let within = self.spec.answers_within();
-        let late = |_| DeployCause::Helper(format!("no answer within {} s", within.as_secs()));
-        let ended = tokio::time::timeout(within, exchange).await.map_err(late)?;
-        let reply = ended.map_err(|error| DeployCause::Helper(error.to_string()))?;
-        reply.map_err(|error| DeployCause::Helper(error.to_string()))?
+        self.helper
+            .request(request(self.spec.clone()), within)
+            .await
     }
 }
 
@@ -202,12 +225,12 @@ impl Target for RemoteTarget {
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let request = HelperRequest::Check(delivery.clone());
+        let request = |spec| HelperRequest::Check(spec, delivery.clone());
         self.request(request).await.map(drop)
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let request = HelperRequest::Apply(delivery.clone());
+        let request = |spec| HelperRequest::Apply(spec, delivery.clone());
         self.request(request).await.map(drop)
     }
 
@@ -216,9 +239,32 @@ impl Target for RemoteTarget {
         reply.ok()?.addresses
     }
 
+    fn copy_of(&self, lineage: &Lineage) -> Option<PathBuf> {
+        self.spec.target().copy_of(lineage)
+    }
+
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        let request = HelperRequest::Obstacle(delivery.clone());
+        let request = |spec| HelperRequest::Obstacle(spec, delivery.clone());
         self.request(request).await.ok()?.obstacle
+    }
+}
+
+/// The owner of the output, to whom only the helper can give files.
+struct FileOwner(Arc<Helper>);
+
+#[async_trait]
+impl Target for FileOwner {
+    fn name(&self) -> String {
+        "output".to_owned()
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
+        Ok(())
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let request = HelperRequest::GiveFiles(delivery.clone());
+        self.0.request(request, USUAL_DEADLINE).await.map(drop)
     }
 }
 
@@ -254,26 +300,40 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
     Ok(())
 }
 
-async fn run((spec, request): (DeployTarget, HelperRequest), permits: &Permits) -> HelperResult {
-    if !spec.needs_helper() && !spec.uses_files() {
-        let detail = "this target does not need the helper process";
-        return Err(DeployCause::Helper(detail.to_owned()));
-    }
-    let lineage = match &request {
-        HelperRequest::Check(delivery)
-        | HelperRequest::Apply(delivery)
-        | HelperRequest::Obstacle(delivery) => Some(&delivery.lineage),
-        HelperRequest::ListensOn => None,
+async fn run(request: HelperRequest, permits: &Permits) -> HelperResult {
+    let permitted = |spec: &DeployTarget, lineage: Option<&Lineage>| {
+        if !spec.needs_helper() && !spec.uses_files() {
+            let detail = "this target does not need the helper process";
+            return Err(DeployCause::Helper(detail.to_owned()));
+        }
+        permits.allow(spec, lineage)?;
+        Ok(spec.target())
     };
-    permits.allow(&spec, lineage)?;
-    let target = spec.target();
     let mut reply = HelperReply::default();
     match request {
-        HelperRequest::Check(delivery) => target.check(&permits.confine(delivery)).await?,
-        HelperRequest::Apply(delivery) => target.apply(&permits.confine(delivery)).await?,
-        HelperRequest::ListensOn => reply.addresses = target.listens_on().await,
-        HelperRequest::Obstacle(delivery) => {
+        HelperRequest::Check(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
+            target.check(&permits.confine(delivery)).await?;
+        }
+        HelperRequest::Apply(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
+            target.apply(&permits.confine(delivery)).await?;
+        }
+        HelperRequest::ListensOn(spec) => {
+            reply.addresses = permitted(&spec, None)?.listens_on().await;
+        }
+        HelperRequest::Obstacle(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
             reply.obstacle = target.obstacle(&permits.confine(delivery)).await;
+        }
+        HelperRequest::GiveFiles(Delivery {
+            lineage,
+            generation,
+            ..
+        }) => {
+            let output = Output::new(permits.output.clone()).owned_by(permits.owner);
+            let given = output.give_files(&lineage, generation);
+            given.map_err(|error| copy::failed(&permits.output, error.is_refusal(), error))?;
         }
     }
     Ok(reply)

@@ -23,7 +23,7 @@ use crate::lineage::Lineage;
 use crate::text::{nearest, printable};
 
 /// The longest check or reload of a target that runs no program of the user's own.
-const USUAL_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const USUAL_DEADLINE: Duration = Duration::from_secs(30);
 
 fn unknown(written: &str, kind: &str) -> String {
     let mut message = format!("unknown deploy target `{}`", printable(written));

@@ -200,14 +200,9 @@ impl ServiceUser {
     fn give(&self, entry: &OwnedFd) -> io::Result<()> {
         let found = fstat(entry)?;
         let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
-        if found.st_uid == self.user {
+        // Another user's file stays that user's: the consumer's, or one that is not ours.
+        if found.st_uid != 0 && found.st_uid != NO_ACCOUNT || found.st_uid == self.user {
             return Ok(());
-        }
-        if found.st_uid != 0 && found.st_uid != NO_ACCOUNT {
-            return Err(io::Error::other(format!(
-                "it belongs to user {}",
-                found.st_uid
-            )));
         }
         if !is_directory && found.st_nlink != 1 {
             return Err(io::Error::other("it has a second hard link"));
@@ -216,11 +211,11 @@ impl ServiceUser {
     }
 
     /// A group other than root's stays: it is the consumers'.
-    fn chown(&self, entry: &OwnedFd) -> io::Result<()> {
-        let is_roots = fstat(entry)?.st_gid == 0;
+    fn chown(&self, entry: impl AsFd) -> io::Result<()> {
+        let is_roots = fstat(&entry)?.st_gid == 0;
         let group = is_roots.then(|| Gid::from_raw(self.group));
         let user = Some(Uid::from_raw(self.user));
-        Ok(chownat(entry, "", user, group, AtFlags::EMPTY_PATH)?)
+        Ok(chownat(&entry, "", user, group, AtFlags::EMPTY_PATH)?)
     }
 
     /// Makes the calling thread, and those that it starts later, this user's. No capability
@@ -259,7 +254,7 @@ fn has_other_users() -> bool {
 }
 
 /// The user and group of an account, by its name or number.
-pub(super) fn account(named: &str) -> Option<(u32, u32)> {
+fn account(named: &str) -> Option<(u32, u32)> {
     let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     account_in(&table, named)
 }
