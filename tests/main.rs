@@ -10,6 +10,7 @@ mod clocks;
 mod copies;
 mod crash;
 mod demo;
+mod denied;
 mod deployment;
 mod docs;
 mod environment;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::catalog::open_store;
+use super::catalog::{existing_store, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
 use super::output::say;
@@ -27,7 +27,6 @@ use crate::manage::Trigger;
 use crate::manage::preflight;
 use crate::random::SystemRandom;
 use crate::renew::policy::SIDE_BY_SIDE;
-use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
@@ -55,7 +54,7 @@ async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure>
     };
     let lineage = &certificate.lineage;
     let named = call.sources.names_a_lineage || call.sources.configures(lineage);
-    let store = FileStore::existing(settings.data_dir.clone());
+    let store = existing_store(settings.data_dir.clone())?;
     let (false, Some(store)) = (named, store) else {
         return Ok(());
     };
@@ -140,7 +139,7 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = match any_may_order(settings, task).await {
+    let listener = match any_may_order(settings, task).await? {
         true => listener(call, settings, &responses)?,
         false => None,
     };
@@ -179,16 +178,16 @@ pub(crate) async fn may_order(
 }
 
 /// Whether any certificate of `settings` may place an order.
-async fn any_may_order(settings: &Settings, task: Task) -> bool {
-    let Some(store) = FileStore::existing(settings.data_dir.clone()) else {
-        return true;
+async fn any_may_order(settings: &Settings, task: Task) -> Result<bool, Failure> {
+    let Some(store) = existing_store(settings.data_dir.clone())? else {
+        return Ok(true);
     };
     for certificate in &settings.certificates {
         if may_order(&store, certificate, task).await {
-            return true;
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 /// Works on all certificates at once, to coalesce the reloads of their servers, and

@@ -41,7 +41,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut configured = call.sources.settings(&Purpose::All)?;
     keep_imported(&call.sources, &mut configured).await?;
-    let labels = Labels::open(&configured.data_dir);
+    let labels = Labels::open(&configured.data_dir)?;
     let settings = with_labels(&call.sources, &configured, &labels);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Call;
 use super::args::Health;
+use super::catalog::existing_store;
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
@@ -23,13 +24,13 @@ use crate::time::{Clock, SystemClock, Timestamp};
 /// Prints a table, or JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
     let settings = call.sources.process_settings()?;
-    let mut requests = Labels::open(&settings.data_dir).requests();
-    let store = FileStore::existing(settings.data_dir);
+    let store = existing_store(settings.data_dir.clone())?;
+    let mut requests = Labels::open(&settings.data_dir)?.requests();
     let lineages = match (only, &store) {
         (Some(lineage), _) => vec![lineage.clone()],
         (None, Some(store)) => {
             let listed = store.list().await;
-            listed.map_err(Failure::on("stored certificates"))?
+            listed.map_err(Failure::on("store"))?
         }
         (None, None) => Vec::new(),
     };

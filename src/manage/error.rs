@@ -9,7 +9,7 @@ use crate::certificate::BundleError;
 use crate::deploy::DeployError;
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::VerifyError;
-use crate::failure::{Failure, STORE_HINT};
+use crate::failure::{Failure, STORE_HINT, hint_for};
 use crate::lineage::Lineage;
 use crate::renew::backoff::FailureKind;
 use crate::renew::rate_limits::Line;
@@ -118,7 +118,9 @@ impl ManageError {
             Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
                 "another process was faster: run the same command again to continue from its result".into()
             }
-            Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
+            Self::Store(StoreError::Io { subject: path, source, .. })
+            | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
+            Self::Stored(_) | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),

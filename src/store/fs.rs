@@ -58,9 +58,13 @@ struct StoredCa {
 impl FileStore {
     /// The existing store in `root`, for reading; `None`, and nothing is created,
     /// if there is none.
-    #[must_use]
-    pub fn existing(root: PathBuf) -> Option<Self> {
-        root.join("records").is_dir().then_some(Self { root })
+    ///
+    /// # Errors
+    /// When it cannot be seen whether there is one.
+    pub fn existing(root: PathBuf) -> Result<Option<Self>, StoreError> {
+        let records = root.join("records");
+        let there = records.try_exists().map_err(at("read", &records))?;
+        Ok(there.then_some(Self { root }))
     }
 
     /// Opens the store in `root` and creates the directory (0700) if it is missing.
@@ -111,8 +115,9 @@ impl FileStore {
     fn flush_leftovers(&self, lineage: &Lineage) -> Result<(), StoreError> {
         let record = self.directory(lineage);
         for path in [record, self.root.join("accounts")] {
-            if path.is_dir() {
-                files::sync(&path).map_err(at("write", &path))?;
+            match files::sync(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                flushed => flushed.map_err(at("write", &path))?,
             }
         }
         Ok(())
@@ -209,7 +214,11 @@ impl Store for FileStore {
         for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
             let name = entry.map_err(at("read", &records))?.file_name();
             let lineage = name.to_str().and_then(|name| Lineage::parse(name).ok());
-            let has_record = |one: &Lineage| self.directory(one).join("record.json").exists();
+            // An unreadable record is one: its load says why it cannot be read.
+            let has_record = |one: &Lineage| {
+                let record = self.directory(one).join("record.json");
+                record.try_exists().unwrap_or(true)
+            };
             lineages.extend(lineage.filter(has_record));
         }
         lineages.sort();
