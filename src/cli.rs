@@ -14,6 +14,7 @@ mod install;
 mod issue;
 mod labels;
 mod listener;
+mod meant;
 mod output;
 mod progress;
 mod renew;

@@ -21,6 +21,7 @@ use super::catalog::{all_known, keep_imported, open_store};
 use super::factory::Factory;
 use super::labels::Labels;
 use super::listener::listener;
+use super::meant;
 use super::volume;
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
@@ -39,7 +40,7 @@ use crate::supervise::{Handle, Supervisor, cron};
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let mut configured = call.sources.settings(&Purpose::All)?;
+    let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
     keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir)?;
     let settings = with_labels(&call.sources, &configured, &labels);
