@@ -9,6 +9,7 @@ mod ca;
 mod clocks;
 mod copies;
 mod crash;
+mod delete;
 mod demo;
 mod denied;
 mod deployment;

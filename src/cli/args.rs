@@ -89,6 +89,8 @@ pub(super) enum Verb {
         )]
         health: Option<Health>,
     },
+    /// Forget a certificate: its record and its files
+    Delete(super::delete::Delete),
     /// Check the configuration, or print its JSON Schema
     Config {
         #[command(subcommand)]

@@ -188,6 +188,12 @@ fn details(row: &Row, now: Timestamp) {
     }
     if let Some(error) = &status.last_error {
         say(format_args!("  last error: {error}"));
+        if status.generation_issued.is_none() {
+            let name = &status.name;
+            say(format_args!(
+                "  no certificate exists yet; if the name is wrong: certs delete {name}"
+            ));
+        }
     }
     let spent = row.budget.iter().filter_map(|left| budget(left, now));
     let spent: Vec<String> = spent.collect();

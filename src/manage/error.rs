@@ -127,6 +127,19 @@ impl ManageError {
         }
     }
 
+    /// The hint while there is no certificate of that name.
+    fn hint_before_first(&self, lineage: &str) -> String {
+        let forget = format!("if the name is wrong, forget it: certs delete {lineage}");
+        match self {
+            Self::BackingOff { .. } => format!(
+                "correct the cause; certs issue with the same names retries at once, unless the CA itself asked to wait; {forget}"
+            ),
+            Self::Bundle { .. } => format!("nothing was published; {forget}"),
+            error if error.is_verdict() => format!("{}; {forget}", error.hint()),
+            error => error.hint(),
+        }
+    }
+
     /// The exit code of a command that ends with this error.
     #[must_use]
     pub(crate) fn exit_code(&self) -> u8 {
@@ -235,15 +248,28 @@ impl Failure {
     }
 
     /// The same, for a pass that ended at `now`: the instant of the next try is shown with
-    /// its distance.
-    pub(crate) fn of_pass(subject: &str, error: &ManageError, now: Timestamp) -> Self {
+    /// its distance. `exists`: whether the store has a certificate of that name.
+    pub(crate) fn of_pass(
+        subject: &str,
+        error: &ManageError,
+        now: Timestamp,
+        exists: bool,
+    ) -> Self {
         let next = match error {
             ManageError::BackingOff { until, .. } | ManageError::NotDeployed { until, .. } => {
                 Some(*until)
             }
             error => error.waits_until(),
         };
-        let mut failure = Self::of(subject, error);
+        let mut failure = match exists {
+            true => Self::of(subject, error),
+            false => {
+                let message =
+                    format!("{subject}: {error}; no certificate exists yet for {subject}");
+                let hint = error.hint_before_first(subject);
+                Self::new(error.exit_code(), vec![(message, hint)])
+            }
+        };
         // The error itself is stored, too, where a distance from now would become wrong.
         if let Some(next) = next {
             failure.replace(&next.to_string(), &next.seen_at(now));

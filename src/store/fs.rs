@@ -135,10 +135,7 @@ impl FileStore {
         let place = directory.join(generation.to_string());
         let staged = directory.join(format!(".new-{generation}"));
         for leftover in [&staged, &place] {
-            match std::fs::remove_dir_all(leftover) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                removed => removed.map_err(at("remove", leftover))?,
-            }
+            remove_directory(leftover)?;
         }
         files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
         let (key, chain) = (bundle.key_pem().expose(), bundle.chain_pem());
@@ -206,6 +203,30 @@ impl Store for FileStore {
         let directory = self.directory(lineage);
         make_directory(&directory)?;
         replace(&directory.join("options.json"), json.as_bytes())
+    }
+
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let directory = self.directory(lineage);
+        let aside = directory.with_file_name(format!(".{lineage}.old"));
+        // A killed process may have left it, with keys.
+        let mut was_there = remove_directory(&aside)?;
+        let found = match directory.try_exists().map_err(at("read", &directory))? {
+            true => {
+                was_there = true;
+                let _locked = locked(&directory.join("lock"))?;
+                let found = self.load(lineage).await?;
+                let found = found.map(|(_, revision)| revision).unwrap_or_default();
+                if found == expected {
+                    std::fs::rename(&directory, &aside).map_err(at("remove", &directory))?;
+                    files::sync_parent(&directory).map_err(at("remove", &directory))?;
+                }
+                found
+            }
+            false => Revision::default(),
+        };
+        next_revision(format!("the record of {lineage}"), expected, found)?;
+        remove_directory(&aside)?;
+        Ok(was_there)
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
@@ -362,6 +383,14 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
 
 fn make_directory(path: &Path) -> Result<(), StoreError> {
     files::make_directory(path, PRIVATE_DIRECTORY).map_err(at("create", path))
+}
+
+/// Removes a directory with its files; whether it existed.
+fn remove_directory(path: &Path) -> Result<bool, StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(at("remove", path)),
+    }
 }
 
 fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
