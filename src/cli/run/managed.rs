@@ -95,7 +95,8 @@ impl ManagedCertificates<'_> {
         let mut all = certificates(&self.factory, &self.configured)?;
         self.requested = self.labels.certificates(&self.sources, &self.configured);
         for settings in &self.requested {
-            match self.factory.certificate(settings) {
+            let certificate = self.factory.certificate(settings);
+            match certificate.and_then(|one| self.factory.publish_by(settings).map(|()| one)) {
                 Ok(certificate) => all.push(certificate),
                 Err(failure) => tracing::error!("{}: {}", settings.lineage, failure.in_a_line()),
             }
@@ -148,6 +149,10 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
 
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
     let certificates = settings.certificates.iter();
-    let built = certificates.map(|settings| factory.certificate(settings));
+    let built = certificates.map(|settings| {
+        let certificate = factory.certificate(settings)?;
+        factory.publish_by(settings)?;
+        Ok(certificate)
+    });
     built.collect()
 }
