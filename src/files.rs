@@ -5,11 +5,15 @@
 
 pub(crate) mod beneath;
 
+mod owner;
+
 use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
+
+pub(crate) use owner::DirectoryOwner;
 
 /// Writes a file that does not exist with `mode` and flushes it to the disk.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {

@@ -2,11 +2,13 @@
 //! It may belong to another user: everything below it goes by descriptors, symbolic links
 //! are not followed, and a token is checked before it becomes a file name.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rustix::fs::{Gid, Uid, fchown};
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::responses::Responses;
@@ -46,11 +48,13 @@ impl SolverSettings for Settings {
     }
 
     fn check(&self) -> Result<(), Unfit> {
-        if self.0.is_dir() {
-            return Ok(());
-        }
+        let why = match std::fs::metadata(&self.0) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => format!("cannot be used: {error}"),
+            _ => "is not a directory".to_owned(),
+        };
         Err(Unfit {
-            message: format!("the webroot {} is not a directory", self.0.display()),
+            message: format!("the webroot {} {why}", self.0.display()),
             hint: "name the directory that the server on port 80 serves",
         })
     }
@@ -71,11 +75,31 @@ impl Settings {
     fn challenges(&self) -> Result<Directory, SolverError> {
         let mut at = Directory::open(&self.0).map_err(|error| failed("open", &self.0, error))?;
         for name in DIRECTORIES {
-            let below = at.child_or_make(name, DIRECTORY);
-            at = below.map_err(|error| failed("open", &at.path().join(name), error))?;
+            let path = at.path().join(name);
+            let below = match at.make_child(name, DIRECTORY) {
+                Ok(made) => {
+                    give_to_owner_of(&at, &made)
+                        .map_err(|error| failed("set the owner of", &path, error))?;
+                    Ok(made)
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => at.child(name),
+                made => made,
+            };
+            let below = below.map_err(|error| failed("open", &path, error))?;
+            at = below;
         }
         Ok(at)
     }
+}
+
+/// What root makes in a service's webroot is the service's.
+fn give_to_owner_of(webroot: &Directory, made: &Directory) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = webroot.stat()?;
+    let (user, group) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+    Ok(fchown(made.opened()?, Some(user), Some(group))?)
 }
 
 #[async_trait]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, shared_file,
+    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, USUAL_DATA_DIR, shared_file,
 };
 use crate::deploy::confirmed::{Confirmed, Right};
 use crate::deploy::target::{DeployTarget, NAME};
@@ -15,7 +15,39 @@ use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 
 pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
+    check_old_place(&directory)?;
     FileStore::open(directory).map_err(Failure::on("store"))
+}
+
+/// The store, for reading; `None` if nothing is stored.
+pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
+    check_old_place(&directory)?;
+    FileStore::existing(directory).map_err(Failure::on("store"))
+}
+
+/// Earlier packages kept the data directory one level below.
+fn check_old_place(directory: &Path) -> Result<(), Failure> {
+    let (old, shown) = (directory.join("data"), directory.display());
+    let is_old = old.join("records").is_dir() && !directory.join("records").is_dir();
+    if !is_old {
+        return Ok(());
+    }
+    let old = old.display();
+    Err(Failure::usage(
+        format!("{shown} has no certificates, but {old} does: an earlier package kept them there"),
+        format!("stop certs run and move them: mv {old}/* {shown}/ && rmdir {old}"),
+    ))
+}
+
+/// Where else certificates may be, for a command that found none in `data_dir`.
+pub(super) fn none_in(data_dir: &Path) -> String {
+    let shown = data_dir.display();
+    let usual = Path::new(USUAL_DATA_DIR);
+    let other = match data_dir != usual && usual.try_exists().unwrap_or(true) {
+        true => format!("; root's data directory is {USUAL_DATA_DIR}"),
+        false => String::new(),
+    };
+    format!("no certificate is stored in {shown}{other}")
 }
 
 /// Keeps the mark of an imported certificate: `certs run` manages it until a
@@ -56,7 +88,7 @@ pub(super) async fn recall(
     configured: &Settings,
 ) -> Result<Vec<Recalled>, Failure> {
     let stored = unconfigured(configured).await;
-    let stored = stored.map_err(Failure::on("stored certificates"))?;
+    let stored = stored.map_err(Failure::on("store"))?;
     let confirmed = confirmed(configured)?;
     let recalled = stored.into_iter().map(|(lineage, stored)| {
         let stored = stored.map_err(Failure::on(lineage.as_str()));
@@ -111,15 +143,12 @@ pub(super) async fn keep_imported(
     sources: &Sources,
     configured: &mut Settings,
 ) -> Result<(), Failure> {
-    let stored = as_stored(configured).await;
-    let imported = stored.iter().filter(|one| one.imported.is_some());
-    let imported: BTreeSet<&Lineage> = imported.map(|one| &one.lineage).collect();
-    let recalled = recall(sources, configured).await?.into_iter();
-    for (lineage, settings) in recalled.filter(|(lineage, _)| imported.contains(lineage)) {
+    for (lineage, settings) in recall(sources, configured).await? {
         let mut settings = match settings {
-            Ok(settings) => settings,
+            Ok(settings) if settings.imported.is_some() => settings,
+            Ok(_) => continue,
             Err(failure) => {
-                tracing::error!(%lineage, "the imported certificate is not managed: {}", failure.in_a_line());
+                tracing::error!(%lineage, "the stored certificate is not managed: {}", failure.in_a_line());
                 continue;
             }
         };
@@ -150,7 +179,7 @@ async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
 async fn unconfigured(
     configured: &Settings,
 ) -> Result<Vec<(Lineage, Result<Remembered, StoreError>)>, StoreError> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
+    let Some(store) = FileStore::existing(configured.data_dir.clone())? else {
         return Ok(Vec::new());
     };
     let certificates = configured.certificates.iter();

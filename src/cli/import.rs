@@ -7,23 +7,26 @@ mod report;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use self::account::Accounts;
 use self::report::Report;
 use super::Call;
-use super::catalog::{confirm, open_store};
-use super::factory::output_for;
+use super::catalog::{confirm, existing_store, open_store};
+use super::factory::outputs_for;
+use super::meant;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
 use crate::control;
 use crate::deploy::Outlet;
-use crate::deploy::output::Output;
+use crate::deploy::outputs::Outputs;
 use crate::failure::Failure;
+use crate::identifier::Identifier;
 use crate::import::{self, Found, ImportedCertificate, IssuingCa, Tool};
-use crate::lineage::Lineage;
+use crate::lineage::{Known, Lineage};
 use crate::manage::import::{Imported, ImportedPair, import_pair, preview};
 use crate::random::SystemRandom;
 use crate::store::Store;
@@ -64,18 +67,19 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
     let tool = options.source;
     let path = source_path(call, options)?;
     let hint = format!("name the path of the state of {}", tool.name());
+    readable(&path).map_err(|error| Failure::unusable(&path, &error))?;
     let found = import::read(tool, &path);
     let found = found.map_err(|message| Failure::usage(message, hint))?;
     // Invalid options and configuration are errors before anything is written.
     settings::base(call, None)?;
     let (data_dir, dry_run) = (settings.data_dir.clone(), options.dry_run);
     let store = match dry_run {
-        true => FileStore::existing(data_dir),
+        true => existing_store(data_dir)?,
         false => Some(open_store(data_dir)?),
     };
     let target = Destination {
         store,
-        output: output_for(&settings)?,
+        output: outputs_for(&settings)?,
         dry_run,
     };
     let mut work = Work {
@@ -87,10 +91,21 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         insists: !options.keys.is_empty(),
         confirms_in: (!dry_run).then(|| settings.data_dir.clone()),
         now: SystemClock.now(),
+        known: meant::stored(&settings.data_dir).await?,
     };
     work.import(found).await;
     work.next_steps(&settings).await;
     work.report.end(&path)
+}
+
+/// An unreadable state is not a missing one.
+fn readable(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::read_dir(path).map(drop),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // The reader of the state says what is missing.
+        _ => Ok(()),
+    }
 }
 
 /// The named path, or the first of the client's default paths that exists.
@@ -101,7 +116,9 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     let tool = options.source;
     let home = call.environment.get("HOME").map(PathBuf::from);
     let mut usual = tool.usual_places(home.as_deref()).into_iter();
-    usual.find(|path| path.exists()).ok_or_else(|| {
+    // The failure to read it names the cause.
+    let is_there = |path: &PathBuf| path.try_exists().unwrap_or(true);
+    usual.find(is_there).ok_or_else(|| {
         let name = tool.name();
         Failure::usage(
             format!("no state of {name} found at its default paths"),
@@ -114,7 +131,7 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
 struct Destination {
     /// None in a dry run without a store, which must not be created.
     store: Option<FileStore>,
-    output: Output,
+    output: Outputs,
     dry_run: bool,
 }
 
@@ -131,6 +148,8 @@ struct Work<'a> {
     /// The data directory; None in a dry run.
     confirms_in: Option<PathBuf>,
     now: Timestamp,
+    /// The stored certificates.
+    known: Vec<Known>,
 }
 
 /// A certificate that can be imported.
@@ -181,6 +200,7 @@ impl Work<'_> {
                     continue;
                 }
             };
+            let lineage = one.certificate.lineage.clone();
             let not_before = |one: &Valid| one.bundle.facts().not_before;
             let older = match valid.remove(&lineage) {
                 Some(known) if not_before(&known) >= not_before(&one) => {
@@ -204,13 +224,23 @@ impl Work<'_> {
         valid.into_values().collect()
     }
 
-    fn check(&self, certificate: ImportedCertificate) -> Result<Valid, String> {
+    /// The same names are the same certificate, whatever the other client calls it.
+    fn stored_name(&self, lineage: Lineage, names: &BTreeSet<Identifier>) -> Lineage {
+        if self.known.iter().any(|one| one.lineage == lineage) {
+            return lineage;
+        }
+        let mut same = self.known.iter().filter(|one| one.issued == *names);
+        same.next().map_or(lineage, |one| one.lineage.clone())
+    }
+
+    fn check(&self, mut certificate: ImportedCertificate) -> Result<Valid, String> {
         let directory = self.directory_of(&certificate.ca)?;
         let chain = &certificate.chain_pem;
         let facts = Facts::of_chain(chain).map_err(|error| error.to_string())?;
         if facts.identifiers.is_empty() {
             return Err("it has no subject alternative names".to_owned());
         }
+        certificate.lineage = self.stored_name(certificate.lineage, &facts.identifiers);
         let key = certificate.key_pem.clone();
         let bundle = Bundle::new(key, chain, &facts.identifiers, self.now, Freshness::Stored);
         Ok(Valid {

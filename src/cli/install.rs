@@ -2,13 +2,14 @@
 //! it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Call;
-use super::factory::output_for;
+use super::factory::outputs_for;
 use super::output::say;
 use crate::config::Settings;
 use crate::deploy::Outlet;
@@ -215,9 +216,19 @@ impl Work<'_> {
         if !is_written(&file, &text)? {
             let done = format!("{}: the site is written", file.display());
             draft.plan.done.push(done);
-            let links = link.filter(|path| path.symlink_metadata().is_err());
             let target = file.clone();
-            draft.links.extend(links.map(|path| Link { path, target }));
+            let link = link.map(|path| Link { path, target });
+            let missing = |link: &Link| match link.path.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+                found => found
+                    .map(|_| false)
+                    .map_err(|error| Failure::unusable(&link.path, &error)),
+            };
+            if let Some(link) = link
+                && missing(&link)?
+            {
+                draft.links.push(link);
+            }
             let content = text.into_bytes();
             draft.changes.push(Change {
                 path: file,
@@ -268,7 +279,7 @@ impl Work<'_> {
     }
 
     fn pair(&self, name: &Identifier) -> Result<Pair, Failure> {
-        let output = output_for(self.settings)?;
+        let output = outputs_for(self.settings)?;
         let lineage = Lineage::of(name);
         let live = output.live(&lineage);
         Ok(Pair {
@@ -288,11 +299,11 @@ impl Work<'_> {
         }
         let data_dir = &self.settings.data_dir;
         files::make_directory(data_dir, 0o700)
-            .map_err(|error| Failure::store(format!("{}: {error}", data_dir.display())))?;
+            .map_err(|error| Failure::unusable(data_dir, &error))?;
         let names = plan.names.iter();
         let names = names.filter_map(|name| Identifier::parse(name).ok());
         let lineage = Lineage::of(&identifier(&plan.name)?);
-        let output = output_for(self.settings)?;
+        let output = outputs_for(self.settings)?;
         let made = output.placeholder(&lineage, &names.collect(), SystemClock.now());
         made.map_err(|error| Failure::output(error.to_string(), error.hint()))
     }

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use super::Call;
 use super::args::Renew;
-use super::catalog::recall;
+use super::catalog::{none_in, recall};
 use super::issue::{print_failure, work};
+use super::meant;
 use super::output::say;
 use crate::config::{CertificateSettings, Purpose};
 use crate::control::Task;
@@ -36,7 +37,7 @@ pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Resu
 }
 
 async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Failure> {
-    let mut settings = call.sources.settings(&Purpose::All)?;
+    let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();
     for (lineage, recalled) in recall(&call.sources, &settings).await? {
         match recalled {
@@ -47,7 +48,10 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
     select(&mut settings.certificates, &mut unusable, names)?;
     if settings.certificates.is_empty() && unusable.is_empty() {
         if !call.json {
-            say("no certificate is stored or configured");
+            say(format_args!(
+                "{}, and none is configured",
+                none_in(&settings.data_dir)
+            ));
         }
         return Ok(());
     }

@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Call;
 use super::args::Health;
+use super::catalog::{existing_store, none_in};
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
+use crate::config::{CertificateSettings, Settings};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage;
@@ -23,13 +26,13 @@ use crate::time::{Clock, SystemClock, Timestamp};
 /// Prints a table, or JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
     let settings = call.sources.process_settings()?;
-    let mut requests = Labels::open(&settings.data_dir).requests();
-    let store = FileStore::existing(settings.data_dir);
+    let store = existing_store(settings.data_dir.clone())?;
+    let mut requests = Labels::open(&settings.data_dir)?.requests();
     let lineages = match (only, &store) {
         (Some(lineage), _) => vec![lineage.clone()],
         (None, Some(store)) => {
             let listed = store.list().await;
-            listed.map_err(Failure::on("stored certificates"))?
+            listed.map_err(Failure::on("store"))?
         }
         (None, None) => Vec::new(),
     };
@@ -37,8 +40,11 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
-        match row(store.as_ref(), &lineage, requested_by, now).await {
-            Ok(row) => rows.push(row),
+        match row(store.as_ref(), &settings, &lineage, requested_by, now).await {
+            Ok(mut row) => {
+                row.made_with.take_if(|_| only.is_none());
+                rows.push(row);
+            }
             Err(failure) => {
                 failure.show(&call.terminal);
                 ended = ended.and(Err(failure.code_only()));
@@ -47,8 +53,15 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     }
     if call.json {
         say(serde_json::to_value(&rows)?);
-    } else if ended.is_ok() || !rows.is_empty() {
+    } else if ended.is_ok() && rows.is_empty() {
         table(&rows, now);
+        call.terminal
+            .print(&format!("{}\n", none_in(&settings.data_dir)));
+    } else if !rows.is_empty() {
+        table(&rows, now);
+        if let ([row], Some(_)) = (rows.as_slice(), only) {
+            row.made_with.iter().try_for_each(show_settings)?;
+        }
     }
     ended
 }
@@ -86,6 +99,7 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
 
 async fn row(
     store: Option<&FileStore>,
+    process: &Settings,
     lineage: &Lineage,
     requested_by: Option<RequestedBy>,
     now: Timestamp,
@@ -103,7 +117,15 @@ async fn row(
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
     status.requested_by = requested_by;
+    let made_with = store.options(lineage).await;
+    let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
+    // Damaged settings fail the renewal, which names them.
+    let made_with = made_with.and_then(|json| serde_json::from_str(&json).ok());
     Ok(Row {
+        made_with: made_with.map(|mut made_with: CertificateSettings| {
+            made_with.output = Some(process.output_of(&made_with));
+            made_with
+        }),
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
@@ -119,6 +141,9 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
+    /// The settings that it was made with, which its renewals use; only for one certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    made_with: Option<CertificateSettings>,
 }
 
 const COLUMNS: [&str; 7] = [
@@ -187,6 +212,12 @@ fn details(row: &Row, now: Timestamp) {
     }
     if let Some(error) = &status.last_error {
         say(format_args!("  last error: {error}"));
+        if status.generation_issued.is_none() {
+            let name = &status.name;
+            say(format_args!(
+                "  no certificate exists yet; if the name is wrong: certs delete {name}"
+            ));
+        }
     }
     let spent = row.budget.iter().filter_map(|left| budget(left, now));
     let spent: Vec<String> = spent.collect();
@@ -205,6 +236,37 @@ fn details(row: &Row, now: Timestamp) {
         say(format_args!(
             "  its CA {what} since {since}; next probe at {probe_at}"
         ));
+    }
+}
+
+/// Each stored setting in a line, as its JSON names it.
+fn show_settings(settings: &CertificateSettings) -> Result<(), Failure> {
+    let mut lines = Vec::new();
+    flatten("", &serde_json::to_value(settings)?, &mut lines);
+    say("  made with:");
+    for line in lines {
+        say(format_args!("    {line}"));
+    }
+    Ok(())
+}
+
+/// The values of `json` that are set, each below its name.
+fn flatten(name: &str, json: &Value, lines: &mut Vec<String>) {
+    match json {
+        Value::Object(members) => {
+            for (key, value) in members {
+                let dot = if name.is_empty() { "" } else { "." };
+                flatten(&format!("{name}{dot}{key}"), value, lines);
+            }
+        }
+        Value::Null => {}
+        Value::Array(values) if values.is_empty() => {}
+        Value::Array(values) if values.iter().all(Value::is_string) => {
+            let texts = values.iter().filter_map(Value::as_str);
+            lines.push(format!("{name}: {}", texts.collect::<Vec<_>>().join(" ")));
+        }
+        Value::String(text) => lines.push(format!("{name}: {text}")),
+        value => lines.push(format!("{name}: {value}")),
     }
 }
 

@@ -122,6 +122,8 @@ layer! {
         stored_challenge: Option<Given<ChallengeSettings>>,
         /// Instead of `deploy`: the whole specs of a stored certificate.
         stored_deploy: Option<Given<Vec<DeployTarget>>>,
+        /// Where a stored certificate is published.
+        stored_output: Option<Given<OutputSettings>>,
         /// Keys with an invalid value: what follows from their absence is not worth
         /// reporting.
         invalid: BTreeSet<&'static str>,
@@ -135,7 +137,7 @@ layer! {
     group "Files and messages" {
         "data_dir", data_dir: PathBuf, path, PATH
             .doc("Private state: account keys, records")
-            .default_is("/var/lib/certs as root, else $XDG_DATA_HOME/certs").option(EVERY, "DIR")
+            .default_is("/var/lib/certs as root and its owner, else $XDG_DATA_HOME/certs").option(EVERY, "DIR")
             => .data_dir;
         "output_dir", output_dir: PathBuf, path, PATH
             .doc("Where certificates are written for the proxy")
@@ -349,6 +351,10 @@ pub(crate) struct CertificateSettings {
     pub challenge: ChallengeSettings,
     pub deploy: Vec<DeployTarget>,
     pub verify: Vec<Endpoint>,
+    /// Where it is published; a relative directory is below the data directory. `None`:
+    /// stored by a version that did not keep it, so that the process decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSettings>,
     /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
@@ -372,6 +378,7 @@ impl CertificateSettings {
             challenge: ChallengeSettings::default(),
             deploy: Vec::new(),
             verify: Vec::new(),
+            output: None,
             imported: None,
             unconfirmed: BTreeSet::new(),
         }

@@ -49,7 +49,7 @@ pub enum OutputError {
 
 impl OutputError {
     /// Whether something is in the way that `certs` did not make.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Io { source, .. } if beneath::is_refusal(source))
     }
 

@@ -104,6 +104,7 @@ impl Paths {
         let named = [&settings.data_dir, &settings.output.directory].map(PathBuf::as_path);
         let named = named.into_iter().chain(answers(settings));
         let named = named.filter(|path| may_resolve(path, &ours)).map(real);
+        let named = named.chain(published(settings));
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         // Not of the output, which other users may change: no link in it is followed.
@@ -192,6 +193,16 @@ pub(super) fn permitted(settings: &Settings) -> impl Iterator<Item = DeployTarge
 pub(super) fn docker_socket(settings: &Settings) -> Option<PathBuf> {
     let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
     api.socket().map(Path::to_owned)
+}
+
+/// The outputs of stored certificates, where these are published already: what only the
+/// store says must not open a directory to the process that writes the store.
+fn published(settings: &Settings) -> impl Iterator<Item = PathBuf> {
+    settings.certificates.iter().filter_map(|one| {
+        let output = real(&settings.output_of(one).directory);
+        let live = output.join("live").join(one.lineage.as_str());
+        live.is_symlink().then_some(output)
+    })
 }
 
 /// The directories for challenge answers.

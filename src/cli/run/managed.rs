@@ -9,6 +9,7 @@ use crate::cli::Call;
 use crate::cli::catalog::keep_imported;
 use crate::cli::factory::Factory;
 use crate::cli::labels::Labels;
+use crate::cli::meant;
 use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::discovery::Listing;
 use crate::failure::Failure;
@@ -34,11 +35,10 @@ impl ManagedCertificates<'_> {
     /// Reads the configuration again; an invalid one changes nothing.
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
-        let read = sources.settings(&Purpose::All);
-        let mut read = read.map_err(|problems| {
-            self.factory
-                .sandbox
-                .cause(problems.into(), &sources.files())
+        let read = meant::settings(&sources, &Purpose::All).await;
+        let mut read = read.map_err(|failure| {
+            let files = sources.files();
+            self.factory.sandbox.cause(failure, &files)
         })?;
         keep_imported(&sources, &mut read).await?;
         if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
@@ -95,7 +95,8 @@ impl ManagedCertificates<'_> {
         let mut all = certificates(&self.factory, &self.configured)?;
         self.requested = self.labels.certificates(&self.sources, &self.configured);
         for settings in &self.requested {
-            match self.factory.certificate(settings) {
+            let certificate = self.factory.certificate(settings);
+            match certificate.and_then(|one| self.factory.publish_by(settings).map(|()| one)) {
                 Ok(certificate) => all.push(certificate),
                 Err(failure) => tracing::error!("{}: {}", settings.lineage, failure.in_a_line()),
             }
@@ -148,6 +149,10 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
 
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
     let certificates = settings.certificates.iter();
-    let built = certificates.map(|settings| factory.certificate(settings));
+    let built = certificates.map(|settings| {
+        let certificate = factory.certificate(settings)?;
+        factory.publish_by(settings)?;
+        Ok(certificate)
+    });
     built.collect()
 }

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::factory::Factory;
 use crate::cli::issue::may_order;
 use crate::config::CertificateSettings;
 use crate::control::{Done, Task, Worker};
 use crate::failure::Failure;
+use crate::lineage::Lineage;
+use crate::manage::delete::delete;
 use crate::supervise::Handle;
 
 pub(super) struct Sidecar {
@@ -16,6 +19,17 @@ pub(super) struct Sidecar {
     pub(super) factory: Arc<Factory>,
     /// Whether this process has an HTTP-01 listener.
     pub(super) listens: bool,
+    /// Reads the configuration and the store again, and answers when that is done.
+    pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Sidecar {
+    /// The settings that a certificate was made with, if they can be read.
+    async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
+        let stored = self.factory.services.store.options(lineage).await;
+        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+        Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
+    }
 }
 
 #[async_trait]
@@ -36,13 +50,34 @@ impl Worker for Sidecar {
         let Task::Pass(trigger) = task else {
             return factory.work(settings, task).await;
         };
-        let certificate = factory.certificate(settings)?;
-        let is_kept = self.handle.manages(&settings.lineage).await;
-        let pass = self.handle.work(certificate, trigger);
-        if is_kept {
+        if self.handle.manages(&settings.lineage).await {
             // The settings of `certs run` apply, not those of the command.
-            return factory.done(settings, pass.await);
+            let pass = self.handle.work(factory.certificate(settings)?, trigger);
+            return factory.done(settings, pass.await).await;
         }
-        factory.remembering(settings, pass).await
+        // Nor does its output, but a stored certificate stays in its own.
+        let stored = self.stored(&settings.lineage).await?;
+        let mut settings = settings.clone();
+        settings.output = stored.map_or(Some(factory.output().clone()), |stored| stored.output);
+        let certificate = factory.certificate(&settings)?;
+        factory.publish_by(&settings)?;
+        let pass = self.handle.work(certificate, trigger);
+        factory.remembering(&settings, pass).await
+    }
+
+    async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure> {
+        let services = &self.factory.services;
+        let stored = self.stored(lineage).await?;
+        let root = self.factory.output_root(stored.as_ref());
+        let root = (!keep_files).then_some(root.as_path());
+        let deleted = delete(services.store.as_ref(), lineage, root).await;
+        let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
+        // No pass may order it again before the supervisor has forgotten it.
+        let (reply, reloaded) = oneshot::channel();
+        if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
+            self.handle.ping().await;
+        }
+        drop(lease);
+        Ok(was_there)
     }
 }
