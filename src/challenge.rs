@@ -7,6 +7,7 @@ pub mod http01;
 pub mod responses;
 pub mod webroot;
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
@@ -107,6 +108,11 @@ pub trait SolverSettings: Send + Sync + 'static {
 
     /// The directory of the written answers.
     fn writes_in(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The open directory of the written answers, which is created.
+    fn open_answers(&self) -> Option<std::io::Result<File>> {
         None
     }
 

@@ -16,7 +16,7 @@ mod seccomp;
 mod user;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,8 +31,9 @@ use crate::deploy::helper::{Helper, Permits};
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
-use paths::{Paths, answers, permitted, specs};
-use user::ServiceUser;
+use crate::files;
+use paths::{Paths, open_answers, permitted, specs};
+use user::{DOCKER_RELAY, ServiceUser};
 
 pub(crate) use paths::Surroundings;
 
@@ -65,6 +66,8 @@ pub(crate) struct Sandbox {
     paths: Option<Paths>,
     /// Whether this process was root and is another user now.
     gave_up_root: bool,
+    /// The socket by which the helper process relays Docker's API.
+    docker_relay: Option<PathBuf>,
     /// Whether the helper gives the output's files to their owner.
     gives_files: bool,
 }
@@ -76,6 +79,11 @@ impl Sandbox {
             Some(helper) if self.is_for_helper(spec) => helper.target(spec),
             _ => spec.target(),
         }
+    }
+
+    /// The socket to use instead of Docker's own.
+    pub(crate) fn docker_relay(&self) -> Option<&Path> {
+        self.docker_relay.as_deref()
     }
 
     /// The first target: files that only the helper can give to the owner of the output.
@@ -164,8 +172,17 @@ pub(crate) fn confine(
         confirmed: Confirmed::file_for(&settings.data_dir),
         output: settings.output.directory.clone(),
         owner: output_owner(settings),
+        docker: paths::docker_socket(settings).filter(|_| settings.harden && user::may_change()),
     };
-    let Some(helper) = helper::start(surroundings.environment, settings, &permits) else {
+    let relay = permits
+        .docker
+        .is_some()
+        .then(|| settings.data_dir.join(DOCKER_RELAY));
+    let relayed = relay.as_deref().map(bind).transpose().map_err(|error| {
+        Failure::store(format!("{DOCKER_RELAY} in the data directory: {error}"))
+    })?;
+    let environment = surroundings.environment;
+    let Some(helper) = helper::start(environment, settings, &permits, relayed) else {
         return Ok(Sandbox::default());
     };
     // A directory created now needs no right on its parent later.
@@ -175,11 +192,12 @@ pub(crate) fn confine(
     if user.is_some() {
         paths.leave_to_helper(known);
     }
-    let confined = restrict(surroundings, settings, &paths, user.as_ref())?;
+    let confined = restrict(settings, &paths, user.as_ref())?;
     Ok(Sandbox {
         helper: Some(helper),
         paths: confined.then_some(paths),
         gave_up_root: user.is_some(),
+        docker_relay: relay,
         gives_files: settings.output.is_given_by_helper && user.is_some(),
     })
 }
@@ -221,17 +239,21 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
         }
     }
     let unread = |error| Failure::store(format!("{}: {error}", data.display()));
-    let socket = paths::docker_socket(known).and_then(|socket| std::fs::metadata(socket).ok());
     let user = { ServiceUser::of(data).map_err(unread)? }
-        .in_group(output_owner(settings).group_alone().group)
-        .in_group(socket.map(|socket| socket.gid()));
+        .in_group(output_owner(settings).group_alone().group);
     user.take_over(data, &output.directory)?;
-    for webroot in answers(known) {
-        if let Err(error) = user.answer_below(webroot) {
-            tracing::warn!("the webroot {}: {error}", webroot.display());
+    for directory in open_answers(known) {
+        if let Err(error) = directory.and_then(|directory| user.open_answers(&directory)) {
+            tracing::warn!("the webroot: {error}");
         }
     }
     Ok(Some(user))
+}
+
+/// Binds a socket of ours.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    files::remove_if_there(path)?;
+    UnixListener::bind(path)
 }
 
 /// Whether only Landlock keeps this process, or the `user` that it becomes, from any file.
@@ -260,12 +282,11 @@ pub(crate) fn confine_alone(
         settings,
         may_read_all(settings, user.as_ref()),
     );
-    restrict(surroundings, settings, &paths, user.as_ref()).map(drop)
+    restrict(settings, &paths, user.as_ref()).map(drop)
 }
 
 /// Applies all restrictions; whether the kernel enforces `paths`.
 fn restrict(
-    surroundings: &Surroundings<'_>,
     settings: &Settings,
     paths: &Paths,
     user: Option<&ServiceUser>,
@@ -289,7 +310,7 @@ fn restrict(
             })?;
         }
     }
-    let confined = landlock::enter(paths, notifies_abstractly(surroundings));
+    let confined = landlock::enter(paths);
     restrict_calls();
     Ok(confined)
 }
@@ -304,10 +325,4 @@ fn restrict_calls() {
 
 fn threads() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
-}
-
-/// Whether the service manager listens on an abstract socket.
-fn notifies_abstractly(surroundings: &Surroundings<'_>) -> bool {
-    let socket = surroundings.environment.get("NOTIFY_SOCKET");
-    socket.is_some_and(|socket| socket.starts_with('@'))
 }

@@ -155,13 +155,16 @@ fn helper_process_keeps_reload_rights_and_ends_with_parent() {
     let environment = String::from_utf8_lossy(&environment);
     assert!(environment.contains("ANOTHER=one"), "{environment}");
     assert!(!environment.contains("CERTS_"), "{environment}");
-    let descriptors = std::fs::read_dir(format!("/proc/{helper}/fd")).unwrap();
-    let sockets: BTreeSet<_> = descriptors
-        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
-        .filter(|link| link.to_string_lossy().starts_with("socket:"))
-        .collect();
-    // One to its parent, one to its child, and two for its runtime's signals.
-    assert!(sockets.len() <= 4, "{sockets:?}");
+    let sockets = || -> BTreeSet<_> {
+        let descriptors = std::fs::read_dir(format!("/proc/{helper}/fd")).unwrap();
+        descriptors
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
+            .collect()
+    };
+    // One to its parent, one to its child, and two for its runtime's signals; the child's own
+    // end is closed once the child runs.
+    until("the helper's sockets", || sockets().len() <= 4);
     // The helper process ignores the signals of a service manager or terminal.
     let pid = rustix::process::Pid::from_raw(i32::try_from(helper).unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {

@@ -170,7 +170,13 @@ fn issue_with_faults(
     let wanted = Vec::from_iter((issued && with_hook).then(|| issuance.call()));
     assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {printed}");
     // A missing directory is made under a temporary name first.
-    let own = ["data", "out", ".out.new-"];
+    let own = [
+        "data",
+        "out",
+        ".out.new-",
+        "data.confirmed",
+        ".data.confirmed.new-",
+    ];
     let mut allowed: Vec<_> = own.map(|name| issuance.directory.join(name)).into();
     if issued && with_hook {
         allowed.push(issuance.directory.join("hook.seen"));

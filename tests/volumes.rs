@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::Pid;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -196,19 +197,36 @@ fn sidecar_reports_failing_disk_and_recovers() {
     }
 }
 
-/// Limits `process` to its present descriptors. Returns its previous limit.
-fn exhaust(process: Pid) -> Rlimit {
+/// Sets the soft limit of open descriptors as the user of `process`, since root needs a capability for that.
+fn allow_descriptors(process: Pid, soft: u64) {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap();
+    let id = |name: &str| -> u32 {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let mut prlimit = Command::new("prlimit");
+    prlimit.arg(format!("--pid={}", process.as_raw_nonzero()));
+    prlimit.arg(format!("--nofile={soft}:"));
+    if rustix::process::geteuid().is_root() {
+        prlimit.uid(id("Uid:")).gid(id("Gid:"));
+    }
+    let done = prlimit.output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// Limits `process` to its present descriptors.
+fn exhaust(process: Pid) {
     let open = std::fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
     let names = open.map(|entry| entry.unwrap().file_name());
     let numbers = names.map(|name| name.to_str().unwrap().parse().unwrap());
     let open: BTreeSet<u64> = numbers.collect();
     // A new descriptor takes the lowest free number.
-    let limit = Rlimit {
-        current: (0..).find(|number| !open.contains(number)),
-        // The process has inherited this limit from the test.
-        maximum: getrlimit(Resource::Nofile).maximum,
-    };
-    prlimit(Some(process), Resource::Nofile, limit).unwrap()
+    let lowest = (0..).find(|number| !open.contains(number)).unwrap();
+    allow_descriptors(process, lowest);
 }
 
 #[test]
@@ -217,10 +235,9 @@ fn sidecar_reports_exhausted_descriptors_and_recovers() {
     let process = |sidecar: &Sidecar| Pid::from_raw(i32::try_from(sidecar.running.id()).unwrap());
     let exhaust = |sidecar: &Sidecar| {
         let process = process(sidecar)?;
-        Some((process, exhaust(process)))
+        exhaust(process);
+        Some(process)
     };
-    let allow = |(process, before)| {
-        prlimit(Some(process), Resource::Nofile, before).unwrap();
-    };
+    let allow = |process| allow_descriptors(process, 1024);
     alarm_and_recovery(&ca, "Too many open files", exhaust, allow);
 }

@@ -2,6 +2,7 @@
 //! It may belong to another user: everything below it goes by descriptors, symbolic links
 //! are not followed, and a token is checked before it becomes a file name.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,11 @@ impl SolverSettings for Settings {
         Some(&self.0)
     }
 
+    fn open_answers(&self) -> Option<io::Result<File>> {
+        let directory = self.challenges().map_err(io::Error::other);
+        Some(directory.and_then(|directory| directory.opened()))
+    }
+
     fn check(&self) -> Result<(), Unfit> {
         let why = match std::fs::metadata(&self.0) {
             Ok(found) if found.is_dir() => return Ok(()),
@@ -62,12 +68,6 @@ impl SolverSettings for Settings {
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
         check_http01_name(name)
     }
-}
-
-/// Opens the directory of the answers below `webroot`, which is created.
-pub(crate) fn answers_below(webroot: &Path) -> io::Result<Directory> {
-    let settings = Settings::new(webroot.to_owned());
-    settings.challenges().map_err(io::Error::other)
 }
 
 impl Settings {

@@ -5,6 +5,7 @@ mod managed;
 mod worker;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::net::listen::{self, Socket};
-use crate::net::systemd::notify;
+use crate::net::systemd::Notifier;
 use crate::observe::admin::{self, Shown};
 use crate::sandbox;
 use crate::store::Store;
@@ -40,6 +41,7 @@ use crate::supervise::{Handle, Supervisor, cron};
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let notifier = Arc::new(Notifier::connect(&call.environment));
     let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
     keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir)?;
@@ -61,6 +63,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         board: shown.board.clone(),
         requested: Vec::new(),
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
+        notifier: notifier.clone(),
         call: &call,
     };
     let started = supervisor.keep(managed.certificates()?).await;
@@ -74,7 +77,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
-    let listings = discover(&settings, &mut serving)?;
+    let relay = managed.factory.sandbox.docker_relay();
+    let listings = discover(&settings, relay, &mut serving)?;
     let (reload, reloads) = mpsc::channel(1);
     let sidecar = Sidecar {
         reload,
@@ -83,15 +87,15 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         listens: settings.http_listen().is_some(),
     };
     let clock = sidecar.factory.services.clock.clone();
-    bound.serve(&mut serving, sidecar, shown);
+    bound.serve(&mut serving, sidecar, shown, &notifier);
     if let Some(schedule) = settings.renew.schedule.clone() {
         serving.spawn(cron::run(schedule, handle.clone(), clock));
     }
-    notify(&[NotifyState::Ready]);
+    notifier.send(&[NotifyState::Ready]);
     tracing::info!("ready");
     let requests = (listings, reloads);
     let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
-    notify(&[NotifyState::Stopping]);
+    notifier.send(&[NotifyState::Stopping]);
     handle.stop().await;
     // The challenge listener serves until the last step in progress has ended.
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
@@ -127,7 +131,13 @@ impl Bound {
     }
 
     /// Serves on all listeners.
-    fn serve(self, serving: &mut JoinSet<()>, sidecar: Sidecar, shown: Shown) {
+    fn serve(
+        self,
+        serving: &mut JoinSet<()>,
+        sidecar: Sidecar,
+        shown: Shown,
+        notifier: &Arc<Notifier>,
+    ) {
         if let Some(listener) = self.challenges {
             let metrics = sidecar.factory.services.metrics.clone();
             let tally = Arc::new(move |result| metrics.challenge_request(result));
@@ -140,7 +150,7 @@ impl Bound {
         let handle = sidecar.handle.clone();
         serving.spawn(self.control.serve(Arc::new(sidecar)));
         if let Some(every) = sd_notify::watchdog_enabled() {
-            serving.spawn(feed_watchdog(handle, every / 2));
+            serving.spawn(feed_watchdog(handle, notifier.clone(), every / 2));
         }
     }
 }
@@ -160,6 +170,7 @@ async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<
 /// Starts the discovery of containers, if it is configured.
 fn discover(
     settings: &Settings,
+    relay: Option<&Path>,
     serving: &mut JoinSet<()>,
 ) -> Result<Option<watch::Receiver<Listing>>, Failure> {
     let Some(docker) = &settings.docker else {
@@ -169,7 +180,7 @@ fn discover(
     let daemon = daemon.map_err(|error| {
         Failure::usage(error, "set --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;
-    let (discovery, listings) = Discovery::new(Arc::new(daemon));
+    let (discovery, listings) = Discovery::new(Arc::new(daemon.through(relay)));
     serving.spawn(discovery.run());
     Ok(Some(listings))
 }
@@ -208,10 +219,10 @@ async fn obey(
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
-                    notify(&[NotifyState::Reloading, now]);
+                    managed.notifier.send(&[NotifyState::Reloading, now]);
                 }
                 reload(managed, handle).await;
-                notify(&[NotifyState::Ready]);
+                managed.notifier.send(&[NotifyState::Ready]);
             }
             Some(reply) = reloads.recv() => {
                 reload(managed, handle).await;
@@ -273,9 +284,9 @@ async fn bind_admin(address: Option<SocketAddr>) -> Result<Option<TcpListener>, 
 
 /// Notifies the service manager that the supervisor's loop runs, so that a hanging
 /// process is restarted.
-async fn feed_watchdog(handle: Handle, every: Duration) {
+async fn feed_watchdog(handle: Handle, notifier: Arc<Notifier>, every: Duration) {
     while handle.ping().await {
-        notify(&[NotifyState::Watchdog]);
+        notifier.send(&[NotifyState::Watchdog]);
         tokio::time::sleep(every).await;
     }
 }

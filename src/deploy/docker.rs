@@ -58,6 +58,11 @@ impl Api {
         }
     }
 
+    /// The API at a Unix socket.
+    pub(crate) fn at_socket(socket: &Path) -> Self {
+        Self(Origin::Unix(socket.into()))
+    }
+
     /// The Unix socket, if the API is at one.
     #[must_use]
     pub(crate) fn socket(&self) -> Option<&Path> {

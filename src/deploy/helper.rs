@@ -5,6 +5,7 @@
 //! no process number from here. A target that runs a program or uses files must have been
 //! configured when the helper was started, or be confirmed ([`super::confirmed`]).
 
+mod relay;
 pub(crate) mod restart;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub(crate) struct Permits {
     pub output: PathBuf,
     /// The owner of the files in it.
     pub owner: Owner,
+    /// Docker's socket, to which connections are relayed.
+    pub docker: Option<PathBuf>,
 }
 
 impl Permits {
@@ -249,7 +252,7 @@ impl Target for RemoteTarget {
     }
 }
 
-/// The owner of the output, to whom only the helper can give files.
+/// The owner of the output: only the helper can give files to another user.
 struct FileOwner(Arc<Helper>);
 
 #[async_trait]
@@ -268,12 +271,16 @@ impl Target for FileOwner {
     }
 }
 
-/// Serves requests concurrently until the other end is closed. An invalid line is logged
+/// Serves requests concurrently until the other end is closed, and the connections of
+/// `relayed`. An invalid line is logged
 /// and skipped.
 ///
 /// # Errors
 /// Those of the socket, and a first line that is not [`Permits`].
-pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
+pub(crate) async fn serve(
+    stream: std::os::unix::net::UnixStream,
+    relayed: Option<std::os::unix::net::UnixListener>,
+) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let mut lines = BufReader::new(receiver).lines();
@@ -281,6 +288,9 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
         return Ok(());
     };
     let permits: Arc<Permits> = Arc::new(serde_json::from_str(&permits)?);
+    if let Some((listener, socket)) = relayed.zip(permits.docker.clone()) {
+        tokio::spawn(relay::relay(listener, socket));
+    }
     while let Some(line) = lines.next_line().await? {
         let Numbered { number, value } = match serde_json::from_str(&line) {
             Ok(request) => request,
@@ -355,7 +365,7 @@ mod tests {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         (
             Helper::new(one, &Permits::default()).unwrap(),
-            tokio::spawn(serve(other)),
+            tokio::spawn(serve(other, None)),
         )
     }
 
@@ -452,7 +462,7 @@ mod tests {
             ..Permits::default()
         };
         let helper = Helper::new(one, &permits).unwrap();
-        tokio::spawn(serve(other));
+        tokio::spawn(serve(other, None));
 
         let hangs = helper.target(&spec);
         let waits = tokio::spawn(async move { hangs.apply(&sample()).await });

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -111,6 +112,14 @@ impl DockerApi {
             host: host.to_owned(),
             raw_is_accepted,
         })
+    }
+
+    /// The same by way of the helper process's socket, if this process may not connect.
+    pub(crate) fn through(mut self, relay: Option<&Path>) -> Self {
+        if let Some(relay) = relay {
+            self.api = Api::at_socket(relay);
+        }
+        self
     }
 
     fn unreachable(&self, detail: impl ToString) -> DockerError {

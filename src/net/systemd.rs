@@ -2,7 +2,10 @@
 //! 1024 need no privilege, and notifications (`sd_notify(3)`).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use sd_notify::NotifyState;
 
@@ -38,9 +41,40 @@ pub(crate) fn listeners(
     Ok(sockets)
 }
 
-/// Notifies the service manager of this process's state.
-pub(crate) fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("cannot notify the service manager: {error}");
+/// The service manager's socket for this process's state. It is connected before this
+/// process gives up the right to connect.
+#[derive(Debug)]
+pub(crate) struct Notifier(Option<UnixDatagram>);
+
+impl Notifier {
+    /// The socket that `environment` names.
+    pub(crate) fn connect(environment: &BTreeMap<String, String>) -> Self {
+        let address = environment.get("NOTIFY_SOCKET");
+        Self(address.and_then(|address| {
+            connect(address)
+                .inspect_err(|error| tracing::warn!("no service manager at {address}: {error}"))
+                .ok()
+        }))
     }
+
+    /// Notifies the service manager of this process's state.
+    pub(crate) fn send(&self, states: &[NotifyState<'_>]) {
+        let Some(socket) = &self.0 else {
+            return;
+        };
+        let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+        if let Err(error) = socket.send(lines.join("\n").as_bytes()) {
+            tracing::debug!("cannot notify the service manager: {error}");
+        }
+    }
+}
+
+fn connect(address: &str) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    match address.strip_prefix('@') {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(address)?,
+    }
+    Ok(socket)
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -17,23 +17,25 @@ use crate::deploy::helper::{self, Helper, Permits, restart};
 use crate::failure::Failure;
 
 /// Starts the helper process, or logs why this process runs without a sandbox.
-/// `permits` are all rights that it gets.
+/// `permits` are all rights that it gets; it relays the connections of `relayed` to Docker's API.
 pub(super) fn start(
     environment: &BTreeMap<String, String>,
     settings: &Settings,
     permits: &Permits,
+    relayed: Option<UnixListener>,
 ) -> Option<Arc<Helper>> {
     if !settings.harden {
         tracing::warn!("no sandbox: harden is off");
         return None;
     }
     let log = |error: &_| tracing::warn!("no sandbox: cannot start the helper process: {error}");
-    spawn(environment, permits).inspect_err(log).ok()
+    spawn(environment, permits, relayed).inspect_err(log).ok()
 }
 
 fn spawn(
     environment: &BTreeMap<String, String>,
     permits: &Permits,
+    relayed: Option<UnixListener>,
 ) -> std::io::Result<Arc<Helper>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
@@ -46,7 +48,8 @@ fn spawn(
         }
     }
     command.stdin(OwnedFd::from(distant));
-    command.stdout(Stdio::null()).spawn()?;
+    let relayed = relayed.map(|listener| Stdio::from(OwnedFd::from(listener)));
+    command.stdout(relayed.unwrap_or(Stdio::null())).spawn()?;
     Helper::new(near, permits)
 }
 
@@ -57,7 +60,10 @@ pub(crate) async fn keep() -> Result<(), Failure> {
     let ended = restart::run_with_restarts(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
         command.arg0("certs").args(["helper", "--serve"]);
-        command.stdin(OwnedFd::from(stream)).stdout(Stdio::null());
+        // Its standard output is the socket to relay, or nothing.
+        command
+            .stdin(OwnedFd::from(stream))
+            .stdout(Stdio::inherit());
         command.kill_on_drop(true).spawn()
     });
     ended.await.map_err(|error| usage(&error))
@@ -66,7 +72,12 @@ pub(crate) async fn keep() -> Result<(), Failure> {
 /// `certs helper --serve`: serves the parent's requests.
 pub(crate) async fn serve() -> Result<(), Failure> {
     let (stream, _signals) = inherited()?;
-    helper::serve(stream).await.map_err(|error| usage(&error))
+    let stdout = std::io::stdout();
+    let relayed = rustix::net::sockopt::socket_acceptconn(&stdout).unwrap_or(false);
+    let relayed = relayed.then(|| stdout.as_fd().try_clone_to_owned());
+    let relayed = relayed.transpose().map_err(|error| usage(&error))?;
+    let served = helper::serve(stream, relayed.map(UnixListener::from)).await;
+    served.map_err(|error| usage(&error))
 }
 
 fn usage(error: &std::io::Error) -> Failure {

@@ -18,9 +18,8 @@ const KNOWN: ABI = ABI::V7;
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
 /// Restricts this thread and its children to `paths`; whether the kernel enforces it.
-/// `abstractly` also allows abstract Unix sockets.
-pub(super) fn enter(paths: &Paths, abstractly: bool) -> bool {
-    match restrict(paths, abstractly) {
+pub(super) fn enter(paths: &Paths) -> bool {
+    match restrict(paths) {
         Ok(status) => log(&status, paths),
         Err(error) => {
             tracing::warn!("files and ports are not restricted: Landlock: {error}");
@@ -29,13 +28,10 @@ pub(super) fn enter(paths: &Paths, abstractly: bool) -> bool {
     }
 }
 
-fn restrict(paths: &Paths, abstractly: bool) -> Result<RestrictionStatus, RulesetError> {
+fn restrict(paths: &Paths) -> Result<RestrictionStatus, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let devices = AccessFs::ReadFile | AccessFs::WriteFile;
-    let mut scope: BitFlags<Scope> = Scope::Signal.into();
-    if !abstractly {
-        scope |= Scope::AbstractUnixSocket;
-    }
+    let scope = Scope::Signal | Scope::AbstractUnixSocket;
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -133,9 +129,9 @@ mod tests {
         // Landlock restricts one thread.
         let thread = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let status = restrict(&paths, false).unwrap();
+            let status = restrict(&paths).unwrap();
             let LandlockStatus::Available { effective_abi, .. } = status.landlock else {
-                assert!(!enter(&paths, false));
+                assert!(!enter(&paths));
                 eprintln!("SKIPPED: denied files: this kernel has no Landlock");
                 return;
             };

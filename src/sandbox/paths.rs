@@ -2,6 +2,7 @@
 //! reading, and those that the system's resolver reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -206,10 +207,17 @@ fn published(settings: &Settings) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The directories for challenge answers.
-pub(super) fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
+fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
     all.filter_map(|challenge| challenge.writes_in())
+}
+
+/// The open directories of challenge answers, which are created.
+pub(super) fn open_answers(settings: &Settings) -> impl Iterator<Item = std::io::Result<File>> {
+    let certificates = settings.certificates.iter().map(|one| &one.challenge);
+    let all = certificates.chain([&settings.challenge]);
+    all.filter_map(|challenge| challenge.open_answers())
 }
 
 fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {

@@ -1,14 +1,15 @@
 //! The unprivileged user that a sidecar started by root becomes. Its files are given to that
 //! user first: by descriptors, without following links, and only what `certs` makes.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, mkdirat, openat,
-    statat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat,
+    mkdirat, openat, statat,
 };
 use rustix::io::Errno;
 use rustix::thread::{
@@ -23,8 +24,10 @@ use crate::files::is_leftover;
 const ACCOUNT: &str = "certs";
 /// Without that account: the number that the image has, too.
 const NO_ACCOUNT: u32 = 65_532;
+/// The socket of the helper process in the data directory, for Docker's API.
+pub(super) const DOCKER_RELAY: &str = "docker.sock";
 /// What `certs` makes in the data directory.
-const STATE: [&str; 7] = [
+const STATE: [&str; 8] = [
     "records",
     "leases",
     "accounts",
@@ -32,10 +35,13 @@ const STATE: [&str; 7] = [
     "ca",
     "labels.json",
     "admin.sock",
+    DOCKER_RELAY,
 ];
 /// What `certs` makes in the output directory.
 const OUTPUT: [&str; 2] = ["live", "archive"];
 const SHARED: Mode = Mode::from_raw_mode(0o2750);
+/// The directory of challenge answers of a service.
+const ANSWERS: Mode = Mode::from_raw_mode(0o2775);
 
 /// The user that a sidecar started by root becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,13 +160,17 @@ impl ServiceUser {
         Ok(others.is_empty())
     }
 
-    /// Gives it the directory of challenge answers below `webroot`, which is created.
-    pub(super) fn answer_below(&self, webroot: &Path) -> io::Result<()> {
-        let directory = crate::challenge::webroot::answers_below(webroot)?;
-        if fstat(&directory)?.st_uid == 0 {
-            self.chown(&directory)?;
+    /// Lets it write in a directory of challenge answers: one of root's is given to it, and
+    /// one of a service opened to its group.
+    pub(super) fn open_answers(&self, directory: &File) -> io::Result<()> {
+        match fstat(directory)?.st_uid {
+            0 => self.chown(directory),
+            owner if owner == self.user => Ok(()),
+            _ => {
+                fchown(directory, None, Some(Gid::from_raw(self.group)))?;
+                Ok(fchmod(directory, ANSWERS)?)
+            }
         }
-        Ok(())
     }
 
     /// Gives it `name` in `parent` and everything below; a missing one is none. Links stay

@@ -14,6 +14,7 @@ use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::discovery::Listing;
 use crate::failure::Failure;
 use crate::manage::Certificate;
+use crate::net::systemd::Notifier;
 use crate::observe::Board;
 
 /// The configured certificates, and those that containers request.
@@ -29,6 +30,7 @@ pub(super) struct ManagedCertificates<'a> {
     pub(super) requested: Vec<CertificateSettings>,
     /// Whether the service manager bound the challenge listener.
     pub(super) socket_activated: bool,
+    pub(super) notifier: Arc<Notifier>,
 }
 
 impl ManagedCertificates<'_> {
