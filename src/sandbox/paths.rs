@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Settings;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
+use crate::files::beneath::{self, Directory, REFUSED_HINT};
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -70,8 +71,9 @@ impl Paths {
         // The root directory would lift the restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
-        let named = [data.clone(), output.clone()].into_iter();
-        let named = named.chain(answers(settings).map(real));
+        let shared = answers(settings).chain([settings.output.directory.as_path()]);
+        let shared = shared.filter(|path| !is_refused(path)).map(real);
+        let named = shared.chain([data.clone()]);
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         // Not of the output, which other users may change: no link in it is followed.
@@ -177,7 +179,9 @@ fn existing_or_parent(directory: &Path) -> Option<PathBuf> {
 /// the root directory, would allow too much.
 fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
     let mut directories: BTreeSet<_> = specs(settings)
-        .filter_map(|spec| Some(real(&spec.writes_in()?)))
+        .filter_map(|spec| spec.writes_in())
+        .filter(|directory| !is_refused(directory))
+        .map(|directory| real(&directory))
         .collect();
     directories.retain(|directory| {
         let is_there = directory.is_dir() && directory.components().count() > 1;
@@ -187,6 +191,16 @@ fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
         is_there
     });
     directories
+}
+
+/// Whether another user can lead the path elsewhere: then it stays outside the sandbox.
+fn is_refused(directory: &Path) -> bool {
+    let opened = Directory::open(directory);
+    let refused = opened.err().filter(beneath::is_refusal);
+    if let Some(error) = &refused {
+        tracing::warn!("{error}, and stays outside the sandbox; hint: {REFUSED_HINT}");
+    }
+    refused.is_some()
 }
 
 fn warn_outside(directory: &Path) {
@@ -249,6 +263,21 @@ mod tests {
         let settings = Sources::read(&options, &[].into()).settings(&Purpose::All);
         let settings = settings.unwrap();
         assert_eq!(copy_directories(&settings), BTreeSet::from(each.clone()));
+        // A link that another user can replace leads nowhere.
+        let open = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(root.join("each"), mode).unwrap();
+        };
+        std::fs::rename(&each[0], root.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("../elsewhere", &each[0]).unwrap();
+        open(0o777);
+        assert_eq!(
+            copy_directories(&settings),
+            BTreeSet::from([each[1].clone()])
+        );
+        open(0o755);
+        std::fs::remove_file(&each[0]).unwrap();
+        std::fs::rename(root.join("elsewhere"), &each[0]).unwrap();
         // Directories of our own are created before the sandbox.
         specs(&settings).for_each(|spec| spec.prepare());
         let [one, other] = each;
