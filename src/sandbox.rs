@@ -230,11 +230,10 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
     }
     let (data, output) = (&settings.data_dir, &settings.output);
     for directory in [data, &output.directory] {
-        if let Some(link) = paths::foreign_link(directory, &[data]) {
+        if !paths::may_resolve(directory, &[data]) {
             return Err(Failure::store(format!(
-                "{}: the link {} is not root's",
-                directory.display(),
-                link.display()
+                "{} cannot be given away",
+                directory.display()
             )));
         }
     }

@@ -118,10 +118,11 @@ impl Outlet for Output {
         } else {
             self.write_generation(&generations, &name, &contents)?;
         }
-        if self.live(lineage) == Some(generation) {
-            flush(&self.shared(&top, "live")?)?;
-        } else {
-            self.switch(&top, lineage, &name)?;
+        let live = self.shared(&top, "live")?;
+        let target = link_target(lineage, &name);
+        match live.read_link(lineage.as_str()) {
+            Ok(found) if found == target => flush(&live)?,
+            _ => switch(&live, lineage, &target)?,
         }
         prune(&generations, generation);
         Ok(())
@@ -256,21 +257,23 @@ impl Output {
         let archive = Directory::open(&self.root)?.child("archive")?;
         archive.child(lineage.as_str())?.child(generation)
     }
-
-    fn switch(&self, top: &Directory, lineage: &Lineage, name: &str) -> Result<(), OutputError> {
-        let live = self.shared(top, "live")?;
-        let (aside, link) = (format!(".{lineage}.new"), self.live_path(lineage));
-        live.remove(&aside).map_err(at("remove", &link))?;
-        let made = live.link(&link_target(lineage, name), &aside);
-        made.map_err(at("link", &link))?;
-        let switched = live.rename(&aside, lineage.as_str());
-        switched.map_err(at("switch", &link))?;
-        flush(&live)
-    }
 }
 
 fn link_target(lineage: &Lineage, generation: &str) -> PathBuf {
     format!("../archive/{lineage}/{generation}").into()
+}
+
+/// Moves the link of `lineage` in one step.
+fn switch(live: &Directory, lineage: &Lineage, target: &Path) -> Result<(), OutputError> {
+    let (aside, link) = (
+        format!(".{lineage}.new"),
+        live.path().join(lineage.as_str()),
+    );
+    live.remove(&aside).map_err(at("remove", &link))?;
+    live.link(target, &aside).map_err(at("link", &link))?;
+    let switched = live.rename(&aside, lineage.as_str());
+    switched.map_err(at("switch", &link))?;
+    flush(live)
 }
 
 fn flush(directory: &Directory) -> Result<(), OutputError> {

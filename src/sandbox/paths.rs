@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Settings;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
+use crate::files::beneath::{self, Directory, REFUSED_HINT};
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -280,49 +281,28 @@ fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
     directories
 }
 
-/// Whether no link on the way to `path` is another user's: it could lead anywhere. Below `ours`
-/// the sandbox itself can make links, so that there only root's count.
-fn may_resolve(path: &Path, ours: &[&Path]) -> bool {
-    let foreign = foreign_link(path, ours);
-    if let Some(link) = &foreign {
-        tracing::warn!(
-            "{} is outside the sandbox: the link {} is not root's; hint: name the directory itself, or make the link as root",
-            path.display(),
+/// Whether no other user, and not the sandbox itself, can lead the path elsewhere. Below
+/// `ours` this process makes links, so that only root's count there.
+pub(super) fn may_resolve(path: &Path, ours: &[&Path]) -> bool {
+    let is_own_link = |path: &Path| {
+        let found = std::fs::symlink_metadata(path);
+        found.is_ok_and(|found| found.is_symlink() && found.uid() != 0)
+    };
+    let is_inside = |path: &&Path| ours.iter().any(|ours| path.starts_with(ours));
+    let own = path
+        .ancestors()
+        .filter(is_inside)
+        .find(|path| is_own_link(path));
+    let reason = match (Directory::open(path).err().filter(beneath::is_refusal), own) {
+        (None, None) => return true,
+        (Some(error), _) => error.to_string(),
+        (None, Some(link)) => format!(
+            "refused: {} is a link that root has not made",
             link.display()
-        );
-    }
-    foreign.is_none()
-}
-
-/// The first link on the way to `path` that is not to be trusted.
-pub(super) fn foreign_link(path: &Path, ours: &[&Path]) -> Option<PathBuf> {
-    /// As many as the kernel follows.
-    const MOST_LINKS: usize = 40;
-    let user = rustix::process::geteuid().as_raw();
-    let mut rest = std::path::absolute(path).unwrap_or(path.to_owned());
-    for _ in 0..=MOST_LINKS {
-        let is_link = |path: &&Path| path.is_symlink();
-        // The first one from the root on.
-        let Some(link) = rest.ancestors().filter(is_link).last().map(Path::to_owned) else {
-            return None;
-        };
-        let owner = std::fs::symlink_metadata(&link)
-            .map(|found| found.uid())
-            .ok();
-        let is_inside = ours.iter().any(|ours| link.starts_with(ours));
-        let is_trusted = owner.is_some_and(|owner| owner == 0 || owner == user && !is_inside);
-        let target = std::fs::read_link(&link).ok().filter(|_| is_trusted);
-        let Some(target) = target else {
-            return Some(link);
-        };
-        let after = rest.strip_prefix(&link).unwrap_or(Path::new("")).to_owned();
-        rest = link
-            .parent()
-            .unwrap_or(Path::new("/"))
-            .join(target)
-            .join(after);
-    }
-    Some(rest)
+        ),
+    };
+    tracing::warn!("{reason}, and stays outside the sandbox; hint: {REFUSED_HINT}");
+    false
 }
 
 fn warn_outside(directory: &Path) {
@@ -385,6 +365,21 @@ mod tests {
         let settings = Sources::read(&options, &[].into()).settings(&Purpose::All);
         let settings = settings.unwrap();
         assert_eq!(copy_directories(&settings), BTreeSet::from(each.clone()));
+        // A link that another user can replace leads nowhere.
+        let open = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(root.join("each"), mode).unwrap();
+        };
+        std::fs::rename(&each[0], root.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("../elsewhere", &each[0]).unwrap();
+        open(0o777);
+        assert_eq!(
+            copy_directories(&settings),
+            BTreeSet::from([each[1].clone()])
+        );
+        open(0o755);
+        std::fs::remove_file(&each[0]).unwrap();
+        std::fs::rename(root.join("elsewhere"), &each[0]).unwrap();
         // Directories of our own are created before the sandbox.
         specs(&settings).for_each(|spec| spec.prepare());
         let [one, other] = each;
