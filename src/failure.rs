@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::trust::Untrusted;
+
 /// The hint for a store or an output that cannot be used.
 pub(crate) const STORE_HINT: &str =
     "check the directory's owner, mode and free space; nothing that is served was changed";
@@ -79,5 +81,11 @@ impl Failure {
         let lines = self.messages();
         let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));
         lines.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl From<Untrusted> for Failure {
+    fn from(error: Untrusted) -> Self {
+        Self::usage(error.to_string(), error.hint())
     }
 }
