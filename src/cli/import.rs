@@ -264,10 +264,16 @@ impl Work<'_> {
         let facts = foreign.bundle.facts();
         self.report
             .certificate(&subject, &imported, facts, &live, self.now);
-        if let Imported::Stored(..) = imported {
-            for remark in one.certificate.remarks.iter().chain(&remarks) {
-                self.report.remark(Some(&lineage), remark, &live);
-            }
+        let (all, of_settings) = match imported {
+            Imported::Stored(..) => (one.certificate.remarks, remarks),
+            Imported::Present {
+                has_new_settings: true,
+                ..
+            } => (Vec::new(), remarks),
+            _ => Default::default(),
+        };
+        for remark in all.iter().chain(&of_settings) {
+            self.report.remark(Some(&lineage), remark, &live);
         }
     }
 
