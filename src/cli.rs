@@ -104,6 +104,9 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     };
     let terminal = call.terminal.clone();
     output::start_logging(arguments.global.quiet, arguments.global.verbose, &terminal);
+    if let Some(warning) = &call.sources.warning {
+        tracing::warn!("{warning}");
+    }
     sandbox::harden();
     let cannot_rehearse = matches!(
         arguments.verb,

@@ -1,7 +1,8 @@
 //! The Unix socket over which a one-shot command delegates its work to the sidecar
 //! on the same data directory: both ends. The socket has mode 0660 in a directory
 //! of mode 0700. A peer must be root, this process's user or in its group, because
-//! any accepted peer can order certificates.
+//! any accepted peer can order certificates. The group of root does not count: what such
+//! a peer orders can run a program as root, and a process with group 0 need not be root.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, Json, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +26,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::certificate::Facts;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
+use crate::files::trust;
 use crate::lineage::Lineage;
 use crate::manage::{ManageError, Outcome, Trigger};
 use crate::net::http::{Longest, Origin};
@@ -137,20 +140,23 @@ fn bind(path: &Path) -> io::Result<Control> {
 
 fn is_trusted(peer: &Peer) -> bool {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    peer.process.as_ref().is_some_and(|peer| {
-        peer.uid() == 0 || peer.uid() == user.as_raw() || peer.gid() == group.as_raw()
-    })
+    let has_group = |gid: u32| gid == group.as_raw() && !(user.is_root() && group.is_root());
+    let mut process = peer.process.iter();
+    process.any(|peer| trust::is_ours(peer.uid()) || has_group(peer.gid()))
 }
 
 async fn work(
     Extension(peer): Extension<Peer>,
     State(worker): State<Arc<dyn Worker>>,
-    Json(work): Json<Work>,
+    work: Result<Json<Work>, JsonRejection>,
 ) -> Response {
     if !is_trusted(&peer) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    Json(worker.work(&work.certificate, work.task).await).into_response()
+    match work {
+        Ok(Json(work)) => Json(worker.work(&work.certificate, work.task).await).into_response(),
+        Err(invalid) => invalid.into_response(),
+    }
 }
 
 async fn deletion(

@@ -9,6 +9,7 @@ mod dbus;
 pub(crate) mod docker;
 pub mod endpoint;
 pub(crate) mod helper;
+mod identity;
 pub(crate) mod key_access;
 pub(crate) mod keys;
 pub(crate) mod output;
@@ -190,6 +191,14 @@ pub enum DeployCause {
         program: String,
         wanted: String,
     },
+    #[error("the process {pid} of {path} is not trusted: {detail}")]
+    UntrustedProcess {
+        path: String,
+        pid: u32,
+        detail: String,
+    },
+    #[error("{0}")]
+    Untrusted(String),
     #[error("process {pid} cannot be signalled: {detail}")]
     Signal { pid: u32, detail: String },
     #[error("the helper process does not answer: {0}")]
@@ -242,6 +251,12 @@ impl DeployCause {
             }
             Self::OtherProgram { .. } => {
                 "the pid file is stale or belongs to another program: name the right one"
+            }
+            Self::UntrustedProcess { .. } => {
+                "name the pid file that the server itself writes, and restart the server, which then writes a new one"
+            }
+            Self::Untrusted(_) => {
+                "let only root change what is named above: `chown root:` and `chmod go-w`, and check its content first"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
             Self::Helper(_) => {

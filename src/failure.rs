@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::beneath;
+use crate::files::trust::Untrusted;
 
 /// The hint for a store or an output that cannot be used.
 pub(crate) const STORE_HINT: &str =
@@ -104,6 +105,12 @@ impl Failure {
         let lines = self.messages();
         let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));
         lines.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl From<Untrusted> for Failure {
+    fn from(error: Untrusted) -> Self {
+        Self::usage(error.to_string(), error.hint())
     }
 }
 

@@ -1,16 +1,18 @@
 //! Files that survive a crash and are never seen half written: the mode is set at
 //! open, the content is written to a temporary file, flushed and renamed, and the
 //! directory is flushed. The functions here take paths, and are for directories that are
-//! ours alone; [`beneath`] is for all others.
+//! ours alone; [`beneath`] is for all others, and [`trust`] is the rule for files that may
+//! be obeyed.
 
 pub(crate) mod beneath;
-
 mod owner;
 
-use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
+pub(crate) mod trust;
+
+use std::fs::{DirBuilder, DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use owner::DirectoryOwner;
@@ -113,19 +115,47 @@ pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode | inherited))
 }
 
+/// The first file named `name` in these directories. An empty one would mean the working
+/// directory.
+pub(crate) fn in_directories<'a>(
+    name: &str,
+    mut directories: impl Iterator<Item = &'a str>,
+) -> Option<PathBuf> {
+    directories.find_map(|directory| {
+        let file = Path::new(directory).join(name);
+        (!directory.is_empty() && file.is_file()).then_some(file)
+    })
+}
+
 /// Reads a short file that another user may have made. Anything but a regular file is
 /// refused, since a pipe without a writer would block.
-pub(crate) fn read_short(path: &Path) -> io::Result<String> {
+pub(crate) fn read_short(path: &Path) -> io::Result<(String, Metadata)> {
     const LONGEST: u64 = 4096;
     const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
+    let found = file.metadata()?;
+    if !found.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
     let mut text = String::new();
     file.take(LONGEST).read_to_string(&mut text)?;
-    Ok(text)
+    Ok((text, found))
+}
+
+/// Creates the data directory with mode 0700, and gives an empty one that mode: the mount
+/// point of a new volume is open to all users. A directory that has files may belong to
+/// another user, who chose its mode.
+pub(crate) fn make_data_directory(path: &Path) -> io::Result<()> {
+    const PRIVATE: u32 = 0o700;
+    make_directory(path, PRIVATE)?;
+    if std::fs::read_dir(path)?.next().is_none()
+        && let Err(error) = std::fs::set_permissions(path, PermissionsExt::from_mode(PRIVATE))
+    {
+        // Another user owns the directory; the files in it are private all the same.
+        tracing::warn!(path = %path.display(), "cannot make the data directory private: {error}");
+    }
+    Ok(())
 }
 
 /// Flushes the directory that contains `path`.
@@ -166,6 +196,40 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o711;
         assert_eq!(mode(&deep), 0o700);
         assert_eq!(mode(deep.parent().unwrap()), 0o711);
+    }
+
+    #[test]
+    fn file_is_the_first_one_in_the_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let [one, two, three] = ["one", "two", "three"].map(at);
+        for directory in [&one, &two, &three] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let found = || in_directories("nginx", ["", &one, &two, &three].into_iter());
+        assert_eq!(found(), None);
+        // A directory of that name is skipped.
+        std::fs::create_dir(format!("{one}/nginx")).unwrap();
+        std::fs::write(format!("{two}/nginx"), "").unwrap();
+        std::fs::write(format!("{three}/nginx"), "").unwrap();
+        assert_eq!(found(), Some(format!("{two}/nginx").into()));
+    }
+
+    #[test]
+    fn data_directory_is_private_unless_it_has_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/data");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        make_data_directory(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755));
+        open(&path).unwrap();
+        make_data_directory(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        open(&path).unwrap();
+        std::fs::write(path.join("file"), "").unwrap();
+        make_data_directory(&path).unwrap();
+        assert_eq!(mode(), 0o755);
     }
 
     #[test]

@@ -186,6 +186,8 @@ pub(crate) enum RemarkKind {
     Unsupported,
     /// A task for the operator.
     Manual,
+    /// A setting that certs obeys from now on.
+    Stored,
 }
 
 impl Remark {
@@ -213,6 +215,12 @@ impl Remark {
     #[must_use]
     pub(crate) fn manual(subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
         Self::new(RemarkKind::Manual, subject, text)
+    }
+
+    /// A setting that certs obeys from now on.
+    #[must_use]
+    pub(crate) fn stored(subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
+        Self::new(RemarkKind::Stored, subject, text)
     }
 
     /// A way to answer challenges that this version does not have.

@@ -89,6 +89,7 @@
 //! | verify | see by TLS handshakes that an endpoint serves the new leaf ([`deploy::verify`]) |
 //! | roll back | make an earlier generation live again, and deploy it |
 //! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |
+//! | trusted | of a path: only root and our own user can change where it leads ([`files::trust`]) |
 //! | helper process | runs and signals servers for the sandboxed sidecar ([`deploy::helper`]) |
 //! | sandbox | the rights that a process gives up: capabilities, Landlock, seccomp ([`sandbox`]) |
 //! | sidecar | the long-running process, `certs run` |

@@ -419,6 +419,34 @@ fn webroot_of_another_user_is_written_without_capability() {
     assert_eq!(answers.mode() & 0o777, 0o755);
 }
 
+#[test]
+fn root_finds_its_store_below_a_directory_of_its_own() {
+    if !is_root() {
+        eprintln!("SKIPPED: a sidecar of root: this user is not root");
+        return;
+    }
+    let sidecar = SandboxedSidecar::start(|directory, _| {
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(directory, private).unwrap();
+    });
+    sidecar.until_issued();
+    assert_ne!(sidecar.status()["Uid"].split('\t').next(), Some("0"));
+    // CAP_DAC_READ_SEARCH: it reads and searches, but writes nothing more.
+    assert_eq!(sidecar.status()["CapEff"], "0000000000000004");
+    assert!(
+        sidecar.log().contains("hint: chmod o+x"),
+        "{}",
+        sidecar.log()
+    );
+    assert!(!sidecar.log().contains("read /etc,"), "{}", sidecar.log());
+    let SandboxedSidecar { running, directory } = sidecar;
+    drop(running);
+    crate::support::run(certs(directory.path()).args(["renew", "--force"]), 0);
+    let sidecar = SandboxedSidecar::start_in(directory, |_, _| ());
+    sidecar.until_logged("ready");
+    crate::support::run(certs(&sidecar.path("")).args(["renew", "--force"]), 0);
+}
+
 /// What a sidecar could have stored before it was stopped.
 fn with_stored_target(directory: &Path, spec: &serde_json::Value) {
     let options = directory.join("data/records/example.com/options.json");

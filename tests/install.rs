@@ -360,6 +360,8 @@ fn install_as_nobody(machine: &Machine) {
     ] {
         assert!(printed.contains(word), "{word}: {printed}");
     }
+    // Root obeys no configuration in another user's directory.
+    chown(machine.directory.path(), Some(0), Some(0)).unwrap();
     std::fs::remove_file(machine.path("certs")).unwrap();
     for made in ["data", "data-webroot"] {
         std::fs::remove_dir_all(machine.path(made)).unwrap();

@@ -14,6 +14,7 @@ use super::output::say;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
 use crate::config;
 use crate::failure::Failure;
+use crate::files;
 use crate::files::beneath::Directory;
 use crate::sandbox;
 use crate::text::duration;
@@ -57,6 +58,13 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     lifetime.ok_or_else(|| "write a number with s, m, h or d, from 1s to 3650d".to_owned())
 }
 
+/// The CA's directory in `data_dir`, which is created if it is missing.
+pub(super) fn directory_in(data_dir: &Path) -> Result<PathBuf, Failure> {
+    files::make_data_directory(data_dir)
+        .map_err(|error| Failure::store(format!("{}: {error}", data_dir.display())))?;
+    Ok(data_dir.join("ca"))
+}
+
 /// Runs the verb.
 pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     let Ca::Serve(options) = verb;
@@ -67,7 +75,6 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         ));
     }
     let process = call.sources.process_settings()?;
-    let directory = process.data_dir.join("ca");
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
             format!("cannot listen on {}: {error}", options.listen),
@@ -75,6 +82,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         )
     })?;
     let address = listener.local_addr().map_err(Failure::unexpected)?;
+    let directory = directory_in(&process.data_dir)?;
     let settings = settings(&options, address, directory.clone())?;
     let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
     let mut root = directory.join("root.pem");

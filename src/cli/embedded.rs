@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ca::failed;
+use super::ca::{directory_in, failed};
 use crate::ca::{Resolve, Server, Settings, Validation};
 use crate::failure::Failure;
 use crate::net::sockets::reachable;
@@ -20,7 +20,7 @@ pub(super) fn open(
     answers_at: Option<SocketAddr>,
     clock: Arc<dyn Clock>,
 ) -> Result<Server, Failure> {
-    let directory = data_dir.join("ca");
+    let directory = directory_in(data_dir)?;
     let root = directory.join("root.pem");
     let found = root.try_exists();
     let is_new = !found.map_err(|error| Failure::unusable(&root, &error))?;

@@ -299,13 +299,19 @@ impl Work<'_> {
         let facts = foreign.bundle.facts();
         self.report
             .certificate(&subject, &imported, facts, &live, self.now);
-        if let Imported::Stored(..) = imported {
-            if let Some(data_dir) = &self.confirms_in {
-                confirm(data_dir, rights);
-            }
-            for remark in one.certificate.remarks.iter().chain(&remarks) {
-                self.report.remark(Some(&lineage), remark, &live);
-            }
+        if let (Imported::Stored(..), Some(data_dir)) = (&imported, &self.confirms_in) {
+            confirm(data_dir, rights);
+        }
+        let (all, of_settings) = match imported {
+            Imported::Stored(..) => (one.certificate.remarks, remarks),
+            Imported::Present {
+                has_new_settings: true,
+                ..
+            } => (Vec::new(), remarks),
+            _ => Default::default(),
+        };
+        for remark in all.iter().chain(&of_settings) {
+            self.report.remark(Some(&lineage), remark, &live);
         }
     }
 

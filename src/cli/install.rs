@@ -14,8 +14,8 @@ use super::output::say;
 use crate::config::Settings;
 use crate::deploy::Outlet;
 use crate::failure::Failure;
-use crate::files;
 use crate::files::beneath::Directory;
+use crate::files::trust;
 use crate::identifier::Identifier;
 use crate::install::change::apply;
 use crate::install::journal::{Change, Journals, Link, Subject};
@@ -109,8 +109,9 @@ impl Work<'_> {
         if let Some(name) = &self.options.domain {
             identifier(name)?;
         }
-        let program = Program::read(&self.options.nginx)?;
+        let program = self.program()?;
         let main = absolute(self.options.conf.as_ref().unwrap_or(&program.main));
+        trust::resolve(&main)?;
         let _lock = self.journals.lock()?;
         if self.journals.recover()? {
             tracing::warn!("an install that was cut off has been undone");
@@ -155,6 +156,11 @@ impl Work<'_> {
         tracing::debug!(placeholder = made, "written");
         self.report(&draft, Some(program.reload(&main)));
         Ok(())
+    }
+
+    fn program(&self) -> Result<Program, Failure> {
+        let directories = self.call.environment.get("PATH");
+        Program::read(&self.options.nginx, directories.map_or("", String::as_str))
     }
 
     fn edits(&self, main: &Path) -> Result<Draft, Failure> {
@@ -297,9 +303,6 @@ impl Work<'_> {
                 Failure::of_file(&error, message, hint)
             })?;
         }
-        let data_dir = &self.settings.data_dir;
-        files::make_directory(data_dir, 0o700)
-            .map_err(|error| Failure::unusable(data_dir, &error))?;
         let names = plan.names.iter();
         let names = names.filter_map(|name| Identifier::parse(name).ok());
         let lineage = Lineage::of(&identifier(&plan.name)?);
@@ -360,7 +363,7 @@ impl Work<'_> {
         let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
         let _lock = self.journals.lock()?;
         let undone = self.journals.undo(domain.as_deref(), main.as_deref())?;
-        let program = Program::read(&self.options.nginx);
+        let program = self.program();
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {

@@ -15,13 +15,16 @@ use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
+use crate::files::trust::{self, Untrusted};
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant};
 
 /// The data directory of root, and of the user that owns it.
 pub(crate) const USUAL_DATA_DIR: &str = "/var/lib/certs";
 
-const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
+/// In the working directory.
+const HERE: &str = "certs.toml";
+const USUAL_FILE: &str = "/etc/certs/certs.toml";
 
 /// Which certificates a command is about.
 #[derive(Clone, Debug)]
@@ -48,13 +51,16 @@ pub(crate) struct Sources {
     pub(super) docker_host: Option<String>,
     /// Whether the certificate's own name was given.
     pub(crate) names_a_lineage: bool,
+    /// Why a file was not read, for the log.
+    pub(crate) warning: Option<String>,
 }
 
 impl Sources {
     /// Reads all three. [`Self::settings`] reports their problems.
     pub(crate) fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
         let mut problems = Problems::default();
-        let (file, document) = file(options, environment, &mut problems);
+        let mut warning = None;
+        let (file, document) = file(options, environment, &mut problems, &mut warning);
         let variables = environment::read(environment, &mut problems);
         let name = variables.name.as_ref();
         let name = name.and_then(|name| lineage(name, &mut problems));
@@ -83,6 +89,7 @@ impl Sources {
             default_data_dir: default_data_dir(environment),
             docker_host: environment.get("DOCKER_HOST").cloned(),
             names_a_lineage: false,
+            warning,
         };
         let given = options.lineage.as_ref();
         let given = given.and_then(|name| lineage(name, &mut sources.problems));
@@ -288,38 +295,68 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
     })
 }
 
-/// The named file, else the first of the usual files that exists.
+/// The named file, else the first of the usual files that exists. Root obeys none that
+/// another user can change; other users read what they name.
 fn file(
     options: &Options,
     environment: &BTreeMap<String, String>,
     problems: &mut Problems,
+    warning: &mut Option<String>,
 ) -> (Option<PathBuf>, Document) {
     let set = |file: &&String| !file.is_empty();
     let variable = environment.get("CERTS_CONFIG").filter(set);
-    let candidates = match (&options.config, variable) {
-        (Some(file), _) => vec![(&**file, Some(SettingOrigin::Option("--config".to_owned())))],
-        (None, Some(file)) => vec![(
-            &**file,
-            Some(SettingOrigin::Variable("CERTS_CONFIG".to_owned())),
-        )],
-        (None, None) => USUAL_FILES.map(|file| (file, None)).to_vec(),
+    let named = match (&options.config, variable) {
+        (Some(file), _) => Some((file, SettingOrigin::Option("--config".to_owned()))),
+        (None, Some(file)) => Some((file, SettingOrigin::Variable("CERTS_CONFIG".to_owned()))),
+        (None, None) => None,
     };
-    for (file, origin) in candidates {
-        match std::fs::read_to_string(file) {
-            Ok(source) => {
-                let document = read::read(file, &source, problems);
-                return (Some(file.into()), document);
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound && origin.is_none() => {}
-            Err(error) => {
-                let message = format!("{}: {error}", file.escape_debug());
-                let origin = origin.unwrap_or(SettingOrigin::Nowhere);
-                problems.add(&origin, message, "name a readable file in TOML");
-                break;
-            }
+    let is_root = rustix::process::geteuid().is_root();
+    let (file, origin) = match named {
+        Some((file, origin)) => (file.as_str(), origin),
+        None if is_own(HERE, warning) => (HERE, SettingOrigin::Nowhere),
+        None if !is_absent(USUAL_FILE) => (USUAL_FILE, SettingOrigin::Nowhere),
+        None => return (None, Document::default()),
+    };
+    let trusted = match is_root {
+        true => trust::resolve(Path::new(file)).map(drop),
+        false => Ok(()),
+    };
+    if let Err(error) = trusted {
+        let hint = error.hint();
+        let message = format!("{}: {error}", file.escape_debug());
+        problems.add(&origin, message, hint);
+        return (None, Document::default());
+    }
+    match std::fs::read_to_string(file) {
+        Ok(source) => {
+            let document = read::read(file, &source, problems);
+            (Some(file.into()), document)
+        }
+        Err(error) => {
+            let message = format!("{}: {error}", file.escape_debug());
+            problems.add(&origin, message, "name a readable file in TOML");
+            (None, Document::default())
         }
     }
-    (None, Document::default())
+}
+
+/// Whether `file` of the working directory exists, and only root and our own user can
+/// change either: any directory can be the working directory.
+fn is_own(file: &str, warning: &mut Option<String>) -> bool {
+    let own = |path: &Path| trust::resolve(path).map(drop);
+    let refused: Option<Untrusted> = own(Path::new(".")).and_then(|()| own(file.as_ref())).err();
+    let there = !is_absent(file);
+    *warning = refused.filter(|_| there).map(|error| {
+        let hint = error.hint();
+        format!("./{file} is not read: {error}; hint: {hint}, or change to another directory")
+    });
+    there && warning.is_none()
+}
+
+/// A file that may not be examined is there.
+fn is_absent(file: &str) -> bool {
+    let found = std::fs::symlink_metadata(file);
+    found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn default_data_dir(environment: &BTreeMap<String, String>) -> Option<PathBuf> {

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::{LOOPBACK, Site};
 use crate::failure::Failure;
+use crate::files::{self, trust};
 
 const UP_WITHIN: Duration = Duration::from_secs(10);
 const DOWN_WITHIN: Duration = Duration::from_secs(3);
@@ -31,20 +32,15 @@ pub(super) struct Nginx {
 /// The program, on `PATH` or in a directory of the system.
 pub(crate) fn find(environment: &BTreeMap<String, String>) -> Result<PathBuf, Failure> {
     let path = environment.get("PATH").map_or("", String::as_str);
-    first_in(path.split(':').chain(BESIDE_PATH)).ok_or_else(|| {
-            Failure::usage(
-                "no nginx found on PATH",
-                "install the package `nginx` (apt install nginx, dnf install nginx, apk add nginx), or run `certs demo` without it",
-            )
-        })
-}
-
-fn first_in<'a>(mut directories: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
-    directories.find_map(|directory| {
-        // An empty entry would mean the working directory.
-        let program = Path::new(directory).join("nginx");
-        (!directory.is_empty() && program.is_file()).then_some(program)
-    })
+    let found = files::in_directories("nginx", path.split(':').chain(BESIDE_PATH));
+    let found = found.ok_or_else(|| {
+        Failure::usage(
+            "no nginx found on PATH",
+            "install the package `nginx` (apt install nginx, dnf install nginx, apk add nginx), or run `certs demo` without it",
+        )
+    })?;
+    trust::resolve(&found)?;
+    Ok(found)
 }
 
 impl Nginx {
@@ -143,26 +139,4 @@ fn configuration(directory: &Path, address: SocketAddr, sites: &[Site]) -> Strin
          fastcgi_temp_path \"{root}/fastcgi\";\n  uwsgi_temp_path \"{root}/uwsgi\";\n  \
          scgi_temp_path \"{root}/scgi\";\n{servers}}}\n"
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nginx_is_the_first_program_on_the_path() {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name).display().to_string();
-        for name in ["one", "two", "three"] {
-            std::fs::create_dir(at(name)).unwrap();
-        }
-        let [one, two, three] = ["one", "two", "three"].map(at);
-        let searched = || ["", &one, &two, &three].into_iter();
-        assert_eq!(first_in(searched()), None);
-        // A directory named nginx is skipped.
-        std::fs::create_dir(format!("{one}/nginx")).unwrap();
-        std::fs::write(format!("{two}/nginx"), "").unwrap();
-        std::fs::write(format!("{three}/nginx"), "").unwrap();
-        assert_eq!(first_in(searched()), Some(format!("{two}/nginx").into()));
-    }
 }

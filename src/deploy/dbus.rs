@@ -11,6 +11,8 @@ use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink};
 use tokio::net::UnixStream;
 
+use crate::net::unix;
+
 const SYSTEM: &str = "unix:path=/var/run/dbus/system_bus_socket";
 /// The processes of one machine write numbers in its own byte order.
 const BYTE_ORDER: u8 = if cfg!(target_endian = "big") {
@@ -66,7 +68,7 @@ impl Bus {
         #[allow(clippy::disallowed_methods)]
         let system = || std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(|_| SYSTEM.into());
         let address = address.map_or_else(system, str::to_owned);
-        let stream = UnixStream::connect(socket(&address)?).await;
+        let stream = unix::connect(socket(&address)?.as_ref()).await;
         let stream =
             stream.map_err(|error| Error::new(error.kind(), format!("{address}: {error}")));
         let mut bus = Self {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 
 use super::keys::values::PathKey;
-use super::process::Process;
+use super::process::{Process, Server};
 use super::{Delivery, DeployCause, Target, key_access};
 use crate::net::sockets::listened_on_by;
 
@@ -37,11 +37,12 @@ pub(super) struct Signalled {
 
 impl Signalled {
     fn process(&self) -> Result<Process, DeployCause> {
-        let found = Process::find(self.pid_file.as_ref(), self.reload.pid_files)?;
-        match found.program() == self.reload.program {
-            true => Ok(found),
-            false => Err(found.other_program(self.reload.target)),
-        }
+        let server = Server {
+            target: self.reload.target,
+            programs: &[self.reload.program],
+            pid_files: self.reload.pid_files,
+        };
+        Process::find(self.pid_file.as_ref(), &server)
     }
 }
 

@@ -16,10 +16,22 @@ impl DirectoryOwner {
     /// The owner of `directory`, or of the nearest parent that exists.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> Self {
-        let mut found = directory.ancestors().map(std::fs::metadata);
-        let found = found.find_map(Result::ok).filter(|_| geteuid().is_root());
-        let foreign = found.filter(|found| found.uid() != 0);
-        Self(foreign.map(|found| (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()))))
+        let mut found = directory.ancestors();
+        let found = found.find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
+        let foreign = found.filter(|(_, found)| geteuid().is_root() && found.uid() != 0);
+        let Some((path, found)) = foreign else {
+            return Self(None);
+        };
+        let owner = Self(Some((
+            Uid::from_raw(found.uid()),
+            Gid::from_raw(found.gid()),
+        )));
+        let is_reached = {
+            let _acting = owner.act();
+            std::fs::metadata(path).is_ok()
+        };
+        // Below a directory that only root can search, this user cannot have placed a link.
+        if is_reached { owner } else { Self(None) }
     }
 
     /// Acts as this user until the result is dropped. It must be dropped in the same thread,

@@ -36,6 +36,7 @@ pub(super) fn remark_lines(found: &Found, root: &Path) -> Vec<String> {
             RemarkKind::Invalid => "invalid",
             RemarkKind::Unsupported => "unsupported",
             RemarkKind::Manual => "manual",
+            RemarkKind::Stored => "stored",
         };
         format!("{kind}: {}: {}", remark.subject, remark.text).replace(&root, "ROOT")
     };

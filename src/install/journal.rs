@@ -73,6 +73,7 @@ const NO_OWNER: (u32, u32) = (u32::MAX, u32::MAX);
 /// The installs that can be undone.
 #[derive(Debug)]
 pub(crate) struct Journals {
+    data_dir: PathBuf,
     root: PathBuf,
 }
 
@@ -89,6 +90,7 @@ impl Journals {
     #[must_use]
     pub(crate) fn new(data_dir: &Path) -> Self {
         Self {
+            data_dir: data_dir.to_owned(),
             root: data_dir.join("install"),
         }
     }
@@ -99,6 +101,7 @@ impl Journals {
     /// When another process has the lock, or the directory cannot be created.
     pub(crate) fn lock(&self) -> Result<File, Failure> {
         let path = self.root.join("lock");
+        files::make_data_directory(&self.data_dir).map_err(store_error(&self.data_dir))?;
         files::make_directory(&self.root, 0o700).map_err(store_error(&self.root))?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);

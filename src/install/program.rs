@@ -12,6 +12,7 @@ use super::syntax::quoted;
 use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
+use crate::files::{self, trust};
 use crate::text::printable_lines;
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
@@ -27,21 +28,31 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Reads version and main file from the program at `path`.
-    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
-        let output = output.map_err(|error| {
-            Failure::usage(
-                format!("{}: {error}", path.display()),
-                "install nginx, or name its program with --nginx FILE",
-            )
-        })?;
+    /// Reads version and main file from the program at `path`; a name without a `/` is
+    /// searched in `directories`.
+    pub(crate) fn read(path: &Path, directories: &str) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            let hint = "install nginx, or name its program with --nginx FILE";
+            Failure::usage(format!("{}: {error}", path.display()), hint)
+        };
+        let is_name = path.components().count() == 1 && !path.is_absolute();
+        let path = match path.to_str().filter(|_| is_name) {
+            Some(name) => files::in_directories(name, directories.split(':'))
+                .ok_or_else(|| failed(&"not found on PATH"))?,
+            None => path.to_owned(),
+        };
+        match trust::resolve(&path) {
+            Err(error) if error.is_absent() => return Err(failed(&error)),
+            resolved => resolved?,
+        };
+        let output = Command::new(&path).arg("-V").stdin(Stdio::null()).output();
+        let output = output.map_err(|error| failed(&error))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let main = text
             .split_whitespace()
             .find_map(|word| word.strip_prefix("--conf-path="));
         Ok(Self {
-            path: path.to_owned(),
+            path,
             version: version(&text),
             main: PathBuf::from(main.unwrap_or(DEFAULT)),
         })
@@ -57,7 +68,9 @@ impl Program {
         self.run(main, &["-s", "reload"])
     }
 
+    /// nginx loads the modules that `main` names into its own process, which is root's.
     fn run(&self, main: &Path, arguments: &[&str]) -> Result<(), String> {
+        trust::resolve(main).map_err(|error| format!("{error}; hint: {}", error.hint()))?;
         let mut command = Command::new(&self.path);
         command.args(arguments).arg("-c").arg(main);
         match command.stdin(Stdio::null()).output() {

@@ -19,12 +19,12 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::AsyncBufRead;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::StreamReader;
 
-use super::{Stream, tls};
+use super::{Stream, tls, unix};
 
 /// Far above the size of an honest reply's head.
 const LARGEST_HEAD: usize = 64 * 1024;
@@ -110,7 +110,7 @@ impl Origin {
 
     async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
         Ok(match self {
-            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Self::Unix(path) => Box::new(unix::connect(path).await?),
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
             Self::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;

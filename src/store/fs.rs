@@ -16,7 +16,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -74,17 +74,7 @@ impl FileStore {
     /// # Errors
     /// When a directory cannot be created.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
-        make_directory(&root)?;
-        // The mount point of a new volume is open to all users. A directory that has
-        // files may belong to another user, who chose its mode.
-        let mut entries = std::fs::read_dir(&root).map_err(at("read", &root))?;
-        if entries.next().is_none() {
-            let private = PermissionsExt::from_mode(PRIVATE_DIRECTORY);
-            if let Err(error) = std::fs::set_permissions(&root, private) {
-                // Another user owns the directory; the files in it are private all the same.
-                tracing::warn!(path = %root.display(), "cannot make the data directory private: {error}");
-            }
-        }
+        files::make_data_directory(&root).map_err(at("create", &root))?;
         let owner = DirectoryOwner::of(&root.join("records"));
         let _acting = owner.act();
         for part in ["records", "leases", "accounts", "authorities"] {

@@ -120,6 +120,7 @@ impl<'a> Report<'a> {
             RemarkKind::Invalid => self.not_imported(&subject, &text),
             RemarkKind::Unsupported => self.skipped(&subject, &text),
             RemarkKind::Manual => self.by_hand(&subject, &text),
+            RemarkKind::Stored => self.line(IMPORTED, &subject, &text),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The renewal settings of an imported certificate: from the command line and the
 //! environment, then the source, then the configuration's defaults.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::Valid;
@@ -11,6 +11,7 @@ use crate::cli::Call;
 use crate::config::{CertificateSettings, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
+use crate::files::trust;
 use crate::identifier::Identifier;
 use crate::import::{Http01, Remark, Tool};
 use crate::lineage::Lineage;
@@ -103,6 +104,8 @@ fn challenge(
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
         Some(Http01::Webroot(path)) if path.is_dir() => {
+            let text = format!("certs writes challenge answers below {}", path.display());
+            remarks.push(Remark::stored("webroot", text));
             settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
         }
         Some(Http01::Webroot(path)) => {
@@ -121,8 +124,7 @@ fn deploy(
     programs: &[std::path::PathBuf],
     remarks: &mut Vec<Remark>,
 ) {
-    let mut words = Vec::new();
-    words.extend(nginx.then(|| "nginx".to_owned()));
+    let mut words: Vec<_> = nginx.then(|| "nginx".to_owned()).into_iter().collect();
     for program in programs {
         let shown = program.display().to_string();
         match fault(program) {
@@ -133,7 +135,11 @@ fn deploy(
     for word in words {
         match word.parse::<DeployTarget>() {
             Ok(spec) if settings.deploy.contains(&spec) => {}
-            Ok(spec) => settings.deploy.push(spec),
+            Ok(spec) => {
+                let text = format!("{word} after each renewal");
+                remarks.push(Remark::stored("deployment", text));
+                settings.deploy.push(spec);
+            }
             Err(why) => remarks.push(Remark::unsupported(&word, why)),
         }
     }
@@ -148,23 +154,10 @@ fn fault(program: &Path) -> Option<String> {
     if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
         return Some("it is not executable, and was never run".to_owned());
     }
-    let changeable = |path: &Path| -> Option<String> {
-        let found = std::fs::metadata(path).ok()?;
-        let (mode, owner) = (found.permissions().mode(), found.uid());
-        let all = mode & 0o002 != 0 && !(found.is_dir() && mode & 0o1000 != 0);
-        let many = found.is_file() && mode & 0o020 != 0;
-        let another = owner != 0 && owner != rustix::process::geteuid().as_raw();
-        (all || many || another).then(|| {
-            format!(
-                "another user may change {}: make it root's (chown, chmod go-w), and import again with --deploy exec:/PROGRAM",
-                path.display()
-            )
-        })
-    };
-    // The link's target, the link, and all directories above both.
-    let real = std::fs::canonicalize(program).ok()?;
-    let mut all = real.ancestors().chain(program.ancestors().skip(1));
-    all.find_map(changeable)
+    trust::resolve(program).err().map(|error| {
+        let hint = error.hint();
+        format!("{error}; hint: {hint}, and import again with --deploy exec:/PROGRAM")
+    })
 }
 
 #[cfg(test)]
@@ -185,9 +178,9 @@ mod tests {
         assert!(fault(&program).unwrap().contains("not executable"));
         allow(&program, 0o755);
         assert_eq!(fault(&program), None);
-        for mode in [0o775, 0o757] {
+        for mode in [0o777, 0o757] {
             allow(&program, mode);
-            assert!(fault(&program).unwrap().contains("another user may change"));
+            assert!(fault(&program).unwrap().contains("can be changed by"));
         }
         allow(&program, 0o755);
         let link = directory.path().join("link");

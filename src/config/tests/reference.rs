@@ -19,6 +19,8 @@ that no source sets has its default. `certs config check` reports every error of
 annotated example with every key of this page. The keys of deploy targets are in [targets.md](targets.md).
 
 - **File**: TOML, named by `--config FILE`, else `$CERTS_CONFIG`, `./certs.toml` or `/etc/certs/certs.toml`.
+  `./certs.toml` is read only if it and its directory are your own or root's. Root reads no file that
+  [another user can change](hardening.md#what-root-obeys).
   A relative path in it starts at the file.
 - **Environment**: the variable of the key. The same name with `_FILE` names a file that holds the value. A
   list has spaces or commas between its items; a boolean is true, yes, on or 1, or their opposites. An empty

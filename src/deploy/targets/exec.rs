@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::deploy::keys::values::{Argv, AsWritten, ProgramTimeout};
 use crate::deploy::target_settings::prelude::*;
+use crate::files::trust;
 
 /// The default deadline of a program.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -28,7 +29,8 @@ settings! {
     /// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
     /// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
     /// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. A program that
-    /// takes too long is killed with all of its children.
+    /// takes too long is killed with all of its children. Only root and the user of `certs` may be able to change the
+    /// program and the directories above it.
     struct Settings {
         /// The program by its absolute path, with its arguments
         command: Argv,
@@ -71,11 +73,23 @@ impl Settings {
         DeployCause::Program(detail.into())
     }
 
+    /// The program, which only root and our own user may be able to change. What passed
+    /// stays so until it is started.
+    fn program(&self) -> Result<&Path, DeployCause> {
+        let program = self.command.first().map(Path::new);
+        let program = program.ok_or_else(|| Self::failed("names no program"))?;
+        match trust::resolve(program) {
+            Ok(found) if found.is_file() => Ok(program),
+            Ok(_) => Err(Self::failed("is not a file")),
+            Err(error) if error.is_absent() => {
+                Err(Self::failed(format!("cannot be started: {error}")))
+            }
+            Err(error) => Err(DeployCause::Untrusted(error.to_string())),
+        }
+    }
+
     fn start(&self, delivery: &Delivery) -> Result<Child, DeployCause> {
-        let (program, arguments) = self
-            .command
-            .split_first()
-            .ok_or_else(|| Self::failed("names no program"))?;
+        let (program, arguments) = (self.program()?, &self.command[1..]);
         let names: Vec<String> = delivery.names.iter().map(ToString::to_string).collect();
         Command::new(program)
             .args(arguments)
@@ -140,14 +154,9 @@ impl Target for Settings {
         self.short_form()
     }
 
-    /// Checks only that the program exists.
+    /// Checks only that the program exists and may be run.
     async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
-        let program = self.command.first().map(String::as_str).unwrap_or_default();
-        match tokio::fs::metadata(program).await {
-            Ok(found) if found.is_file() => Ok(()),
-            Ok(_) => Err(Self::failed("is not a file")),
-            Err(error) => Err(Self::failed(format!("cannot be started: {error}"))),
-        }
+        self.program().map(drop)
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
@@ -277,6 +286,23 @@ mod tests {
         // Control characters of the output are escaped.
         let output = fails("printf '\\033[2J'; exit 1").await;
         assert!(!output.contains('\u{1b}'), "{output:?}");
+    }
+
+    #[tokio::test]
+    async fn program_that_others_can_change_is_not_run() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let hook = directory.path().join("hook");
+        std::os::unix::fs::symlink("/bin/true", &hook).unwrap();
+        let hook = program(&[&hook.display().to_string()], "30s");
+        hook.apply(&sample()).await.unwrap();
+        let mode = PermissionsExt::from_mode(0o757);
+        std::fs::set_permissions(directory.path(), mode).unwrap();
+        for refused in [hook.check(&sample()).await, hook.apply(&sample()).await] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, DeployCause::Untrusted(_)), "{error}");
+            assert!(error.to_string().contains("0757"), "{error}");
+        }
     }
 
     #[tokio::test]

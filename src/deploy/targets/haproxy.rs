@@ -11,15 +11,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 use crate::certificate::Secret;
+use crate::deploy::identity::Identity;
 use crate::deploy::owner::Owner;
 use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::net::sockets::listened_on_by;
+use crate::net::unix;
 
 const REPLY_WITHIN: Duration = Duration::from_secs(10);
 const LONGEST_REPLY: u64 = 4 << 20;
@@ -90,7 +91,7 @@ impl Settings {
     /// Sends one command; the socket serves one for each connection.
     async fn command(&self, command: &str) -> Result<String, DeployCause> {
         let reply = async {
-            let mut stream = UnixStream::connect(&*self.socket).await?;
+            let mut stream = unix::connect(&self.socket).await?;
             // In one write: HAProxy closes as soon as it has parsed the command.
             stream.write_all(format!("{command}\n").as_bytes()).await?;
             let mut reply = Vec::new();
@@ -260,8 +261,8 @@ impl Target for Settings {
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "))?;
         let pid = pid.trim().parse().ok()?;
         // In another PID namespace the number belongs to another process.
-        let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        (program.trim() == Self::KIND).then(|| listened_on_by(pid))?
+        let process = Identity::of(pid).ok()?;
+        process.runs(&[Self::KIND]).then(|| listened_on_by(pid))?
     }
 }
 

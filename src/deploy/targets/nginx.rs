@@ -1,30 +1,35 @@
 //! nginx: `nginx -t` if its program may be run, then HUP to the master process of the pid
-//! file. It never runs a program that another user could have written.
+//! file. It never runs a program that another user could have written or started, and takes
+//! over only the options of nginx that name its configuration.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::Instant;
 
+use crate::deploy::identity::{field, ticks_at_start};
 use crate::deploy::key_access;
-use crate::deploy::process::Process;
+use crate::deploy::process::{Process, Server};
 use crate::deploy::target_settings::prelude::*;
 use crate::net::sockets::listened_on_by;
 use crate::text::printable_lines;
 
-const PID_FILES: [&str; 3] = [
-    "/run/nginx.pid",
-    "/run/nginx/nginx.pid",
-    "/var/run/nginx.pid",
-];
+const SERVER: Server<'_> = Server {
+    target: Settings::KIND,
+    programs: &["nginx", "openresty", "tengine", "angie", "freenginx"],
+    pid_files: &[
+        "/run/nginx.pid",
+        "/run/nginx/nginx.pid",
+        "/var/run/nginx.pid",
+    ],
+};
 /// Handshakes there would only fill nginx's log.
 const PLAIN_HTTP: u16 = 80;
-const MASTER: &str = "nginx: master process ";
+const MASTER: &str = ": master process ";
 const CHECK_WITHIN: Duration = Duration::from_secs(10);
 const SHUTTING_DOWN: &str = "worker process is shutting down";
 /// Each keeps its memory and its connections until its clients leave.
@@ -34,8 +39,8 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(10);
 const TOGETHER: u64 = 20;
 
 settings! {
-    /// nginx reads the pair again at a reload. `certs` runs `nginx -t` if it may run nginx's program, and then
-    /// sends HUP to the master process. While three generations of workers still serve old connections, the reload
+    /// nginx reads the pair again at a reload. `certs` runs `nginx -t` if nginx and its program are root's or its own,
+    /// with the options `-c`, `-p`, `-e` and `-g` of the master process, and then sends HUP to that process. While three generations of workers still serve old connections, the reload
     /// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
     ///
     /// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
@@ -69,62 +74,50 @@ impl TargetSettings for Settings {
 /// A master process.
 struct Master {
     process: Process,
-    /// Its arguments; `None` if its title is cut off.
-    arguments: Option<Vec<String>>,
+    /// The options for `nginx -t`; `None` if the title does not show them all.
+    options: Option<Vec<String>>,
 }
 
 impl Settings {
     fn master(&self) -> Result<Master, DeployCause> {
-        let process = Process::find(self.pid_file.as_ref(), &PID_FILES)?;
+        let process = Process::find(self.pid_file.as_ref(), &SERVER)?;
         let title = &process.command_line;
         let used = title.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
         let is_whole = room_for_title(process.pid).is_none_or(|room| used < room);
         let title = String::from_utf8_lossy(title).replace('\0', " ");
-        let Some(command) = title.trim_end().strip_prefix(MASTER) else {
+        // A worker has another title, as an nginx that `-t` or `-s` was given to.
+        let Some((_, command)) = title.trim_end().split_once(MASTER) else {
             return Err(process.other_program(Self::KIND));
         };
-        Ok(Master {
-            arguments: is_whole.then(|| arguments_in(command)),
-            process,
-        })
+        let options = is_whole.then(|| options_in(command)).flatten();
+        Ok(Master { process, options })
     }
 }
 
-/// The arguments of `command`, without its program. A title does not show where arguments
-/// with blanks began and ended, as in `-g 'daemon on; master_process on;'`: directives
-/// continue until the next option.
-fn arguments_in(command: &str) -> Vec<String> {
-    const OPTIONS: [&str; 8] = ["-c", "-p", "-e", "-q", "-t", "-T", "-g", "-s"];
-    let mut arguments: Vec<String> = Vec::new();
-    let mut in_directives = false;
-    for word in command.split_whitespace().skip(1) {
-        let is_option = OPTIONS.contains(&word);
-        match arguments.last_mut() {
-            Some(last) if in_directives && !is_option && last != "-g" => {
-                last.push(' ');
-                last.push_str(word);
-            }
-            _ => arguments.push(word.to_owned()),
+/// The options of `command`, without its program, that name its configuration; `None` if it
+/// has any other word. A title does not show where arguments with blanks began and ended,
+/// as in `-g 'daemon on; master_process on;'`: directives continue until the next option.
+fn options_in(command: &str) -> Option<Vec<String>> {
+    const TAKEN: [&str; 4] = ["-c", "-p", "-e", "-g"];
+    let mut options = Vec::new();
+    let mut words = command.split_whitespace().skip(1).peekable();
+    while let Some(option) = words.next() {
+        if option == "-q" {
+            continue;
         }
-        in_directives = word == "-g" || in_directives && !is_option;
+        let mut value = words.next().filter(|_| TAKEN.contains(&option))?.to_owned();
+        let is_option = |word: &&str| TAKEN.contains(word) || *word == "-q";
+        while let Some(word) = words.next_if(|word| option == "-g" && !is_option(word)) {
+            value.push(' ');
+            value.push_str(word);
+        }
+        // nginx's working directory is not ours; other paths are relative to this one.
+        if option == "-p" && !Path::new(&value).is_absolute() {
+            return None;
+        }
+        options.extend([option.to_owned(), value]);
     }
-    arguments
-}
-
-/// The program of `pid`, if it is safe to run: any process can call itself nginx, and any
-/// user that may write the pid file can name it. In another mount namespace the same path
-/// is another program.
-fn trusted_program(pid: u32) -> Option<PathBuf> {
-    let ours = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
-    let mounts = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    if mounts(&pid.to_string())? != mounts("self")? {
-        return None;
-    }
-    let process = std::fs::metadata(format!("/proc/{pid}")).ok()?;
-    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let file = std::fs::metadata(&program).ok()?;
-    let trusted = ours(process.uid()) && ours(file.uid()) && file.mode() & 0o022 == 0;
-    trusted.then_some(program)
+    Some(options)
 }
 
 /// The largest length of a title: nginx writes it over its arguments and environment, and
@@ -139,13 +132,6 @@ fn room_in(stat: &str) -> Option<usize> {
     const ENV_END: usize = 51;
     let room = field(stat, ENV_END)?.checked_sub(field(stat, ARG_START)?)?;
     (room > 0).then(|| usize::try_from(room - 1).ok())?
-}
-
-/// A number of proc_pid_stat(5).
-fn field(stat: &str, number: usize) -> Option<u64> {
-    // The program's name, in brackets, may have any character. Field 3 follows it.
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 fn verdict(output: &Output) -> Result<(), DeployCause> {
@@ -174,15 +160,13 @@ impl Target for Settings {
         // Before the first change: a rollback would be one more reload.
         may_reload(master.process.pid, delivery).await?;
         // Without `nginx -t`, the handshake after the reload still verifies the pair.
-        let Some(program) = trusted_program(master.process.pid) else {
-            return Ok(());
-        };
-        let Some(arguments) = &master.arguments else {
+        let (Some(program), Some(options)) = (master.process.trusted_program(), &master.options)
+        else {
             return Ok(());
         };
         let run = tokio::process::Command::new(&program)
-            .args(arguments)
-            .arg("-t")
+            .args(options)
+            .args(["-t", "-q"])
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
@@ -235,18 +219,14 @@ fn draining(master: u32) -> usize {
     let started = children.split_whitespace().filter_map(|pid| {
         let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        title.contains(SHUTTING_DOWN).then(|| started_at(&stat))?
+        title
+            .contains(SHUTTING_DOWN)
+            .then(|| ticks_at_start(&stat))?
     });
     let started = Vec::from_iter(started.collect::<BTreeSet<u64>>());
     let pairs = started.windows(2);
     let apart = pairs.filter(|pair| pair[1] - pair[0] > TOGETHER);
     apart.count() + usize::from(!started.is_empty())
-}
-
-/// When a process started, in hundredths of a second.
-fn started_at(stat: &str) -> Option<u64> {
-    const STARTED: usize = 22;
-    field(stat, STARTED)
 }
 
 #[cfg(test)]
@@ -264,24 +244,6 @@ mod tests {
         assert_eq!(room_in(&stat(0, 0)), None);
         assert_eq!(room_in("7 (x) S 0"), None);
         assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
-    }
-
-    #[test]
-    fn program_that_others_may_write_is_not_run() {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("nginx");
-        std::fs::copy("/bin/sleep", &program).unwrap();
-        let open = |mode| std::fs::set_permissions(&program, PermissionsExt::from_mode(mode));
-        open(0o755).unwrap();
-        let started = std::process::Command::new(&program).arg("600").spawn();
-        let mut started = started.unwrap();
-        let trusted = trusted_program(started.id());
-        open(0o777).unwrap();
-        let open_to_others = trusted_program(started.id());
-        started.kill().unwrap();
-        started.wait().unwrap();
-        assert_eq!((trusted, open_to_others), (Some(program), None));
     }
 
     #[test]
@@ -313,23 +275,34 @@ mod tests {
     }
 
     #[test]
-    fn directives_of_the_command_line_stay_one_argument() {
+    fn only_the_options_of_a_configuration_are_taken_over() {
         let debian = "/usr/sbin/nginx -g daemon on; master_process on;";
-        assert_eq!(
-            arguments_in(debian),
-            ["-g", "daemon on; master_process on;"]
-        );
-        let more = "nginx -c /etc/n.conf -g daemon off; -p /srv/";
-        let wanted = ["-c", "/etc/n.conf", "-g", "daemon off;", "-p", "/srv/"];
-        assert_eq!(arguments_in(more), wanted);
-        assert!(arguments_in("nginx").is_empty());
-    }
-
-    #[test]
-    fn process_is_known_by_its_start() {
-        let stat = format!("7 (a) b) S {} 4711 0", vec!["0"; 18].join(" "));
-        assert_eq!(started_at(&stat), Some(4711));
-        assert_eq!(started_at("7 (x) S 0"), None);
+        let wanted = ["-g", "daemon on; master_process on;"];
+        assert_eq!(options_in(debian).unwrap(), wanted);
+        let more = "nginx -q -c /etc/n.conf -g daemon off; -p /srv/ -e stderr";
+        let wanted = [
+            "-c",
+            "/etc/n.conf",
+            "-g",
+            "daemon off;",
+            "-p",
+            "/srv/",
+            "-e",
+            "stderr",
+        ];
+        assert_eq!(options_in(more).unwrap(), wanted);
+        assert!(options_in("nginx").unwrap().is_empty());
+        for other in [
+            "su -c x.sh -- root",
+            "nginx -c",
+            "nginx -c a b",
+            "nginx -p relative",
+            "nginx -T",
+            "nginx -x /etc/n.conf",
+            "nginx v1.2 #1 [/usr/sbin/nginx]",
+        ] {
+            assert_eq!(options_in(other), None, "{other}");
+        }
         assert_eq!(draining(std::process::id()), 0);
     }
 

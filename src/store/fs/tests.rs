@@ -1,6 +1,7 @@
 //! The file store: the contract, concurrent writers, modes and damaged files.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use super::*;

@@ -1,0 +1,350 @@
+//! The one rule for a file, program or directory that this process obeys: only root and our
+//! own user may be able to change where its path leads. Each part of the path counts, from
+//! `/` on; links are resolved one by one, and the owner of the link itself counts too.
+//!
+//! - The owner is root or our own user.
+//! - Its group and all users may not write it. For root there is no exception: a process
+//!   with group 0 need not be root. For other users their own group is one: many systems
+//!   give each user a group, and a umask that lets it write.
+//! - In a sticky directory such as `/tmp` only the owner of an entry can replace it, so that
+//!   an entry of root's or ours may be there. A missing one may not: any user could make it.
+//! - No process writes through a read-only mount, whatever the mode: a ConfigMap of Kubernetes
+//!   has mode 0777.
+//!
+//! It reads owners and modes, and changes none. What passed can change only by root or by
+//! ourselves, so that using the path afterwards is safe.
+
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::process::{getegid, geteuid};
+use thiserror::Error;
+
+use crate::text::printable;
+
+/// As the kernel.
+const MOST_LINKS: usize = 40;
+const STICKY: u32 = 0o1000;
+
+/// Why a path may not be obeyed: the part of it that another user can change.
+#[derive(Debug, Error)]
+#[error("{} {fault}", shown(.part))]
+pub(crate) struct Untrusted {
+    part: PathBuf,
+    fault: Fault,
+}
+
+#[derive(Debug, Error)]
+enum Fault {
+    #[error("belongs to user {0}, and not to root{us}", us = or_to_us())]
+    Owner(u32),
+    #[error("can be changed by its group or by all users (mode {0:04o})")]
+    Writable(u32),
+    #[error("cannot be examined: {0}")]
+    Unreadable(io::Error),
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
+
+fn or_to_us() -> String {
+    match geteuid() {
+        root if root.is_root() => String::new(),
+        user => format!(" or to user {}", user.as_raw()),
+    }
+}
+
+impl Untrusted {
+    /// The command that makes that part trusted.
+    #[must_use]
+    pub(crate) fn hint(&self) -> String {
+        let part = shown(&self.part);
+        match &self.fault {
+            Fault::Owner(_) => format!("chown root: {part}"),
+            Fault::Writable(_) => format!("chmod go-w {part}"),
+            Fault::Unreadable(_) => "name an existing file that this user may read".to_owned(),
+        }
+    }
+
+    /// Whether there is no such path.
+    #[must_use]
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(&self.fault, Fault::Unreadable(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Whether `owner` is root or our own user.
+#[must_use]
+pub(crate) fn is_ours(owner: u32) -> bool {
+    owner == 0 || owner == geteuid().as_raw()
+}
+
+/// The path that `path` leads to, if it may be obeyed.
+///
+/// # Errors
+/// The first part that another user can change.
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Untrusted> {
+    Walk::new(None).along(path)
+}
+
+/// The same for a socket, whose peer's user the caller then checks: the directory of the
+/// socket may also belong to `holder` and may be open to others, as servers have them.
+///
+/// # Errors
+/// The first part that a user other than root, ourselves and `holder` can change.
+pub(crate) fn resolve_socket(path: &Path, holder: u32) -> Result<PathBuf, Untrusted> {
+    Walk::new(Some(holder)).along(path)
+}
+
+/// A walk along a path.
+struct Walk {
+    /// The owner of a socket's directory.
+    holder: Option<u32>,
+    /// The path so far, without links.
+    real: PathBuf,
+    /// The parts that follow, the next one last.
+    rest: Vec<OsString>,
+    links: usize,
+    /// Whether the directory of the next part lets others make entries.
+    is_shared: bool,
+}
+
+impl Walk {
+    fn new(holder: Option<u32>) -> Self {
+        Self {
+            holder,
+            real: PathBuf::new(),
+            rest: Vec::new(),
+            links: 0,
+            is_shared: false,
+        }
+    }
+
+    fn along(mut self, path: &Path) -> Result<PathBuf, Untrusted> {
+        let whole = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
+        self.follow(&whole);
+        while let Some(part) = self.rest.pop() {
+            match part.to_str() {
+                Some("..") => {
+                    self.real.pop();
+                }
+                _ => self.real.push(part),
+            }
+            let found = std::fs::symlink_metadata(&self.real);
+            let found = found.map_err(|error| unreadable(&self.real, error))?;
+            if found.is_symlink() {
+                self.check_owner(&found)?;
+                if is_descriptor(&self.real) {
+                    return Ok(self.real);
+                }
+                let target = std::fs::read_link(&self.real);
+                let target = target.map_err(|error| unreadable(&self.real, error))?;
+                self.links += 1;
+                if self.links > MOST_LINKS {
+                    let error = io::Error::other("too many links");
+                    return Err(unreadable(&self.real, error));
+                }
+                self.real.pop();
+                self.follow(&target);
+            } else {
+                self.check(&found)?;
+            }
+        }
+        Ok(self.real)
+    }
+
+    fn follow(&mut self, path: &Path) {
+        let parts = path.components().rev();
+        self.rest
+            .extend(parts.map(|part| part.as_os_str().to_owned()));
+    }
+
+    fn check(&mut self, found: &Metadata) -> Result<(), Untrusted> {
+        let is_socket = self.holder.is_some() && self.rest.is_empty();
+        let is_its_directory = self.holder.is_some() && self.rest.len() == 1;
+        if is_socket {
+            return Ok(());
+        }
+        self.check_owner(found)?;
+        let mode = found.mode();
+        let group = !geteuid().is_root() && found.gid() == getegid().as_raw();
+        let others = if group { 0o002 } else { 0o022 };
+        let is_open = mode & others != 0 && !is_read_only(&self.real);
+        let is_sticky = found.is_dir() && mode & STICKY != 0 && !self.rest.is_empty();
+        self.is_shared = is_open;
+        match is_open && !is_sticky && !is_its_directory {
+            true => Err(self.fault(Fault::Writable(mode & 0o7777))),
+            false => Ok(()),
+        }
+    }
+
+    /// In a directory that is open to others, `holder` is a user like any other: there its
+    /// entry may be older than the server's.
+    fn check_owner(&self, found: &Metadata) -> Result<(), Untrusted> {
+        let owner = found.uid();
+        let is_holder = self.holder == Some(owner) && !self.is_shared;
+        match is_ours(owner) || is_holder {
+            true => Ok(()),
+            false => Err(self.fault(Fault::Owner(owner))),
+        }
+    }
+
+    fn fault(&self, fault: Fault) -> Untrusted {
+        let part = self.real.clone();
+        Untrusted { part, fault }
+    }
+}
+
+fn unreadable(part: &Path, error: io::Error) -> Untrusted {
+    let (part, fault) = (part.to_owned(), Fault::Unreadable(error));
+    Untrusted { part, fault }
+}
+
+/// Whether this is a descriptor that a process of root's or ours has open, such as
+/// `/dev/stdin`: that process opened it, and its link names no path.
+fn is_descriptor(link: &Path) -> bool {
+    link.starts_with("/proc") && link.parent().is_some_and(|parent| parent.ends_with("fd"))
+}
+
+fn is_read_only(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            std::fs::create_dir_all(tree.at("a/b")).unwrap();
+            std::fs::write(tree.at("a/b/file"), "").unwrap();
+            tree.set("a", 0o755);
+            tree.set("a/b", 0o755);
+            tree.set("a/b/file", 0o755);
+            tree
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.0.path().join(path)
+        }
+
+        fn set(&self, path: &str, mode: u32) {
+            let mode = PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(self.at(path), mode).unwrap();
+        }
+
+        fn give(&self, path: &str, user: u32) {
+            std::os::unix::fs::lchown(self.at(path), Some(user), Some(user)).unwrap();
+        }
+
+        /// The part at fault, and the hint.
+        fn fault(&self, path: &str) -> Option<(PathBuf, String)> {
+            let refused = resolve(&self.at(path)).err()?;
+            Some((refused.part.clone(), refused.hint()))
+        }
+    }
+
+    #[test]
+    fn each_part_of_the_path_counts() {
+        let tree = Tree::new();
+        assert_eq!(resolve(&tree.at("a/b/file")).unwrap(), tree.at("a/b/file"));
+        assert_eq!(
+            resolve(&tree.at("a/../a/b/file")).unwrap(),
+            tree.at("a/b/file")
+        );
+        for part in ["a", "a/b", "a/b/file"] {
+            for mode in [0o757, 0o777, 0o1777] {
+                tree.set(part, mode);
+                let found = tree.fault("a/b/file");
+                let is_sticky_directory = mode == 0o1777 && part != "a/b/file";
+                assert_eq!(found.is_none(), is_sticky_directory, "{part} {mode:o}");
+                if let Some((at, hint)) = found {
+                    assert_eq!(at, tree.at(part));
+                    assert_eq!(hint, format!("chmod go-w {}", at.display()));
+                }
+            }
+            tree.set(part, 0o755);
+        }
+        let absent = resolve(&tree.at("a/none")).unwrap_err();
+        assert!(absent.is_absent(), "{absent}");
+    }
+
+    #[test]
+    fn sticky_directory_is_trusted_for_its_entries_only() {
+        let tree = Tree::new();
+        tree.set("a/b", 0o1777);
+        assert!(tree.fault("a/b/file").is_none());
+        assert!(tree.fault("a/b").is_some());
+        assert!(tree.fault("a/b/none").is_some());
+    }
+
+    #[test]
+    fn groups_of_root_count_as_others() {
+        let tree = Tree::new();
+        tree.set("a", 0o775);
+        let is_root = geteuid().is_root();
+        assert_eq!(tree.fault("a/b/file").is_some(), is_root);
+    }
+
+    #[test]
+    fn links_and_owners_count() {
+        let tree = Tree::new();
+        symlink("b/file", tree.at("a/link")).unwrap();
+        symlink(tree.at("a/link"), tree.at("link")).unwrap();
+        symlink("loop", tree.at("loop")).unwrap();
+        assert_eq!(resolve(&tree.at("link")).unwrap(), tree.at("a/b/file"));
+        assert!(tree.fault("loop").is_some());
+        if !geteuid().is_root() {
+            return println!("SKIPPED: owners need root");
+        }
+        for part in ["a", "a/link", "a/b", "a/b/file", "link"] {
+            tree.give(part, 4321);
+            let (at, hint) = tree.fault("link").unwrap();
+            assert_eq!(at, tree.at(part));
+            assert_eq!(hint, format!("chown root: {}", at.display()));
+            tree.give(part, 0);
+        }
+        assert!(tree.fault("link").is_none());
+    }
+
+    #[test]
+    fn descriptors_of_our_own_are_trusted() {
+        let file = tempfile::tempfile().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let path = format!("/proc/self/fd/{number}");
+        assert!(resolve(Path::new(&path)).is_ok());
+        assert!(resolve(Path::new("/proc/self/fd/99999")).is_err());
+    }
+
+    #[test]
+    fn socket_may_be_in_a_directory_of_its_server() {
+        if !geteuid().is_root() {
+            return println!("SKIPPED: owners need root");
+        }
+        let tree = Tree::new();
+        let socket = tree.at("a/b/file");
+        let may = |holder| resolve_socket(&socket, holder).is_ok();
+        tree.give("a/b", 4321);
+        tree.set("a/b", 0o2775);
+        assert!(may(4321));
+        assert!(!may(4322));
+        // Another user could have made the directory first.
+        tree.set("a", 0o1777);
+        assert!(!may(4321));
+        tree.set("a", 0o777);
+        assert!(!may(4321));
+        tree.set("a", 0o755);
+        chown(tree.at("a"), Some(4322), None).unwrap();
+        assert!(!may(4321));
+    }
+}
