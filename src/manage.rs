@@ -17,6 +17,7 @@ mod partial;
 pub(crate) mod pass;
 pub(crate) mod preflight;
 pub(crate) mod probes;
+pub(crate) mod proof;
 pub(crate) mod rehearse;
 mod rollback;
 pub(crate) mod schedule;

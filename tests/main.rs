@@ -34,6 +34,7 @@ mod protocols;
 mod races;
 mod renew;
 mod secrets;
+mod served;
 mod sidecar;
 mod simulate;
 mod status;

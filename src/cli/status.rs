@@ -121,7 +121,7 @@ struct Row {
     outage: Option<Outage>,
 }
 
-const COLUMNS: [&str; 7] = [
+const COLUMNS: [&str; 8] = [
     "NAME",
     "CA",
     "NOT AFTER",
@@ -129,6 +129,7 @@ const COLUMNS: [&str; 7] = [
     "WHEN",
     "ISSUED",
     "SERVED",
+    "PROOF",
 ];
 
 fn table(rows: &[Row], now: Timestamp) {
@@ -138,7 +139,7 @@ fn table(rows: &[Row], now: Timestamp) {
         let all = cells.iter().chain([&titles]);
         all.map(|cells| cells[column].len()).max().unwrap_or(0)
     };
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; 8] = std::array::from_fn(width);
     let line = |cells: &[String]| {
         let padded = cells.iter().zip(widths);
         let padded = padded.map(|(cell, width)| format!("{cell:width$}"));
@@ -151,7 +152,7 @@ fn table(rows: &[Row], now: Timestamp) {
     }
 }
 
-fn cells(status: &Status, now: Timestamp) -> [String; 7] {
+fn cells(status: &Status, now: Timestamp) -> [String; 8] {
     let shown = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
     [
@@ -162,12 +163,16 @@ fn cells(status: &Status, now: Timestamp) -> [String; 7] {
         status.next_at.seen_at(now),
         shown(status.generation_issued.map(|it| it.0.to_string())),
         shown(status.generation_served.map(|it| it.0.to_string())),
+        status.proof.state.to_string(),
     ]
 }
 
 /// The lines below a certificate's row.
 fn details(row: &Row, now: Timestamp) {
     let status = &row.status;
+    if status.generation_issued.is_some() {
+        say(format_args!("  {}", status.proof.seen_at(now)));
+    }
     if let Some(ca) = &status.issued_by
         && status.ca != *ca
     {

@@ -30,6 +30,8 @@ use crate::identifier::Identifier;
 use crate::net::tls;
 use crate::time::Clock;
 
+/// The problem of a server that was seen before.
+pub(crate) const SILENT: &str = "it no longer listens: see its log, and start it";
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -63,11 +65,13 @@ impl VerifyError {
     /// The error for a server that no longer listens.
     #[must_use]
     pub fn gone(server: &str, name: impl ToString) -> Self {
-        Self::new(
-            server,
-            name,
-            "it no longer listens: see its log, and start it",
-        )
+        Self::new(server, name, SILENT)
+    }
+
+    /// What was found instead.
+    #[must_use]
+    pub fn found(&self) -> &str {
+        &self.found
     }
 
     /// Adds the length of the verification, and its cause if it is known.

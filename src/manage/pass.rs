@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
+use super::proof::proof;
 use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
@@ -226,6 +227,7 @@ impl Pass<'_> {
             next: until,
             renewal: renewal.map(|renewal| decide::due(newest, renewal)),
             excluded: excluded(record),
+            proof: proof(record, now),
         })
     }
 }

@@ -17,7 +17,7 @@ use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::observe::{Board, ExcludedName, Metrics};
+use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
 use crate::record::{Generation, Record};
 use crate::store::Store;
@@ -187,6 +187,9 @@ pub(crate) struct Outcome {
     /// The wanted names that are excluded for now.
     #[serde(default, rename = "left_out")]
     pub excluded: Vec<ExcludedName>,
+    /// Whether its servers were seen to serve it.
+    #[serde(default)]
+    pub proof: Proof,
 }
 
 impl Wanted {

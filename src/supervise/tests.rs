@@ -543,7 +543,7 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
         })
         .await;
     let shown = &fixture.board.all()[0];
-    assert!(!shown.verified && shown.next_at > fixture.clock.now());
+    assert!(!shown.is_ready() && shown.next_at > fixture.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
     fixture.clock.set(shown.next_at);
@@ -567,7 +567,7 @@ async fn board_shows_certificate_while_verification_is_in_progress() {
     tokio::spawn(supervisor.run());
     fixture
         .until("issued and not verified", |all| {
-            all[0].generation_issued == Some(Generation(1)) && !all[0].verified
+            all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })
         .await;
 }
