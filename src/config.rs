@@ -16,6 +16,7 @@ mod docker;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod interval;
 mod key;
 mod keys;
 mod labels;

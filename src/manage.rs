@@ -12,6 +12,7 @@ mod error;
 mod fallback;
 pub(crate) mod import;
 mod load;
+mod look;
 mod order;
 mod partial;
 pub(crate) mod pass;
@@ -28,7 +29,8 @@ pub(crate) mod status;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
-    Certificate, FallbackCa, FreshKeys, Keys, Maintenance, Outcome, Progress, Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keys, Looks, Maintenance, Outcome, Progress, Services,
+    Wanted,
 };
 pub(crate) use session::Trigger;
 

@@ -81,6 +81,9 @@ pub struct Record {
     /// that restarts after a kill rolls back to it.
     #[serde(default, rename = "going_back_to")]
     pub rollback_to: Option<Generation>,
+    /// Redeployments to a server that had gone back to another certificate.
+    #[serde(default)]
+    pub drift: Failures,
     /// The last deployment that was rolled back, since the last verified one.
     #[serde(default, rename = "taken_back")]
     pub rolled_back: Option<RolledBack>,
@@ -129,6 +132,7 @@ impl Record {
             fallback: None,
             pinned: None,
             rollback_to: None,
+            drift: Failures::default(),
             rolled_back: None,
         }
     }
@@ -232,6 +236,9 @@ pub struct Served {
     /// Why the last handshake did not see that generation, printable; `None` if it did.
     #[serde(default)]
     pub problem: Option<String>,
+    /// When it is looked at again; `None` if that was not stored.
+    #[serde(default)]
+    pub again: Option<Timestamp>,
 }
 
 impl Served {
@@ -243,6 +250,7 @@ impl Served {
             at: now,
             not_after: None,
             problem: None,
+            again: None,
         }
     }
 }

@@ -29,8 +29,8 @@ use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::{
-    Certificate, FallbackCa, FreshKeys, Maintenance, ManageError, Outcome, Probes, SPACING, SPREAD,
-    Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Looks, Maintenance, ManageError, Outcome, Probes, SPACING,
+    SPREAD, Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -79,6 +79,10 @@ impl Factory {
                 spacing: SPACING,
                 spread: SPREAD,
                 maintenance: maintenance(&settings.renew),
+                looks: Some(Looks {
+                    every: settings.verify_every.length(),
+                    at_once: true,
+                }),
                 board: None,
                 progress: Some(display.clone()),
             },

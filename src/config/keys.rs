@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
+use super::interval::Interval;
 use super::key::{
     BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
     layer,
@@ -162,6 +163,11 @@ layer! {
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
             => .harden;
+        "verify.every", verify_every: Interval, parsed, TEXT
+            .hint("write 10m, 1h or 30s")
+            .doc("How often every endpoint is looked at again: by one handshake, at least this often")
+            .default("10m").option(RUN, "DURATION")
+            => .verify_every;
         "renew.schedule", schedule: Schedule, parsed, TEXT
             .hint("for example 30 3 * * * for 3:30 every night")
             .doc("One more pass over all certificates, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
@@ -195,9 +201,10 @@ layer! {
 }
 
 /// Tables of the file that only hold keys, and what these are about.
-pub(super) const SECTIONS: [(&str, &str); 4] = [
+pub(super) const SECTIONS: [(&str, &str); 5] = [
     ("output", "The owner of the files for the proxy"),
     ("admin", "The read-only endpoints"),
+    ("verify", "The endpoints, for all certificates"),
     ("renew", "When certificates are renewed and deployed"),
     (
         "docker",
@@ -279,6 +286,9 @@ pub(crate) struct Settings {
     pub harden: bool,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
+    /// The longest time between two looks at an endpoint.
+    #[serde(default)]
+    pub verify_every: Interval,
     pub renew: RenewSettings,
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
@@ -302,6 +312,7 @@ impl Settings {
             log_format: LogFormat::default(),
             harden: true,
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
+            verify_every: Interval::default(),
             renew: RenewSettings::default(),
             challenge: ChallengeSettings::default(),
             docker: None,

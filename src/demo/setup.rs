@@ -171,6 +171,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
+        looks: None,
         board: None,
         progress: None,
         spacing: SPACING,

@@ -232,11 +232,12 @@ impl Pass<'_> {
                 .await
             {
                 // The generation that was seen there before is no longer verified.
-                let now = services.clock.now();
+                let (now, again) = (services.clock.now(), self.look_again(false));
                 let known = self.record.served.entry(endpoint.to_string());
                 let known = known.or_insert_with(|| Served::none(now));
                 known.generation = Generation::default();
                 known.problem = Some(printable(error.found()));
+                known.again = again;
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
                 let waited = services.clock.stopwatch().saturating_sub(begun);
                 return Err(error.after(waited, obstacle).into());
@@ -252,6 +253,7 @@ impl Pass<'_> {
             at: self.now(),
             not_after: Some(pair.bundle.facts().not_after),
             problem: None,
+            again: self.look_again(true),
         };
         self.record.served.insert(endpoint.to_string(), seen);
         let is_new = self.record.rollback_to != Some(pair.generation);

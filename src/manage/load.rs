@@ -36,6 +36,8 @@ impl<'p> Pass<'p> {
             permit,
             record,
             revision,
+            looked: false,
+            unseen: None,
         };
         let changed = pass.adopt_wanted();
         let now = age_at(&pass.record, certificate, clock).await;

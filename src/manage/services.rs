@@ -50,10 +50,21 @@ pub(crate) struct Services {
     pub spread: Duration,
     /// The maintenance windows in which renewed certificates are deployed.
     pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// The looks at endpoints between deployments; `None`: none is made.
+    pub looks: Option<Looks>,
     /// The board that shows the state of each certificate after each step.
     pub board: Option<Board>,
     /// Shows the phases of the work.
     pub progress: Option<Arc<dyn Progress>>,
+}
+
+/// How endpoints are looked at between deployments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks {
+    /// The longest time between two looks at an endpoint.
+    pub every: Duration,
+    /// Whether each pass looks, as a user's command does.
+    pub at_once: bool,
 }
 
 /// A managed certificate, with its own services.

@@ -242,6 +242,8 @@ impl World {
             spacing: SPACING,
             spread: SPREAD,
             maintenance: None,
+            // A year of them would cost more than all passes.
+            looks: None,
             board: None,
             progress: None,
         };

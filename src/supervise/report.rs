@@ -9,6 +9,7 @@ use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
 use crate::observe::Status;
 use crate::renew::decide::{Next, next};
+use crate::renew::look::{look_at, sooner};
 use crate::renew::policy::{LEASED_PAUSE, LONG_LEASED, LONGEST_RECHECK, RECHECK, WINDOW_SPREAD};
 use crate::time::Timestamp;
 
@@ -71,6 +72,14 @@ impl Supervisor {
         self.services.clock.now() + instant.since(pass.at)
     }
 
+    /// When an endpoint is looked at again. A pass that has just ended is not repeated at
+    /// once, whatever its record says.
+    fn look_at(&self, pass: &Finished) -> Option<Timestamp> {
+        let every = self.services.looks?.every;
+        let at = look_at(pass.record.as_ref()?, every, pass.at)?;
+        Some(at.max(pass.at + sooner(every)))
+    }
+
     fn after_success(&self, pass: &Finished, outcome: &Outcome) -> Recheck {
         if outcome.issued {
             let lineage = &pass.lineage;
@@ -79,7 +88,9 @@ impl Supervisor {
         // Bounded, since an instant computed while a clock was years ahead would delay the
         // pass as long.
         let next = outcome.next.min(pass.at + LONGEST_RECHECK);
-        Recheck::at(self.by_our_clock(pass, next) + self.spacing(pass, outcome))
+        let next = self.by_our_clock(pass, next) + self.spacing(pass, outcome);
+        let look = self.look_at(pass).map(|at| self.by_our_clock(pass, at));
+        Recheck::at(look.map_or(next, |look| next.min(look)))
     }
 
     fn after_failure(&mut self, pass: &Finished, error: &ManageError) -> Recheck {
@@ -112,6 +123,7 @@ impl Supervisor {
             (Some(until), _) | (None, Some(Next::Wait(until))) => Some(until.min(now + RECHECK)),
             _ => None,
         };
+        let at = at.map(|at| self.look_at(pass).map_or(at, |look| at.min(look)));
         Recheck {
             at: at.map(|at| self.by_our_clock(pass, at)),
             waits_for_ca,

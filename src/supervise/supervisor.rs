@@ -43,6 +43,9 @@ impl Supervisor {
     #[must_use]
     pub(crate) fn new(mut services: Services, board: Board) -> (Self, Handle) {
         services.board = Some(board.clone());
+        if let Some(looks) = &mut services.looks {
+            looks.at_once = false;
+        }
         let (handle, commands) = Handle::new();
         let supervisor = Self {
             latest: services.clock.now(),
@@ -245,10 +248,21 @@ impl Supervisor {
             let Some((certificate, trigger, reply)) = begun else {
                 return;
             };
-            let task = one_pass(self.services.clone(), certificate, trigger, permit, reply);
+            let services = self.services_for(reply.is_some());
+            let task = one_pass(services, certificate, trigger, permit, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
         }
+    }
+
+    /// The services of a pass. A user's pass looks at the endpoints at once.
+    fn services_for(&self, a_user: bool) -> Arc<Services> {
+        let mut services = self.services.clone();
+        if a_user && self.services.looks.is_some() {
+            let own = Arc::make_mut(&mut services);
+            own.looks.iter_mut().for_each(|looks| looks.at_once = true);
+        }
+        services
     }
 
     /// The time until the next launch, at most until the next reading of the clock.

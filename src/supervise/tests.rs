@@ -40,6 +40,7 @@ mod clock;
 mod fallback;
 mod files;
 mod kept;
+mod look;
 mod outage;
 mod partial;
 mod rollback;
@@ -346,6 +347,7 @@ impl Fixture {
             spacing: SPACING,
             spread: SPREAD,
             maintenance: None,
+            looks: None,
             board: None,
             progress: None,
         };
