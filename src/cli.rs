@@ -6,6 +6,7 @@ pub(crate) mod args;
 mod ca;
 mod catalog;
 mod config;
+mod delete;
 mod demo;
 mod embedded;
 mod factory;
@@ -14,6 +15,7 @@ mod install;
 mod issue;
 mod labels;
 mod listener;
+mod meant;
 mod output;
 mod progress;
 mod renew;
@@ -131,6 +133,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Import(options) => import::import(&call, &options).await,
+                Verb::Delete(options) => delete::delete(&call, &options).await,
                 Verb::Install(verb) => install::run(&call, verb),
                 Verb::Helper { serve: false } => sandbox::helper::keep().await,
                 Verb::Helper { serve: true } => sandbox::helper::serve().await,

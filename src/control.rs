@@ -17,17 +17,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use http_body_util::Full;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::certificate::Facts;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::manage::{ManageError, Outcome, Trigger};
 use crate::net::http::{Longest, Origin};
 use crate::net::listen::{self, Peer, Socket};
 
 const WORK: &str = "/v1/work";
+const DELETE: &str = "/v1/delete";
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
 /// The work to do with one certificate.
@@ -60,6 +63,9 @@ pub(crate) enum Done {
 pub(crate) trait Worker: Send + Sync {
     /// Does `task` with the certificate of `settings`.
     async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure>;
+
+    /// Deletes a certificate and no longer manages it; returns whether it was stored.
+    async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure>;
 }
 
 /// A one-shot command's request.
@@ -67,6 +73,13 @@ pub(crate) trait Worker: Send + Sync {
 struct Work {
     certificate: CertificateSettings,
     task: Task,
+}
+
+/// A request to delete a certificate.
+#[derive(Debug, Serialize, Deserialize)]
+struct Deletion {
+    lineage: Lineage,
+    keep_files: bool,
 }
 
 /// The path of the socket in `data_dir`.
@@ -105,7 +118,8 @@ impl Control {
 
     /// Serves until the future is dropped.
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
-        let router = Router::new().route(WORK, post(work)).with_state(worker);
+        let router = Router::new().route(WORK, post(work));
+        let router = router.route(DELETE, post(deletion)).with_state(worker);
         listen::serve(Socket::Unix(self.listener), None, router).await;
         drop(self.path);
     }
@@ -139,6 +153,17 @@ async fn work(
     Json(worker.work(&work.certificate, work.task).await).into_response()
 }
 
+async fn deletion(
+    Extension(peer): Extension<Peer>,
+    State(worker): State<Arc<dyn Worker>>,
+    Json(asked): Json<Deletion>,
+) -> Response {
+    if !is_trusted(&peer) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    Json(worker.delete(&asked.lineage, asked.keep_files).await).into_response()
+}
+
 /// Whether a sidecar accepts connections on `data_dir`.
 pub(crate) async fn is_running(data_dir: &Path) -> bool {
     UnixStream::connect(path(data_dir)).await.is_ok()
@@ -153,7 +178,30 @@ pub(crate) async fn delegate(
     let certificate = certificate.clone();
     let lineage = certificate.lineage.clone();
     let work = Work { certificate, task };
-    let answer = send(&path(data_dir), &work).await;
+    request(data_dir, WORK, &lineage, &work).await
+}
+
+/// The same for the deletion of a certificate.
+pub(crate) async fn delete(
+    data_dir: &Path,
+    lineage: &Lineage,
+    keep_files: bool,
+) -> Result<bool, Failure> {
+    let asked = Deletion {
+        lineage: lineage.clone(),
+        keep_files,
+    };
+    request(data_dir, DELETE, lineage, &asked).await
+}
+
+async fn request<T: DeserializeOwned>(
+    data_dir: &Path,
+    route: &str,
+    lineage: &Lineage,
+    asked: &impl Serialize,
+) -> Result<T, Failure> {
+    let asked = serde_json::to_vec(asked).map_err(Failure::unexpected)?;
+    let answer = send(&path(data_dir), route, asked).await;
     let (status, body) = answer.map_err(|error| {
         let message = format!("{lineage}: the running `certs run` did not answer: {error}");
         Failure::broken(message, ManageError::Stopped.hint())
@@ -178,12 +226,13 @@ pub(crate) async fn delegate(
 
 async fn send(
     socket: &Path,
-    work: &Work,
+    route: &str,
+    body: Vec<u8>,
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-    let request = Request::post(WORK)
+    let request = Request::post(route)
         .header("host", "certs")
         .header("content-type", "application/json")
-        .body(Full::from(serde_json::to_vec(work)?))?;
+        .body(Full::from(body))?;
     let sidecar = Origin::Unix(socket.to_owned());
     // A pass may wait for hours, for example for the tokens of a rate limit.
     Ok(sidecar.send(request, Duration::MAX, LARGEST_REPLY).await?)

@@ -13,6 +13,7 @@ pub(crate) mod keys;
 pub(crate) mod output;
 pub(crate) mod owner;
 mod process;
+pub(crate) mod removal;
 mod signalled;
 pub mod starttls;
 pub(crate) mod target;

@@ -1,6 +1,10 @@
 //! A failure for the user: an exit code, and messages with one hint each. It also
 //! crosses the control socket. Nothing is printed here.
 
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 /// The hint for a store or an output that cannot be used.
@@ -48,6 +52,12 @@ impl Failure {
         Self::one(8, message, STORE_HINT)
     }
 
+    /// A path of the store, or another one that a command needs, could not be used.
+    pub(crate) fn unusable(path: &Path, error: &io::Error) -> Self {
+        let message = format!("{}: {error}", path.display());
+        Self::one(8, message, hint_for(path, error))
+    }
+
     /// Replaces the first `text` of each message.
     pub(crate) fn replace(&mut self, text: &str, by: &str) {
         for (message, _) in &mut self.messages {
@@ -80,4 +90,39 @@ impl Failure {
         let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));
         lines.collect::<Vec<_>>().join("; ")
     }
+}
+
+/// The hint for a path that cannot be used. Another user's path is for that user's commands.
+pub(crate) fn hint_for(path: &Path, error: &io::Error) -> String {
+    let nearest = path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let mut nearest = nearest.filter_map(|path| Some((path, std::fs::metadata(path).ok()?.uid())));
+    let own = rustix::process::geteuid().as_raw();
+    match nearest.next() {
+        Some((path, 0)) if denied(error) && own != 0 => {
+            let path = path.display();
+            format!("{path} is root's: run the same command as root, sudo certs …")
+        }
+        Some((path, owner)) if denied(error) && owner != own => {
+            let (path, user) = (path.display(), user_name(owner));
+            format!(
+                "{path} is of user {user}: run the same command as that user, sudo -u {user} certs …, or as root, sudo certs …"
+            )
+        }
+        _ => STORE_HINT.to_owned(),
+    }
+}
+
+fn denied(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::PermissionDenied
+}
+
+/// The name of a user as `sudo -u` takes it.
+pub(crate) fn user_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut fields = users.lines().map(|line| line.split(':'));
+    let name = fields.find_map(|mut fields| {
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("'#{uid}'"))
 }

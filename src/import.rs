@@ -272,11 +272,14 @@ pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
         Tool::Traefik => return traefik::read(path).map(sorted),
     };
     let tree = tree::StateTree::open(path)?;
-    let mut found = reader(&tree).map_err(|missing| {
+    let found = reader(&tree);
+    let unreadable = tree.unreadable.into_inner();
+    let mut found = found.map_err(|missing| {
         let (name, path) = (tool.name(), tree.root.display());
-        format!("{path} is not a directory of {name}: no {missing} found")
+        let unread: String = unreadable.iter().map(|why| format!("; {why}")).collect();
+        format!("{path} is not a directory of {name}: no {missing} found{unread}")
     })?;
-    let unreadable = tree.unreadable.into_inner().into_iter();
+    let unreadable = unreadable.into_iter();
     let remarks = unreadable.map(|why| Remark::invalid("unreadable directory", why));
     found.remarks.extend(remarks);
     Ok(sorted(found))

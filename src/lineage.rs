@@ -1,5 +1,6 @@
 //! The name of a certificate through its renewals, safe as a file name.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,6 +13,49 @@ use crate::text::stored_as_text;
 /// has only `[a-z0-9._-]` and never starts with a dot or a hyphen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(Arc<str>);
+
+/// A stored or configured certificate, as far as its names say which one is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub lineage: Lineage,
+    /// The names that were requested last.
+    pub wanted: BTreeSet<Identifier>,
+    /// The names in its certificate; none if it was never issued.
+    pub issued: BTreeSet<Identifier>,
+}
+
+/// The certificate that names without a name of its own mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Meant<'k> {
+    /// A new one.
+    New,
+    /// This one: the names are the same in any order, or more than it has.
+    Known(&'k Lineage),
+    /// They share names with this one, and lack others of it.
+    Lacks(&'k Known),
+}
+
+/// The one of `known` that `names` mean. Their order decides only between several: then it
+/// is the one that bears the first name.
+pub(crate) fn meant<'k>(names: &[Identifier], known: &'k [Known]) -> Meant<'k> {
+    let set: BTreeSet<Identifier> = names.iter().cloned().collect();
+    let first = names.first().map(Lineage::of);
+    let best = |fits: &dyn Fn(&Known) -> bool| {
+        let rank = |one: &&Known| (first.as_ref() == Some(&one.lineage), one.issued.len());
+        known.iter().filter(|one| fits(one)).max_by_key(rank)
+    };
+    let same = |one: &Known| one.wanted == set || one.issued == set;
+    let grows = |one: &Known| !one.issued.is_empty() && one.issued.is_subset(&set);
+    if let Some(one) = best(&same) {
+        return Meant::Known(&one.lineage);
+    }
+    let own = |one: &Known| Some(&one.lineage) == first.as_ref() && !one.issued.is_empty();
+    match best(&own).or_else(|| best(&grows)) {
+        Some(one) if grows(one) => Meant::Known(&one.lineage),
+        Some(one) => Meant::Lacks(one),
+        None => best(&|one| !one.issued.is_disjoint(&set)).map_or(Meant::New, Meant::Lacks),
+    }
+}
 
 /// The longest file name, minus `.` and `.new` around it.
 const LONGEST_LINEAGE: usize = 255 - 5;
@@ -96,6 +140,55 @@ mod tests {
         assert_eq!(of("::1"), "0--1");
         for text in ["", ".", "..", "../x", "a/b", "-x", "A", "a\0b", ".hidden"] {
             assert!(Lineage::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn meant_is_the_same_set_or_a_smaller_one_in_any_order() {
+        let set = |names: &str| -> Vec<Identifier> {
+            names
+                .split_whitespace()
+                .map(|name| name.parse().unwrap())
+                .collect()
+        };
+        let known = |lineage: &str, wanted: &str, issued: &str| Known {
+            lineage: Lineage::parse(lineage).unwrap(),
+            wanted: set(wanted).into_iter().collect(),
+            issued: set(issued).into_iter().collect(),
+        };
+        let all = [
+            known("a", "a b", "a b"),
+            known("c", "c typo", ""),
+            known("x", "e", "e f"),
+            known("own", "a b", "a b"),
+            known("z", "g", "g"),
+        ];
+        for (names, expected) in [
+            ("a b", "Known a"),
+            ("b a", "Known own"),
+            ("b d a", "Known own"),
+            ("a d b", "Known a"),
+            // Nothing is lost where nothing was issued.
+            ("c", "New"),
+            ("typo c", "Known c"),
+            ("c typo d", "New"),
+            ("a", "Lacks a"),
+            ("a d", "Lacks a"),
+            ("d a", "Lacks own"),
+            ("e", "Known x"),
+            ("f e", "Known x"),
+            ("f", "Lacks x"),
+            ("d", "New"),
+            ("g h", "Known z"),
+            ("a g", "Lacks a"),
+            ("z", "Lacks z"),
+        ] {
+            let found = match meant(&set(names), &all) {
+                Meant::New => "New".to_owned(),
+                Meant::Known(lineage) => format!("Known {lineage}"),
+                Meant::Lacks(one) => format!("Lacks {}", one.lineage),
+            };
+            assert_eq!(found, expected, "{names}");
         }
     }
 

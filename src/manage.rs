@@ -7,6 +7,7 @@
 pub(crate) mod ca_state;
 pub(crate) mod clock;
 pub(crate) mod concurrency;
+pub(crate) mod delete;
 mod deploy;
 mod error;
 mod fallback;

@@ -82,6 +82,11 @@ pub trait Store: Send + Sync {
     /// earlier ones.
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError>;
 
+    /// Removes the record, all its pairs and the user's options in one step, if the stored
+    /// revision is still `expected` (`Revision(0)`: no record). Returns whether there was
+    /// anything, also a rest of an earlier call that a crash interrupted.
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError>;
+
     /// Every lineage with a record, sorted.
     async fn list(&self) -> Result<Vec<Lineage>, StoreError>;
 

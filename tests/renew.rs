@@ -192,23 +192,55 @@ fn damaged_certificate_affects_no_other() {
 }
 
 #[test]
-fn issue_with_some_names_selects_whole_stored_certificate() {
+fn names_in_any_order_mean_the_stored_certificate() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
-    let printed = run(&mut pebble.issue(&["example.com"]), 0);
-    assert!(printed.contains("not due; generation 0001"), "{printed}");
-    assert!(
-        printed.contains("it keeps www.example.com too"),
-        "{printed}"
-    );
+    let printed = run(&mut pebble.issue(&["www.example.com", "example.com"]), 0);
+    let unchanged = "example.com: not due; generation 0001";
+    assert!(printed.starts_with(unchanged), "{printed}");
+    for names in ["www.example.com example.com", "example.com www.example.com"] {
+        let mut renew = certs_here(&pebble);
+        renew.arg("renew").env("CERTS_DOMAINS", names);
+        renew.env("CERTS_CA", pebble.directory_url());
+        renew.env("CERTS_CA_ROOT", pebble.path("root.pem"));
+        renew.env("CERTS_AGREE_TOS", "true");
+        let printed = run(&mut renew, 0);
+        assert!(printed.starts_with(unchanged), "{printed}");
+        assert_eq!(printed.lines().count(), 1, "{printed}");
+    }
     let names = || {
         let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
         status[0]["identifiers"].as_array().unwrap().len()
     };
-    run(&mut pebble.issue(&["example.com", "--force"]), 0);
+    for fewer in [
+        &["example.com"][..],
+        &["www.example.com"],
+        &["example.com", "api.example.com"],
+        &["api.example.com", "www.example.com", "--force"],
+    ] {
+        let printed = run(&mut pebble.issue(fewer), 2);
+        for part in [
+            "the certificate example.com also has ",
+            "nothing was ordered",
+            "hint: ",
+        ] {
+            assert!(printed.contains(part), "{printed}");
+        }
+        assert!(printed.contains(" --name example.com"), "{printed}");
+    }
+    assert_eq!(names(), 2);
+    let more = ["api.example.com", "www.example.com", "example.com"];
+    let printed = run(&mut pebble.issue(&more), 0);
+    let grown = "example.com: issued; generation 0002";
+    assert!(printed.contains(grown), "{printed}");
+    assert_eq!(names(), 3);
+    let fewer = ["www.example.com", "example.com", "--name", "example.com"];
+    let printed = run(&mut pebble.issue(&fewer), 0);
+    assert!(printed.contains("issued; generation 0003"), "{printed}");
     assert_eq!(names(), 2);
     // A request that was never issued is withdrawn.
     let webroot = pebble.path("webroot");
@@ -224,11 +256,11 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     more.args(["--ca", &pebble.directory_url(), "--ca-root", "root.pem"]);
     run(more.arg("--webroot").arg(&webroot), 5);
     let printed = run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
-    assert!(printed.contains("not due; generation 0002"), "{printed}");
+    assert!(printed.contains("not due; generation 0003"), "{printed}");
     assert_eq!(names(), 2);
     let smaller = ["example.com", "--name", "example.com"];
     let printed = run(&mut pebble.issue(&smaller), 0);
-    assert!(printed.contains("issued; generation 0003"), "{printed}");
+    assert!(printed.contains("issued; generation 0004"), "{printed}");
     assert_eq!(names(), 1);
 }
 

@@ -2,7 +2,7 @@
 //! Symbolic links below it are not followed, and a token is checked before it becomes a
 //! file name.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,11 +46,13 @@ impl SolverSettings for Settings {
     }
 
     fn check(&self) -> Result<(), Unfit> {
-        if self.0.is_dir() {
-            return Ok(());
-        }
+        let why = match std::fs::metadata(&self.0) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => format!("cannot be used: {error}"),
+            _ => "is not a directory".to_owned(),
+        };
         Err(Unfit {
-            message: format!("the webroot {} is not a directory", self.0.display()),
+            message: format!("the webroot {} {why}", self.0.display()),
             hint: "name the directory that the server on port 80 serves",
         })
     }

@@ -89,6 +89,8 @@ pub(super) enum Verb {
         )]
         health: Option<Health>,
     },
+    /// Forget a certificate: its record and its files
+    Delete(super::delete::Delete),
     /// Check the configuration, or print its JSON Schema
     Config {
         #[command(subcommand)]
@@ -152,7 +154,7 @@ pub(super) struct Issue {
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// The certificate's own name (default: the first NAME)
+    /// The certificate's own name (default: that of the stored certificate with these names, else the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
     /// Order now, even if not due

@@ -17,6 +17,11 @@ pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
     FileStore::open(directory).map_err(Failure::on("store"))
 }
 
+/// The store, for reading; `None` if nothing is stored.
+pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
+    FileStore::existing(directory).map_err(Failure::on("store"))
+}
+
 /// Keeps the mark of an imported certificate: `certs run` manages it until a
 /// configuration names it, whatever other commands do with it.
 pub(super) fn still_imported(
@@ -55,7 +60,7 @@ pub(super) async fn recall(
     configured: &Settings,
 ) -> Result<Vec<Recalled>, Failure> {
     let stored = unconfigured(configured).await;
-    let stored = stored.map_err(Failure::on("stored certificates"))?;
+    let stored = stored.map_err(Failure::on("store"))?;
     let recalled = stored.into_iter().map(|(lineage, stored)| {
         let stored = stored.map_err(Failure::on(lineage.as_str()));
         let settings = stored.and_then(|stored| Ok(sources.remembered(&stored)?));
@@ -70,15 +75,12 @@ pub(super) async fn keep_imported(
     sources: &Sources,
     configured: &mut Settings,
 ) -> Result<(), Failure> {
-    let stored = as_stored(configured).await;
-    let imported = stored.iter().filter(|one| one.imported.is_some());
-    let imported: BTreeSet<&Lineage> = imported.map(|one| &one.lineage).collect();
-    let recalled = recall(sources, configured).await?.into_iter();
-    for (lineage, settings) in recalled.filter(|(lineage, _)| imported.contains(lineage)) {
+    for (lineage, settings) in recall(sources, configured).await? {
         let mut settings = match settings {
-            Ok(settings) => settings,
+            Ok(settings) if settings.imported.is_some() => settings,
+            Ok(_) => continue,
             Err(failure) => {
-                tracing::error!(%lineage, "the imported certificate is not managed: {}", failure.in_a_line());
+                tracing::error!(%lineage, "the stored certificate is not managed: {}", failure.in_a_line());
                 continue;
             }
         };
@@ -109,7 +111,7 @@ async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
 async fn unconfigured(
     configured: &Settings,
 ) -> Result<Vec<(Lineage, Result<Remembered, StoreError>)>, StoreError> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
+    let Some(store) = FileStore::existing(configured.data_dir.clone())? else {
         return Ok(Vec::new());
     };
     let certificates = configured.certificates.iter();

@@ -22,7 +22,8 @@ pub(super) fn open(
 ) -> Result<Server, Failure> {
     let directory = data_dir.join("ca");
     let root = directory.join("root.pem");
-    let is_new = !root.exists();
+    let found = root.try_exists();
+    let is_new = !found.map_err(|error| Failure::unusable(&root, &error))?;
     let mut settings = Settings::new(BASE_URL);
     settings.directory = Some(directory);
     let answers_at = answers_at.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 80).into());

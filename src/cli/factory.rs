@@ -25,6 +25,7 @@ use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
@@ -212,21 +213,40 @@ impl Factory {
         if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
             remember(store, settings).await?;
         }
-        self.done(settings, ended)
+        self.done(settings, ended).await
+    }
+
+    /// The root of the output that `lineage` is published in.
+    pub(super) fn output_root(&self, lineage: &Lineage) -> PathBuf {
+        let live = self.services.output.live_path(lineage);
+        live.ancestors().nth(2).unwrap_or(&live).to_owned()
     }
 
     /// The result of a pass, for the user.
-    pub(super) fn done(
+    pub(super) async fn done(
         &self,
         settings: &CertificateSettings,
         ended: Result<Outcome, ManageError>,
     ) -> Result<Done, Failure> {
         let lineage = &settings.lineage;
-        let now = self.services.clock.now();
-        let failed = |error| Failure::of_pass(lineage.as_str(), &error, now);
-        let outcome = ended.map_err(failed)?;
+        let outcome = match ended {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let now = self.services.clock.now();
+                let exists = self.exists(lineage).await;
+                return Err(Failure::of_pass(lineage.as_str(), &error, now, exists));
+            }
+        };
         let path = self.services.output.live_path(lineage);
         Ok(Done::Passed { outcome, path })
+    }
+
+    /// Whether a certificate is stored; an unreadable record may have one.
+    async fn exists(&self, lineage: &Lineage) -> bool {
+        let stored = self.services.store.load(lineage).await;
+        stored.map_or(true, |stored| {
+            stored.is_some_and(|(record, _)| record.issued.is_some())
+        })
     }
 
     /// One client for each CA and solver: certificates share its nonces and its

@@ -7,14 +7,15 @@ mod report;
 mod settings;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use self::account::Accounts;
 use self::report::Report;
 use super::Call;
-use super::catalog::open_store;
+use super::catalog::{existing_store, open_store};
 use super::factory::output_for;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
@@ -64,13 +65,14 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
     let tool = options.source;
     let path = source_path(call, options)?;
     let hint = format!("name the path of the state of {}", tool.name());
+    readable(&path).map_err(|error| Failure::unusable(&path, &error))?;
     let found = import::read(tool, &path);
     let found = found.map_err(|message| Failure::usage(message, hint))?;
     // Invalid options and configuration are errors before anything is written.
     settings::base(call, None)?;
     let (data_dir, dry_run) = (settings.data_dir.clone(), options.dry_run);
     let store = match dry_run {
-        true => FileStore::existing(data_dir),
+        true => existing_store(data_dir)?,
         false => Some(open_store(data_dir)?),
     };
     let target = Destination {
@@ -92,6 +94,16 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
     work.report.end(&path)
 }
 
+/// An unreadable state is not a missing one.
+fn readable(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::read_dir(path).map(drop),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // The reader of the state says what is missing.
+        _ => Ok(()),
+    }
+}
+
 /// The named path, or the first of the client's default paths that exists.
 fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     if let Some(path) = &options.path {
@@ -100,7 +112,9 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     let tool = options.source;
     let home = call.environment.get("HOME").map(PathBuf::from);
     let mut usual = tool.usual_places(home.as_deref()).into_iter();
-    usual.find(|path| path.exists()).ok_or_else(|| {
+    // The failure to read it names the cause.
+    let is_there = |path: &PathBuf| path.try_exists().unwrap_or(true);
+    usual.find(is_there).ok_or_else(|| {
         let name = tool.name();
         Failure::usage(
             format!("no state of {name} found at its default paths"),

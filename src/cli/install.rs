@@ -2,6 +2,7 @@
 //! it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -214,9 +215,19 @@ impl Work<'_> {
         if !is_written(&file, &text)? {
             let done = format!("{}: the site is written", file.display());
             draft.plan.done.push(done);
-            let links = link.filter(|path| path.symlink_metadata().is_err());
             let target = file.clone();
-            draft.links.extend(links.map(|path| Link { path, target }));
+            let link = link.map(|path| Link { path, target });
+            let missing = |link: &Link| match link.path.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+                found => found
+                    .map(|_| false)
+                    .map_err(|error| Failure::unusable(&link.path, &error)),
+            };
+            if let Some(link) = link
+                && missing(&link)?
+            {
+                draft.links.push(link);
+            }
             let content = text.into_bytes();
             draft.changes.push(Change {
                 path: file,
@@ -286,7 +297,7 @@ impl Work<'_> {
         }
         let data_dir = &self.settings.data_dir;
         files::make_directory(data_dir, 0o700)
-            .map_err(|error| Failure::store(format!("{}: {error}", data_dir.display())))?;
+            .map_err(|error| Failure::unusable(data_dir, &error))?;
         let names = plan.names.iter();
         let names = names.filter_map(|name| Identifier::parse(name).ok());
         let lineage = Lineage::of(&identifier(&plan.name)?);

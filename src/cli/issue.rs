@@ -1,7 +1,6 @@
 //! `certs issue`, and the work that it shares with `certs renew`: done by this
 //! process, or by the sidecar that runs on the same data directory.
 
-use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,9 +10,10 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::catalog::open_store;
+use super::catalog::{existing_store, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
+use super::meant;
 use super::output::say;
 use super::progress::Display;
 use crate::challenge::responses::Responses;
@@ -22,20 +22,18 @@ use crate::control::{self, Done, Task};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
-use crate::identifier::Identifier;
 use crate::manage::Trigger;
 use crate::manage::preflight;
 use crate::random::SystemRandom;
 use crate::renew::policy::SIDE_BY_SIDE;
-use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
-    let mut settings = call.sources.settings(&Purpose::Named)?;
-    keep_whole(call, &mut settings).await?;
+    let mut settings = meant::settings(&call.sources, &Purpose::Named).await?;
+    meant::check_command(&call.sources, &settings).await?;
     if options.dry_run {
         at_staging(&mut settings)?;
         return work(call, &settings, Task::Rehearsal).await;
@@ -45,37 +43,6 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
         false => Trigger::Requested,
     };
     work(call, &settings, Task::Pass(trigger)).await
-}
-
-/// A subset of a stored certificate's names selects the whole certificate: a
-/// command must not remove names that a server needs.
-async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure> {
-    let [certificate] = settings.certificates.as_mut_slice() else {
-        return Ok(());
-    };
-    let lineage = &certificate.lineage;
-    let named = call.sources.names_a_lineage || call.sources.configures(lineage);
-    let store = FileStore::existing(settings.data_dir.clone());
-    let (false, Some(store)) = (named, store) else {
-        return Ok(());
-    };
-    let stored = store.load(lineage).await;
-    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
-    let Some(issued) = stored.and_then(|(record, _)| record.issued) else {
-        return Ok(());
-    };
-    let requested: BTreeSet<&Identifier> = certificate.names.iter().collect();
-    let stored: BTreeSet<&Identifier> = issued.facts.identifiers.iter().collect();
-    if requested.len() < stored.len() && requested.is_subset(&stored) {
-        let others = stored.difference(&requested).map(ToString::to_string);
-        let others = others.collect::<Vec<_>>().join(", ");
-        tracing::info!(
-            %lineage,
-            "it keeps {others} too; to drop them use --name {lineage}, for another certificate another --name"
-        );
-        certificate.names = issued.facts.identifiers.into_iter().collect();
-    }
-    Ok(())
 }
 
 /// Replaces each CA's directory by its staging directory.
@@ -140,7 +107,7 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = match any_may_order(settings, task).await {
+    let listener = match any_may_order(settings, task).await? {
         true => listener(call, settings, &responses)?,
         false => None,
     };
@@ -179,16 +146,16 @@ pub(crate) async fn may_order(
 }
 
 /// Whether any certificate of `settings` may place an order.
-async fn any_may_order(settings: &Settings, task: Task) -> bool {
-    let Some(store) = FileStore::existing(settings.data_dir.clone()) else {
-        return true;
+async fn any_may_order(settings: &Settings, task: Task) -> Result<bool, Failure> {
+    let Some(store) = existing_store(settings.data_dir.clone())? else {
+        return Ok(true);
     };
     for certificate in &settings.certificates {
         if may_order(&store, certificate, task).await {
-            return true;
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 /// Works on all certificates at once, to coalesce the reloads of their servers, and

@@ -9,6 +9,7 @@ use crate::discovery::Listing;
 use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
+use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::observe::RequestedBy;
 use crate::time::Timestamp;
@@ -23,13 +24,17 @@ pub(super) struct Labels {
 
 impl Labels {
     /// Reads the registry stored in `data_dir`.
-    pub(super) fn open(data_dir: &Path) -> Self {
+    ///
+    /// # Errors
+    /// When the file cannot be read: the next write would forget what it holds.
+    pub(super) fn open(data_dir: &Path) -> Result<Self, Failure> {
         let path = stored::path(data_dir);
-        Self {
-            registry: stored::read(&path),
+        let read = stored::read(&path);
+        Ok(Self {
+            registry: read.map_err(|error| Failure::unusable(&path, &error))?,
             path,
             logged: BTreeSet::new(),
-        }
+        })
     }
 
     /// The containers that request each certificate.
@@ -141,7 +146,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let sources = sources("", directory.path());
         let settings = sources.settings(&Purpose::All).unwrap();
-        let mut labels = Labels::open(directory.path());
+        let mut labels = Labels::open(directory.path()).unwrap();
         let apply = |labels: &mut Labels, requests: &[(&str, &str)]| {
             labels.apply(&listing(requests), &sources, &settings, NOW);
         };
@@ -175,7 +180,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let before = sources("", directory.path());
         let settings = before.settings(&Purpose::All).unwrap();
-        let mut labels = Labels::open(directory.path());
+        let mut labels = Labels::open(directory.path()).unwrap();
         let requests = listing(&[("a", "x.example.com")]);
         assert!(labels.apply(&requests, &before, &settings, NOW));
         let after = sources(

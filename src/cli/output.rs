@@ -108,6 +108,11 @@ impl Terminal {
         }
     }
 
+    /// Shows `text` above the progress line.
+    pub(super) fn print(&self, text: &str) {
+        self.write(text.as_bytes());
+    }
+
     /// Writes whole lines.
     fn write(&self, text: &[u8]) {
         let shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);

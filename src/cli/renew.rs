@@ -7,6 +7,7 @@ use super::Call;
 use super::args::Renew;
 use super::catalog::recall;
 use super::issue::{print_failure, work};
+use super::meant;
 use super::output::say;
 use crate::config::{CertificateSettings, Purpose};
 use crate::control::Task;
@@ -36,7 +37,7 @@ pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Resu
 }
 
 async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Failure> {
-    let mut settings = call.sources.settings(&Purpose::All)?;
+    let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();
     for (lineage, recalled) in recall(&call.sources, &settings).await? {
         match recalled {

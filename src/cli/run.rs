@@ -11,7 +11,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::managed::{ManagedCertificates, with_labels};
@@ -21,6 +21,7 @@ use super::catalog::{all_known, keep_imported, open_store};
 use super::factory::Factory;
 use super::labels::Labels;
 use super::listener::listener;
+use super::meant;
 use super::volume;
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
@@ -39,9 +40,9 @@ use crate::supervise::{Handle, Supervisor, cron};
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let mut configured = call.sources.settings(&Purpose::All)?;
+    let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
     keep_imported(&call.sources, &mut configured).await?;
-    let labels = Labels::open(&configured.data_dir);
+    let labels = Labels::open(&configured.data_dir)?;
     let settings = with_labels(&call.sources, &configured, &labels);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;
@@ -73,7 +74,9 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
 
     let mut serving = JoinSet::new();
     let listings = discover(&settings, &mut serving)?;
+    let (reload, reloads) = mpsc::channel(1);
     let sidecar = Sidecar {
+        reload,
         handle: handle.clone(),
         factory,
         listens: settings.http_listen().is_some(),
@@ -85,7 +88,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     }
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
-    let ended = obey(&mut signals, &handle, &mut managed, listings, &mut serving).await;
+    let requests = (listings, reloads);
+    let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     // The challenge listener serves until the last step in progress has ended.
@@ -168,11 +172,32 @@ fn discover(
     Ok(Some(listings))
 }
 
+/// What changes the certificates while the process runs: containers and commands.
+type Requests = (
+    Option<watch::Receiver<Listing>>,
+    mpsc::Receiver<oneshot::Sender<()>>,
+);
+
+async fn reload(managed: &mut ManagedCertificates<'_>, handle: &Handle) {
+    match managed.reload().await {
+        Ok(certificates) => {
+            tracing::info!(
+                certificates = certificates.len(),
+                "the configuration was reloaded"
+            );
+            handle.replace(certificates).await;
+        }
+        Err(failure) => {
+            tracing::error!("the old configuration stays: {}", failure.in_a_line());
+        }
+    }
+}
+
 async fn obey(
     signals: &mut Signals,
     handle: &Handle,
     managed: &mut ManagedCertificates<'_>,
-    mut listings: Option<watch::Receiver<Listing>>,
+    (mut listings, mut reloads): Requests,
     serving: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
     loop {
@@ -183,16 +208,13 @@ async fn obey(
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                match managed.reload().await {
-                    Ok(certificates) => {
-                        tracing::info!(certificates = certificates.len(), "the configuration was reloaded");
-                        handle.replace(certificates).await;
-                    }
-                    Err(failure) => {
-                        tracing::error!("the old configuration stays: {}", failure.in_a_line());
-                    }
-                }
+                reload(managed, handle).await;
                 notify(&[NotifyState::Ready]);
+            }
+            Some(reply) = reloads.recv() => {
+                reload(managed, handle).await;
+                // The caller may have gone.
+                let _ = reply.send(());
             }
             listing = newest(&mut listings) => {
                 if let Some(certificates) = managed.listed(&listing).await {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Call;
 use super::args::Health;
+use super::catalog::existing_store;
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
@@ -23,13 +24,13 @@ use crate::time::{Clock, SystemClock, Timestamp};
 /// Prints a table, or JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
     let settings = call.sources.process_settings()?;
-    let mut requests = Labels::open(&settings.data_dir).requests();
-    let store = FileStore::existing(settings.data_dir);
+    let store = existing_store(settings.data_dir.clone())?;
+    let mut requests = Labels::open(&settings.data_dir)?.requests();
     let lineages = match (only, &store) {
         (Some(lineage), _) => vec![lineage.clone()],
         (None, Some(store)) => {
             let listed = store.list().await;
-            listed.map_err(Failure::on("stored certificates"))?
+            listed.map_err(Failure::on("store"))?
         }
         (None, None) => Vec::new(),
     };
@@ -192,6 +193,12 @@ fn details(row: &Row, now: Timestamp) {
     }
     if let Some(error) = &status.last_error {
         say(format_args!("  last error: {error}"));
+        if status.generation_issued.is_none() {
+            let name = &status.name;
+            say(format_args!(
+                "  no certificate exists yet; if the name is wrong: certs delete {name}"
+            ));
+        }
     }
     let spent = row.budget.iter().filter_map(|left| budget(left, now));
     let spent: Vec<String> = spent.collect();

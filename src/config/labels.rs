@@ -151,6 +151,7 @@ impl Sources {
             origin,
             names: request.names.clone(),
             lineage,
+            is_named: false,
             layer,
             is_a_label: true,
         };

@@ -32,6 +32,8 @@ pub(super) struct Entry {
     pub(super) origin: SettingOrigin,
     pub(super) names: Vec<Identifier>,
     pub(super) lineage: Lineage,
+    /// Whether the lineage was given, and does not follow from the names.
+    pub(super) is_named: bool,
     pub(super) layer: CertificateLayer,
     /// Whether a container's label requests it: then its keys are stronger than the
     /// defaults for all certificates.
@@ -232,6 +234,7 @@ impl Reader<'_> {
             self.add(&origin, "the certificate has no names", hint);
         }
         let names = names?;
+        let is_named = named.is_some();
         let lineage = match named {
             Some(named) => named.value,
             None => Lineage::of(names.first()?),
@@ -240,6 +243,7 @@ impl Reader<'_> {
             origin,
             names,
             lineage,
+            is_named,
             layer,
             is_a_label: false,
         })

@@ -38,6 +38,7 @@ impl Entry {
             lineage: lineage.clone(),
             names: names.clone(),
             origin,
+            is_named: true,
             is_a_label: false,
         }
     }

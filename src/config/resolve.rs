@@ -14,7 +14,8 @@ use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
-use crate::lineage::Lineage;
+use crate::identifier::Identifier;
+use crate::lineage::{Known, Lineage, Meant, meant};
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
 
@@ -58,7 +59,7 @@ impl Sources {
             .filter_map(|group| group_of(group, None, &mut problems))
             .collect();
         match (domains.as_mut_slice(), &name) {
-            ([only], Some(name)) => only.lineage = name.value.clone(),
+            ([only], Some(name)) => only.rename(&name.value),
             ([_, _, ..], Some(name)) => problems.add(
                 &name.origin,
                 "it names one certificate, and CERTS_DOMAINS has several",
@@ -134,6 +135,33 @@ impl Sources {
         self.configured(lineage).is_some()
     }
 
+    /// The same, for these names.
+    pub(crate) fn configures_names(&self, lineage: &Lineage, names: &[Identifier]) -> bool {
+        let known = self.configured(lineage);
+        known.is_some_and(|known| known.names == names)
+    }
+
+    /// Whether the name of a certificate was given, and does not follow from its names.
+    pub(crate) fn names_itself(&self, lineage: &Lineage) -> bool {
+        let all = self.domains.iter().chain(&self.document.entries);
+        let mut all = all.chain(&self.named);
+        all.any(|entry| entry.lineage == *lineage && entry.is_named)
+    }
+
+    /// The certificates of the file and the environment.
+    pub(crate) fn known(&self) -> Vec<Known> {
+        let all = self.domains.iter().chain(&self.document.entries);
+        let known = all.map(|entry| {
+            let names: BTreeSet<Identifier> = entry.names.iter().cloned().collect();
+            Known {
+                lineage: entry.lineage.clone(),
+                wanted: names.clone(),
+                issued: names,
+            }
+        });
+        known.collect()
+    }
+
     /// The settings of the whole process, without certificates and their problems.
     ///
     /// # Errors
@@ -163,6 +191,10 @@ impl Sources {
         let origin = SettingOrigin::Option("NAME".to_owned());
         let group = Value::new(Raw::List(options.names.clone()), &origin);
         let mut entry = group_of(&group, lineage.map(|given| given.value), &mut self.problems)?;
+        if let (false, Meant::Known(lineage)) = (entry.is_named, meant(&entry.names, &self.known()))
+        {
+            entry.lineage = lineage.clone();
+        }
         if let Some(known) = self.configured(&entry.lineage)
             && entry.names.iter().all(|name| known.names.contains(name))
         {
@@ -176,7 +208,7 @@ impl Sources {
             return Some(entry.clone());
         }
         if let [only] = self.domains.as_mut_slice() {
-            only.lineage = lineage.value;
+            only.rename(&lineage.value);
             return None;
         }
         let message = format!("unknown certificate `{}`", lineage.value);
@@ -232,13 +264,21 @@ impl Sources {
     }
 }
 
+impl Entry {
+    fn rename(&mut self, lineage: &Lineage) {
+        (self.lineage, self.is_named) = (lineage.clone(), true);
+    }
+}
+
 fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) -> Option<Entry> {
     let names = identifiers(group, problems);
+    let is_named = lineage.is_some();
     let lineage = lineage.or_else(|| names.first().map(Lineage::of))?;
     Some(Entry {
         origin: group.origin.clone(),
         names,
         lineage,
+        is_named,
         layer: CertificateLayer::default(),
         is_a_label: false,
     })

@@ -1,6 +1,6 @@
 //! The registry as it is stored in `DATA_DIR/labels.json`.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::registry::Registry;
@@ -12,20 +12,23 @@ pub(crate) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
-/// Reads the registry stored at `path`. An unreadable one is logged and replaced by an
+/// Reads the registry stored at `path`. A damaged one is logged and replaced by an
 /// empty one, which the running containers fill again.
-pub(crate) fn read(path: &Path) -> Registry {
-    let read = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Registry::default(),
-        read => read.and_then(|text| Ok(serde_json::from_str(&text)?)),
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn read(path: &Path) -> io::Result<Registry> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Registry::default()),
+        read => read?,
     };
-    read.unwrap_or_else(|error| {
+    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
         tracing::error!(
             "{}: {error}; certificates of removed containers are not renewed; hint: restore it from a backup",
             path.display()
         );
         Registry::default()
-    })
+    }))
 }
 
 /// Stores the registry, so that a restart remembers the containers that are gone.

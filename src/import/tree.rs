@@ -84,11 +84,7 @@ impl StateTree {
             let entries = inside.map(std::fs::read_dir).transpose();
             entries.map_err(|error| Refusal::system(path, &error))
         });
-        let entries = entries.unwrap_or_else(|refusal| {
-            let text = Some(refusal.text).filter(|_| refusal.may_exist);
-            self.unreadable.borrow_mut().extend(text);
-            None
-        });
+        let entries = entries.unwrap_or_else(|refusal| self.not_read(refusal));
         let names = entries.into_iter().flatten().take(MOST_ENTRIES).flatten();
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<String> = names.collect();
@@ -96,10 +92,18 @@ impl StateTree {
         names
     }
 
-    /// Whether a directory of that name exists.
+    /// Whether a directory of that name exists, as far as this user may see.
     pub(super) fn has_directory(&self, path: impl AsRef<Path>) -> bool {
         let inside = self.resolve(path.as_ref());
-        inside.is_ok_and(|inside| inside.is_some_and(|inside| inside.is_dir()))
+        let inside = inside.unwrap_or_else(|refusal| self.not_read(refusal));
+        inside.is_some_and(|inside| inside.is_dir())
+    }
+
+    /// Notes what may exist and cannot be read.
+    fn not_read<T>(&self, refusal: Refusal) -> Option<T> {
+        let text = Some(refusal.text).filter(|_| refusal.may_exist);
+        self.unreadable.borrow_mut().extend(text);
+        None
     }
 
     /// Every directory below `path`, at most `depth` levels down, that has a file of

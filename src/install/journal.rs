@@ -128,9 +128,15 @@ impl Journals {
     /// When a file was changed by hand since then.
     pub(crate) fn recover(&self) -> Result<bool, Failure> {
         let newest = self.numbers()?.pop();
-        let interrupted = newest.filter(|number| !self.directory(*number).join(DONE).exists());
-        let undone = interrupted.map(|number| self.undo_one(number));
-        Ok(undone.transpose()?.is_some())
+        let Some(number) = newest else {
+            return Ok(false);
+        };
+        let done = self.directory(number).join(DONE);
+        if done.try_exists().map_err(store_error(&done))? {
+            return Ok(false);
+        }
+        self.undo_one(number)?;
+        Ok(true)
     }
 
     /// Writes all changes or none.
@@ -232,8 +238,12 @@ impl Journals {
             changed.push((entry, original));
         }
         for Link { path, target } in &intent.links {
-            if std::fs::read_link(path).is_ok_and(|found| found == *target) {
-                remove(path).map_err(undo_error(path))?;
+            match std::fs::read_link(path) {
+                Ok(found) if found == *target => remove(path).map_err(undo_error(path))?,
+                // Gone, or no link of ours.
+                Ok(_) => {}
+                Err(error) if is_other(&error) => {}
+                Err(error) => return Err(undo_error(path)(error)),
             }
         }
         for (entry, original) in changed {
@@ -266,9 +276,11 @@ impl Journals {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(store_error(&self.root))?,
         };
-        let number =
-            |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-        let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+        let mut numbers = Vec::<u64>::new();
+        for entry in entries {
+            let name = entry.map_err(store_error(&self.root))?.file_name();
+            numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -347,6 +359,14 @@ fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
     files::sync_parent(&entry.path)
 }
 
+/// Whether there is no link: nothing, or a file.
+fn is_other(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     files::remove_if_there(path)?;
     files::sync_parent(path)
@@ -387,7 +407,7 @@ fn remove_all(path: &Path) -> io::Result<()> {
 }
 
 fn store_error(path: &Path) -> impl Fn(io::Error) -> Failure {
-    move |error| Failure::store(format!("{}: {error}", path.display()))
+    move |error| Failure::unusable(path, &error)
 }
 
 fn undo_error(path: &Path) -> impl Fn(io::Error) -> Failure {

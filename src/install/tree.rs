@@ -3,6 +3,7 @@
 //! overlay can replace the content of files that are not written yet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::syntax::{Directive, Span, line_of, parse};
@@ -155,7 +156,7 @@ impl Loader<'_> {
             let by = self.tree.place(Placed { file, directive });
             let pattern = self.base.join(&word.text);
             let mut included = Vec::new();
-            for path in self.expand(&pattern) {
+            for path in self.expand(&pattern)? {
                 included.push(self.visit(&path, Some(&by))?);
             }
             let at = (file, span.start);
@@ -189,17 +190,20 @@ impl Loader<'_> {
 
     /// The files of an `include`, in glob(3)'s order; a path without a pattern is
     /// returned even if it does not exist.
-    fn expand(&self, pattern: &Path) -> Vec<PathBuf> {
+    ///
+    /// # Errors
+    /// When a directory cannot be read: what it holds may be what is looked for.
+    fn expand(&self, pattern: &Path) -> Result<Vec<PathBuf>, Failure> {
         let text = pattern.to_string_lossy();
         if !text.contains(['*', '?', '[']) {
-            return vec![pattern.to_owned()];
+            return Ok(vec![pattern.to_owned()]);
         }
         let mut found = vec![PathBuf::from("/")];
         for segment in text.split('/').filter(|segment| !segment.is_empty()) {
             let mut next = Vec::new();
             for directory in &found {
                 if segment.contains(['*', '?', '[']) {
-                    let names = self.names_in(directory);
+                    let names = self.names_in(directory)?;
                     let fitting = names.iter().filter(|name| matches(segment, name));
                     next.extend(fitting.map(|name| directory.join(name)));
                 } else {
@@ -208,19 +212,48 @@ impl Loader<'_> {
             }
             found = next;
         }
-        found.retain(|path| path.exists() || self.overlay.contains_key(path));
-        found.sort();
-        found
+        let mut there = Vec::new();
+        for path in found {
+            let known = self.overlay.contains_key(&path);
+            let found = match path.try_exists() {
+                Err(error) if is_missing(&error) => false,
+                found => found.map_err(|error| unread(&path, &error))?,
+            };
+            if known || found {
+                there.push(path);
+            }
+        }
+        there.sort();
+        Ok(there)
     }
 
-    fn names_in(&self, directory: &Path) -> BTreeSet<String> {
-        let entries = std::fs::read_dir(directory).into_iter().flatten();
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    fn names_in(&self, directory: &Path) -> Result<BTreeSet<String>, Failure> {
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if is_missing(&error) => Vec::new(),
+            entries => {
+                let entries = entries.and_then(Iterator::collect::<io::Result<Vec<_>>>);
+                entries.map_err(|error| unread(directory, &error))?
+            }
+        };
+        let names = entries.into_iter();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let future = self.overlay.keys();
         let future = future.filter(|path| path.parent() == Some(directory));
         let future = future.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
-        names.chain(future).collect()
+        Ok(names.chain(future).collect())
     }
+}
+
+/// A pattern can also match files where directories are needed.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+fn unread(path: &Path, error: &io::Error) -> Failure {
+    Failure::usage(
+        format!("{}: {error}", path.display()),
+        "run as a user who may read nginx's whole configuration, usually root",
+    )
 }
 
 /// glob(3) for one name: only a literal dot matches a leading dot.

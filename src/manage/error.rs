@@ -9,7 +9,7 @@ use crate::certificate::BundleError;
 use crate::deploy::DeployError;
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::VerifyError;
-use crate::failure::{Failure, STORE_HINT};
+use crate::failure::{Failure, STORE_HINT, hint_for};
 use crate::lineage::Lineage;
 use crate::renew::backoff::FailureKind;
 use crate::renew::rate_limits::Line;
@@ -118,10 +118,25 @@ impl ManageError {
             Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
                 "another process was faster: run the same command again to continue from its result".into()
             }
-            Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
+            Self::Store(StoreError::Io { subject: path, source, .. })
+            | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
+            Self::Stored(_) | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),
+        }
+    }
+
+    /// The hint while there is no certificate of that name.
+    fn hint_before_first(&self, lineage: &str) -> String {
+        let forget = format!("if the name is wrong, forget it: certs delete {lineage}");
+        match self {
+            Self::BackingOff { .. } => format!(
+                "correct the cause; certs issue with the same names retries at once, unless the CA itself asked to wait; {forget}"
+            ),
+            Self::Bundle { .. } => format!("nothing was published; {forget}"),
+            error if error.is_verdict() => format!("{}; {forget}", error.hint()),
+            error => error.hint(),
         }
     }
 
@@ -233,15 +248,28 @@ impl Failure {
     }
 
     /// The same, for a pass that ended at `now`: the instant of the next try is shown with
-    /// its distance.
-    pub(crate) fn of_pass(subject: &str, error: &ManageError, now: Timestamp) -> Self {
+    /// its distance. `exists`: whether the store has a certificate of that name.
+    pub(crate) fn of_pass(
+        subject: &str,
+        error: &ManageError,
+        now: Timestamp,
+        exists: bool,
+    ) -> Self {
         let next = match error {
             ManageError::BackingOff { until, .. } | ManageError::NotDeployed { until, .. } => {
                 Some(*until)
             }
             error => error.waits_until(),
         };
-        let mut failure = Self::of(subject, error);
+        let mut failure = match exists {
+            true => Self::of(subject, error),
+            false => {
+                let message =
+                    format!("{subject}: {error}; no certificate exists yet for {subject}");
+                let hint = error.hint_before_first(subject);
+                Self::new(error.exit_code(), vec![(message, hint)])
+            }
+        };
         // The error itself is stored, too, where a distance from now would become wrong.
         if let Some(next) = next {
             failure.replace(&next.to_string(), &next.seen_at(now));

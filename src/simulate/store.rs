@@ -180,6 +180,11 @@ impl Store for NodeStore {
         memory.save_options(lineage, json).await
     }
 
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.delete(lineage, expected).await
+    }
+
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
         self.reach(KillPoint::Read).await?.list().await
     }

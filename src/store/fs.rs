@@ -58,9 +58,13 @@ struct StoredCa {
 impl FileStore {
     /// The existing store in `root`, for reading; `None`, and nothing is created,
     /// if there is none.
-    #[must_use]
-    pub fn existing(root: PathBuf) -> Option<Self> {
-        root.join("records").is_dir().then_some(Self { root })
+    ///
+    /// # Errors
+    /// When it cannot be seen whether there is one.
+    pub fn existing(root: PathBuf) -> Result<Option<Self>, StoreError> {
+        let records = root.join("records");
+        let there = records.try_exists().map_err(at("read", &records))?;
+        Ok(there.then_some(Self { root }))
     }
 
     /// Opens the store in `root` and creates the directory (0700) if it is missing.
@@ -111,8 +115,9 @@ impl FileStore {
     fn flush_leftovers(&self, lineage: &Lineage) -> Result<(), StoreError> {
         let record = self.directory(lineage);
         for path in [record, self.root.join("accounts")] {
-            if path.is_dir() {
-                files::sync(&path).map_err(at("write", &path))?;
+            match files::sync(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                flushed => flushed.map_err(at("write", &path))?,
             }
         }
         Ok(())
@@ -130,10 +135,7 @@ impl FileStore {
         let place = directory.join(generation.to_string());
         let staged = directory.join(format!(".new-{generation}"));
         for leftover in [&staged, &place] {
-            match std::fs::remove_dir_all(leftover) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                removed => removed.map_err(at("remove", leftover))?,
-            }
+            remove_directory(leftover)?;
         }
         files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
         let (key, chain) = (bundle.key_pem().expose(), bundle.chain_pem());
@@ -203,13 +205,41 @@ impl Store for FileStore {
         replace(&directory.join("options.json"), json.as_bytes())
     }
 
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let directory = self.directory(lineage);
+        let aside = directory.with_file_name(format!(".{lineage}.old"));
+        // A killed process may have left it, with keys.
+        let mut was_there = remove_directory(&aside)?;
+        let found = match directory.try_exists().map_err(at("read", &directory))? {
+            true => {
+                was_there = true;
+                let _locked = locked(&directory.join("lock"))?;
+                let found = self.load(lineage).await?;
+                let found = found.map(|(_, revision)| revision).unwrap_or_default();
+                if found == expected {
+                    std::fs::rename(&directory, &aside).map_err(at("remove", &directory))?;
+                    files::sync_parent(&directory).map_err(at("remove", &directory))?;
+                }
+                found
+            }
+            false => Revision::default(),
+        };
+        next_revision(format!("the record of {lineage}"), expected, found)?;
+        remove_directory(&aside)?;
+        Ok(was_there)
+    }
+
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
         let records = self.root.join("records");
         let mut lineages = Vec::new();
         for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
             let name = entry.map_err(at("read", &records))?.file_name();
             let lineage = name.to_str().and_then(|name| Lineage::parse(name).ok());
-            let has_record = |one: &Lineage| self.directory(one).join("record.json").exists();
+            // An unreadable record is one: its load says why it cannot be read.
+            let has_record = |one: &Lineage| {
+                let record = self.directory(one).join("record.json");
+                record.try_exists().unwrap_or(true)
+            };
             lineages.extend(lineage.filter(has_record));
         }
         lineages.sort();
@@ -353,6 +383,14 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
 
 fn make_directory(path: &Path) -> Result<(), StoreError> {
     files::make_directory(path, PRIVATE_DIRECTORY).map_err(at("create", path))
+}
+
+/// Removes a directory with its files; whether it existed.
+fn remove_directory(path: &Path) -> Result<bool, StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(at("remove", path)),
+    }
 }
 
 fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {

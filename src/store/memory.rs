@@ -84,6 +84,16 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let mut inside = self.inside();
+        let found = inside.records.get(lineage).map(|(_, revision)| *revision);
+        let subject = format!("the record of {lineage}");
+        next_revision(subject, expected, found.unwrap_or_default())?;
+        inside.bundles.retain(|(owner, _), _| owner != lineage);
+        let had_options = inside.options.remove(lineage).is_some();
+        Ok(inside.records.remove(lineage).is_some() || had_options)
+    }
+
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
         Ok(self.inside().records.keys().cloned().collect())
     }

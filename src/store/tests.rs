@@ -19,6 +19,29 @@ pub(super) async fn check<S: Store>(make: impl Fn() -> S) {
     lease_excludes_until_dropped_and_token_grows(make()).await;
     accounts_and_options_are_separate_and_replaceable(make()).await;
     ca_state_is_compared_and_swapped(make()).await;
+    delete_removes_one_certificate_by_its_revision(make()).await;
+}
+
+async fn delete_removes_one_certificate_by_its_revision(store: impl Store) {
+    let (gone, kept) = (record("gone.example.com"), record("kept.example.com"));
+    let (gone, bundle) = issued(&gone, 1);
+    let revision = store.save(&gone, Revision(0), Some(&bundle)).await.unwrap();
+    store.save(&kept, Revision(0), None).await.unwrap();
+    store.save_options(&gone.lineage, "{}").await.unwrap();
+    for stale in [Revision(0), Revision(revision.0 + 1)] {
+        let refused = store.delete(&gone.lineage, stale).await;
+        assert!(matches!(refused, Err(StoreError::Conflict { .. })));
+        assert!(store.load(&gone.lineage).await.unwrap().is_some());
+    }
+    assert!(store.delete(&gone.lineage, revision).await.unwrap());
+    assert!(store.load(&gone.lineage).await.unwrap().is_none());
+    assert!(store.options(&gone.lineage).await.unwrap().is_none());
+    let pair = store.bundle(&gone.lineage, Generation(1)).await.unwrap();
+    assert!(pair.is_none());
+    assert!(!store.delete(&gone.lineage, Revision(0)).await.unwrap());
+    assert_eq!(store.list().await.unwrap(), [kept.lineage]);
+    // The name may be used again, from its first generation.
+    store.save(&gone, Revision(0), Some(&bundle)).await.unwrap();
 }
 
 fn record(name: &str) -> Record {

@@ -149,7 +149,7 @@ impl JumpKills {
     }
 
     fn store(&self) -> FileStore {
-        FileStore::existing(self.ca.path("data")).unwrap()
+        FileStore::existing(self.ca.path("data")).unwrap().unwrap()
     }
 
     /// The calls from the jump until the question is asked, with the pid; `None` without permission to trace.

@@ -129,7 +129,7 @@ impl Oracle {
 
     /// The stored record with its pair; `None` without a record.
     pub(crate) fn record(&self) -> Result<Option<Record>, String> {
-        let Some(store) = FileStore::existing(self.data.clone()) else {
+        let Some(store) = FileStore::existing(self.data.clone()).unwrap() else {
             return Ok(None);
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build();

@@ -9,6 +9,7 @@ use crate::cli::Call;
 use crate::cli::catalog::keep_imported;
 use crate::cli::factory::Factory;
 use crate::cli::labels::Labels;
+use crate::cli::meant;
 use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::discovery::Listing;
 use crate::failure::Failure;
@@ -34,11 +35,10 @@ impl ManagedCertificates<'_> {
     /// Reads the configuration again; an invalid one changes nothing.
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
-        let read = sources.settings(&Purpose::All);
-        let mut read = read.map_err(|problems| {
-            self.factory
-                .sandbox
-                .cause(problems.into(), &sources.files())
+        let read = meant::settings(&sources, &Purpose::All).await;
+        let mut read = read.map_err(|failure| {
+            let files = sources.files();
+            self.factory.sandbox.cause(failure, &files)
         })?;
         keep_imported(&sources, &mut read).await?;
         if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {

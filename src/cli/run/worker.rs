@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::factory::Factory;
 use crate::cli::issue::may_order;
 use crate::config::CertificateSettings;
 use crate::control::{Done, Task, Worker};
 use crate::failure::Failure;
+use crate::lineage::Lineage;
+use crate::manage::delete::delete;
 use crate::supervise::Handle;
 
 pub(super) struct Sidecar {
@@ -16,6 +19,8 @@ pub(super) struct Sidecar {
     pub(super) factory: Arc<Factory>,
     /// Whether this process has an HTTP-01 listener.
     pub(super) listens: bool,
+    /// Reads the configuration and the store again, and answers when that is done.
+    pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 #[async_trait]
@@ -41,8 +46,23 @@ impl Worker for Sidecar {
         let pass = self.handle.work(certificate, trigger);
         if is_kept {
             // The settings of `certs run` apply, not those of the command.
-            return factory.done(settings, pass.await);
+            return factory.done(settings, pass.await).await;
         }
         factory.remembering(settings, pass).await
+    }
+
+    async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure> {
+        let services = &self.factory.services;
+        let root = self.factory.output_root(lineage);
+        let root = (!keep_files).then_some(root.as_path());
+        let deleted = delete(services.store.as_ref(), lineage, root).await;
+        let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
+        // No pass may order it again before the supervisor has forgotten it.
+        let (reply, reloaded) = oneshot::channel();
+        if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
+            self.handle.ping().await;
+        }
+        drop(lease);
+        Ok(was_there)
     }
 }

@@ -1,0 +1,187 @@
+//! `certs delete`: forgets one certificate, after it has shown what will be removed and
+//! which servers were deployed to.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::Call;
+use super::catalog::existing_store;
+use super::labels::Labels;
+use super::output::say;
+use crate::config::{CertificateSettings, Settings};
+use crate::control;
+use crate::deploy::removal;
+use crate::failure::Failure;
+use crate::lineage::Lineage;
+use crate::manage::delete::delete as delete_stored;
+use crate::record::Record;
+use crate::store::Store;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "It removes the record and all stored pairs, live/NAME and archive/NAME. It revokes nothing, reloads no \
+    server, and leaves copies elsewhere. After a crash, the same command finishes the work.\n\n\
+    Example: certs delete old.example.com"
+)]
+pub(super) struct Delete {
+    /// The certificate, as certs status names it
+    pub name: Lineage,
+    /// Delete without a question
+    #[arg(long)]
+    pub yes: bool,
+    /// Keep live/NAME and archive/NAME for the servers that read them
+    #[arg(long)]
+    pub keep_files: bool,
+}
+
+/// Deletes the certificate, by the running sidecar if there is one.
+pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure> {
+    let (settings, lineage) = (call.sources.process_settings()?, &options.name);
+    let Some(store) = existing_store(settings.data_dir.clone())? else {
+        return Err(unknown(lineage));
+    };
+    let failed = Failure::on::<crate::store::StoreError>(lineage.as_str());
+    let record = store.load(lineage).await.map_err(&failed)?;
+    let record = record.map(|(record, _)| record);
+    let made_with = store.options(lineage).await.map_err(&failed)?;
+    let root = &settings.output.directory;
+    let files = removal::present(root, lineage).map_err(Failure::on(lineage.as_str()))?;
+    let is_known = record.is_some() || made_with.is_some() || !files.is_empty();
+    if is_known {
+        let made_with = made_with.and_then(|json| serde_json::from_str(&json).ok());
+        let notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
+        confirm(call, options, &files, &notes)?;
+    }
+    let root = (!options.keep_files).then_some(root.as_path());
+    let was_there = match control::is_running(&settings.data_dir).await {
+        true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
+        false => {
+            let deleted = delete_stored(&store, lineage, root).await;
+            deleted.map_err(Failure::on(lineage.as_str()))?.0
+        }
+    };
+    if !is_known && !was_there {
+        return Err(unknown(lineage));
+    }
+    let kept: &[PathBuf] = if options.keep_files { &files } else { &[] };
+    match call.json {
+        true => say(json!({ "name": lineage, "deleted": true, "kept": kept })),
+        false => say(format_args!(
+            "{lineage}: deleted{}",
+            listed("; kept: ", kept)
+        )),
+    }
+    Ok(())
+}
+
+fn unknown(lineage: &Lineage) -> Failure {
+    let message = format!("unknown certificate {lineage}");
+    Failure::usage(message, "certs status lists the stored ones")
+}
+
+/// What the user should know before.
+fn notes(
+    call: &Call,
+    settings: &Settings,
+    lineage: &Lineage,
+    (record, made_with): (Option<&Record>, Option<CertificateSettings>),
+) -> Result<Vec<String>, Failure> {
+    let mut notes = Vec::new();
+    match record.and_then(|record| record.issued.as_ref()) {
+        None => notes.push("no certificate exists yet".to_owned()),
+        Some(issued) => notes.push(format!(
+            "generation {}, valid to {}",
+            issued.generation, issued.facts.not_after
+        )),
+    }
+    if let Some(made_with) = made_with {
+        let specs = made_with
+            .deploy
+            .iter()
+            .map(|spec| spec.for_lineage(lineage));
+        let specs: Vec<_> = specs.collect();
+        let readers: Vec<String> = specs.iter().map(ToString::to_string).collect();
+        if !readers.is_empty() {
+            let readers = readers.join(", ");
+            notes.push(format!("deployed to {readers}: change what reads it first"));
+        }
+        let copies: Vec<PathBuf> = specs.iter().filter_map(|spec| spec.writes()).collect();
+        if !copies.is_empty() {
+            notes.push(listed("these copies stay: ", &copies));
+        }
+    }
+    let names = record.map(|record| &record.identifiers);
+    let mut configured = call.sources.known().into_iter();
+    if configured.any(|one| one.lineage == *lineage || names == Some(&one.wanted)) {
+        notes.push("the configuration still has it: certs run and certs renew would issue it again; remove it there, too".to_owned());
+    }
+    let mut requests = Labels::open(&settings.data_dir)?.requests();
+    if let Some(by) = requests.remove(lineage)
+        && !by.stopped
+    {
+        let containers: Vec<String> = by.containers.into_iter().collect();
+        let containers = containers.join(", ");
+        notes.push(format!(
+            "labels of {containers} request it: certs run would issue it again"
+        ));
+    }
+    Ok(notes)
+}
+
+/// Shows what will be removed and asks, unless the answer was given with `--yes`.
+fn confirm(
+    call: &Call,
+    options: &Delete,
+    files: &[PathBuf],
+    notes: &[String],
+) -> Result<(), Failure> {
+    let lineage = &options.name;
+    let removed = if options.keep_files { &[] } else { files };
+    let removed = listed("; removes ", removed);
+    let mut shown = format!(
+        "{lineage}: {}{removed}\n",
+        notes.first().map_or("", String::as_str)
+    );
+    for note in notes.iter().skip(1) {
+        shown += &format!("{lineage}: {note}\n");
+    }
+    call.terminal.print(&shown);
+    if options.yes {
+        return Ok(());
+    }
+    let refused = |why: &str| {
+        let keep = if options.keep_files {
+            " --keep-files"
+        } else {
+            ""
+        };
+        Failure::usage(
+            format!("{lineage}: nothing was deleted: {why}"),
+            format!("to delete it: certs delete {lineage} --yes{keep}"),
+        )
+    };
+    if !std::io::stdin().is_terminal() {
+        return Err(refused("there is no terminal to ask at"));
+    }
+    call.terminal.print(&format!("Delete {lineage}? [y/N] "));
+    // A prompt has no end of line.
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    match (read, answer.trim()) {
+        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(refused("the answer was not yes")),
+    }
+}
+
+fn listed(before: &str, paths: &[impl AsRef<Path>]) -> String {
+    let paths = paths.iter().map(|path| path.as_ref().display().to_string());
+    let paths = paths.collect::<Vec<_>>().join(", ");
+    match paths.is_empty() {
+        true => String::new(),
+        false => format!("{before}{paths}"),
+    }
+}
