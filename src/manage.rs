@@ -30,8 +30,8 @@ pub(crate) mod status;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
-    Certificate, FallbackCa, FreshKeys, Keys, Looks, Maintenance, Outcome, Progress, Services,
-    Wanted,
+    Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
+    Services, Wanted,
 };
 pub(crate) use session::Trigger;
 

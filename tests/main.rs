@@ -27,6 +27,7 @@ mod jumps;
 mod kill;
 mod labels;
 mod language;
+mod orphans;
 mod partial;
 mod pebble;
 mod port80;

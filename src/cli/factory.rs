@@ -30,8 +30,8 @@ use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::{
-    Certificate, FallbackCa, FreshKeys, Looks, Maintenance, ManageError, Outcome, Probes, SPACING,
-    SPREAD, Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
+    SPACING, SPREAD, Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -128,6 +128,10 @@ impl Factory {
             fallback: fallback.transpose()?,
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
+            keeper: match settings.asked_by() {
+                Some(origin) if origin.lasts() => Keeper::Command,
+                _ => Keeper::Settings,
+            },
         })
     }
 

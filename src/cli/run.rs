@@ -4,6 +4,7 @@
 mod managed;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use tokio::task::JoinSet;
 use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::{all_known, keep_imported, open_store};
+use super::catalog::{all_known, open_store};
 use super::factory::Factory;
+use super::kept::keep_stored;
 use super::labels::Labels;
 use super::listener::listener;
 use super::meant;
@@ -41,8 +43,8 @@ use crate::supervise::{Handle, Supervisor, cron};
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
-    keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir)?;
+    let orphans = keep_stored(&call.sources, &mut configured, &labels).await?;
     let settings = with_labels(&call.sources, &configured, &labels);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;
@@ -59,6 +61,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory: factory.clone(),
         board: shown.board.clone(),
         requested: Vec::new(),
+        orphans,
+        announced: BTreeSet::new(),
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
         call: &call,
     };
@@ -212,7 +216,10 @@ async fn obey(
                 notify(&[NotifyState::Ready]);
             }
             Some(reply) = reloads.recv() => {
-                reload(managed, handle).await;
+                match managed.restock().await {
+                    Ok(certificates) => handle.replace(certificates).await,
+                    Err(failure) => tracing::error!("{}", failure.in_a_line()),
+                }
                 // The caller may have gone.
                 let _ = reply.send(());
             }

@@ -7,9 +7,11 @@ use serde::Serialize;
 use super::Call;
 use super::args::Health;
 use super::catalog::existing_store;
+use super::kept::{notice, orphaned_for_command};
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
+use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage;
@@ -38,7 +40,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
-        match row(store.as_ref(), &lineage, requested_by, now).await {
+        match row(call, store.as_ref(), &lineage, requested_by, now).await {
             Ok(row) => rows.push(row),
             Err(failure) => {
                 failure.show(&call.terminal);
@@ -86,6 +88,7 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
 }
 
 async fn row(
+    call: &Call,
     store: Option<&FileStore>,
     lineage: &Lineage,
     requested_by: Option<RequestedBy>,
@@ -103,6 +106,15 @@ async fn row(
     let (state, _) = known.map_err(Failure::on(&record.ca))?;
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
+    let options = store.options(lineage).await;
+    let options = options.map_err(Failure::on(lineage.as_str()))?;
+    let made_with = options.and_then(|json| serde_json::from_str(&json).ok());
+    let sidecar_runs = control::is_running(&call.sources.process_settings()?.data_dir).await;
+    let requested = requested_by.as_ref();
+    let why = made_with
+        .and_then(|own| orphaned_for_command(&call.sources, &own, requested, sidecar_runs));
+    status.orphaned = why.is_some();
+    status.orphaned_why = why;
     status.requested_by = requested_by;
     Ok(Row {
         status,
@@ -181,6 +193,9 @@ fn details(row: &Row, now: Timestamp) {
     }
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
+    }
+    if let Some(why) = &status.orphaned_why {
+        say(format_args!("  {}", notice(&status.name, why)));
     }
     for one in &status.excluded {
         let (name, reason) = (&one.identifier, &one.reason);

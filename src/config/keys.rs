@@ -21,6 +21,7 @@ use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
     words,
 };
+use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
@@ -355,9 +356,15 @@ pub(crate) struct CertificateSettings {
     pub challenge: ChallengeSettings,
     pub deploy: Vec<DeployTarget>,
     pub verify: Vec<Endpoint>,
-    /// The client that it was imported from, if no configuration names it.
+    /// The client that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
+    /// Who asked for it; settings of an earlier version do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Why nothing keeps it, as `certs run` found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphaned: Option<String>,
 }
 
 impl CertificateSettings {
@@ -376,7 +383,15 @@ impl CertificateSettings {
             deploy: Vec::new(),
             verify: Vec::new(),
             imported: None,
+            origin: None,
+            orphaned: None,
         }
+    }
+
+    /// Who asked for it, if that is known.
+    pub(crate) fn asked_by(&self) -> Option<Origin> {
+        let imported = self.imported.as_ref().map(|_| Origin::Import);
+        self.origin.or(imported)
     }
 
     /// The files of its CAs: roots and keys of external accounts.

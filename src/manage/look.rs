@@ -126,7 +126,8 @@ impl Pass<'_> {
         let entry = entry.or_insert_with(|| Served::none(now));
         let found = printable(&unseen.to_string());
         let pause_end = self.record.drift.retry_at.filter(|at| *at > now);
-        let is_ours_to_repair = unseen.shows(name) && entry.generation == generation;
+        let is_ours_to_repair =
+            !self.certificate.is_orphaned() && unseen.shows(name) && entry.generation == generation;
         entry.not_after = unseen.leaf().map(|leaf| leaf.not_after);
         let is_new = entry.problem.is_none();
         let drifted = match pause_end.filter(|_| !looks.at_once) {

@@ -16,7 +16,7 @@ use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::renew::look::{after_drift, is_drifting};
-use crate::renew::policy::CLOCK_ALARM;
+use crate::renew::policy::{CLOCK_ALARM, RECHECK};
 use crate::time::Timestamp;
 
 /// The result of a due order that has not failed.
@@ -68,6 +68,9 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
+        if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
+            return self.watch().await;
+        }
         let mut issued = false;
         if self.trigger == Trigger::Forced {
             let plan = self.forced();
@@ -103,6 +106,15 @@ impl Pass<'_> {
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
         }
+    }
+
+    /// Only looks at the endpoints: nothing keeps the certificate.
+    async fn watch(&mut self) -> Result<Outcome, ManageError> {
+        let now = self.now();
+        if let Some(looks) = self.due_looks(now) {
+            Box::pin(self.look(looks)).await?;
+        }
+        self.outcome(false, now, now + RECHECK)
     }
 
     /// The result when nothing is due before `until`. What a look did not see fails the pass

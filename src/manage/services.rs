@@ -80,6 +80,27 @@ pub(crate) struct Certificate {
     pub targets: Vec<Arc<dyn Target>>,
     /// The endpoints to verify.
     pub endpoints: Vec<Endpoint>,
+    /// What keeps it.
+    pub keeper: Keeper,
+}
+
+/// What keeps a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    /// The configuration or a label, whose settings apply.
+    #[default]
+    Settings,
+    /// The command that made it, until the next command for it.
+    Command,
+    /// Nothing: it is orphaned, and a scheduled pass only looks at its endpoints.
+    Nothing,
+}
+
+impl Certificate {
+    /// Whether nothing keeps it.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.keeper == Keeper::Nothing
+    }
 }
 
 /// The CA that issues while the first CA does not.

@@ -36,6 +36,8 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         proof,
         overdue: issued.is_some_and(|issued| is_overdue(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
+        orphaned: false,
+        orphaned_why: None,
         last_error: last_error(record),
         requested_by: None,
     }

@@ -50,9 +50,12 @@ async fn readyz(State(shown): State<Shown>) -> Response {
 /// What the operator permits: reported, but no reason to be unready.
 fn remarks(status: &Status) -> impl Iterator<Item = String> {
     let (name, proof) = (&status.name, &status.proof);
+    let orphaned = status.orphaned_why.iter();
+    let orphaned = orphaned.map(|why| format!("{}: orphaned: {why}\n", status.name));
     let unchecked = (proof.state == ProofState::NotChecked)
         .then(|| format!("{name}: {}: {}\n", proof.state, proof.detail));
-    unchecked.into_iter().chain(excluded_names(status))
+    let remarks = unchecked.into_iter().chain(excluded_names(status));
+    orphaned.chain(remarks)
 }
 
 /// The excluded names.
@@ -68,6 +71,12 @@ fn complaint(status: &Status) -> Option<String> {
     let proof = &status.proof;
     if status.is_ready() {
         None
+    } else if let Some(why) = &status.orphaned_why {
+        let end = status.not_after.map(|at| at.to_string());
+        let (detail, end) = (&proof.detail, end.unwrap_or_default());
+        Some(format!(
+            "orphaned, and served at {detail} until {end}: {why}"
+        ))
     } else if status.generation_issued.is_none() {
         Some("not issued yet".to_owned())
     } else if proof.state == ProofState::NotProven {
@@ -109,6 +118,7 @@ fn row(status: &Status, now: Timestamp) -> String {
     let state = status.proof.state;
     let (class, state) = match (complaint(status), state) {
         (Some(complaint), _) => ("bad", complaint),
+        (None, _) if status.orphaned => ("open", "orphaned".to_owned()),
         (None, ProofState::Proven) => ("good", state.to_string()),
         (None, _) => ("open", state.to_string()),
     };

@@ -171,6 +171,12 @@ pub(crate) struct Status {
     pub overdue: bool,
     /// Whether a sixth of the lifetime is left, or less: the operator must act.
     pub critical: bool,
+    /// Whether nothing keeps it: it is not renewed.
+    #[serde(default)]
+    pub orphaned: bool,
+    /// Why nothing keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphaned_why: Option<String>,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
@@ -182,7 +188,11 @@ impl Status {
     /// Whether the certificate is complete, not overdue, and deployed, and no endpoint lacks
     /// it. Without an endpoint there is nothing to prove.
     pub(crate) fn is_ready(&self) -> bool {
-        self.complete && self.proof.state != ProofState::NotProven && !self.overdue
+        match self.orphaned {
+            // Only what an endpoint still serves needs the operator.
+            true => self.proof.state != ProofState::Proven,
+            false => self.complete && self.proof.state != ProofState::NotProven && !self.overdue,
+        }
     }
 }
 
@@ -192,6 +202,7 @@ impl Status {
 pub(crate) struct Board {
     certificates: Arc<RwLock<BTreeMap<Lineage, Status>>>,
     requests: Arc<RwLock<BTreeMap<Lineage, RequestedBy>>>,
+    orphans: Arc<RwLock<BTreeMap<Lineage, String>>>,
 }
 
 impl Board {
@@ -220,13 +231,21 @@ impl Board {
             .unwrap_or_else(PoisonError::into_inner) = requests;
     }
 
+    /// Sets the certificates that nothing keeps, and why.
+    pub(crate) fn set_orphans(&self, orphans: BTreeMap<Lineage, String>) {
+        *self.orphans.write().unwrap_or_else(PoisonError::into_inner) = orphans;
+    }
+
     /// The state of every certificate, by name.
     pub(crate) fn all(&self) -> Vec<Status> {
         let board = self.certificates.read();
         let board = board.unwrap_or_else(PoisonError::into_inner);
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
+        let orphans = self.orphans.read().unwrap_or_else(PoisonError::into_inner);
         let shown = board.values().cloned().map(|status| Status {
             requested_by: requests.get(&status.name).cloned(),
+            orphaned: orphans.contains_key(&status.name),
+            orphaned_why: orphans.get(&status.name).cloned(),
             ..status
         });
         shown.collect()

@@ -7,7 +7,7 @@ use super::pass::{Finished, Recheck, is_elsewhere, log_failure};
 use super::supervisor::Supervisor;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
-use crate::observe::Status;
+use crate::observe::{ProofState, Status};
 use crate::renew::decide::{Next, next};
 use crate::renew::look::{look_at, sooner};
 use crate::renew::policy::{LEASED_PAUSE, LONG_LEASED, LONGEST_RECHECK, RECHECK, WINDOW_SPREAD};
@@ -38,13 +38,21 @@ impl Supervisor {
             return;
         }
         let shown = status(record, pass.at, self.services.random.as_ref());
-        let level = alarm_level(&shown);
+        let entry = self.agenda.get(lineage);
+        let orphaned = entry.is_some_and(|entry| entry.certificate.is_orphaned());
+        // What no endpoint serves any more may expire.
+        let level = match orphaned && shown.proof.state != ProofState::Proven {
+            true => 0,
+            false => alarm_level(&shown),
+        };
         let before = self.agenda.change(lineage, |entry| {
             std::mem::replace(&mut entry.alarmed, level)
         });
         if before.is_some_and(|before| level > before) {
             let error = pass.ended.as_ref().err();
-            let why = shown.last_error.clone();
+            let why =
+                orphaned.then(|| "it is orphaned, and an endpoint still serves it".to_owned());
+            let why = why.or_else(|| shown.last_error.clone());
             let why = why.or_else(|| error.map(ToString::to_string));
             tracing::error!(%lineage, "{}", alarm(&shown, level, why));
         }
@@ -54,7 +62,7 @@ impl Supervisor {
     /// Counts results that repeat from pass to pass.
     fn count(&mut self, pass: &Finished) {
         self.agenda.change(&pass.lineage, |entry| {
-            entry.deployed = pass.ended.is_ok();
+            entry.deployed = pass.ended.is_ok() && !entry.certificate.is_orphaned();
             entry.outages = match &pass.ended {
                 Err(error) if error.is_outage() => entry.outages.saturating_add(1),
                 Err(ManageError::Unreachable { .. }) => entry.outages,

@@ -126,6 +126,9 @@ impl Supervisor {
         let (record, _) = stored_or_new(&self.services, wanted).await?;
         let random = self.services.random.as_ref();
         self.board.post(status(&record, now, random));
+        if certificate.is_orphaned() {
+            return Ok(());
+        }
         let output = &self.services.output;
         if output.live(lineage).is_none()
             && let Some((generation, facts)) = record.to_be_served(now)
@@ -183,7 +186,7 @@ impl Supervisor {
             }
             Command::Manages(lineage, reply) => {
                 let entry = self.agenda.get(&lineage);
-                let _ = reply.send(entry.is_some_and(|entry| entry.managed));
+                let _ = reply.send(entry.is_some_and(Entry::is_configured));
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
@@ -205,7 +208,7 @@ impl Supervisor {
                 .insert(Entry::new(certificate.clone(), due, false));
         }
         self.agenda.change(&lineage, |entry| {
-            if !entry.managed {
+            if !entry.is_configured() {
                 entry.waiting.push_back((certificate, trigger, reply));
                 return;
             }

@@ -24,7 +24,7 @@ use crate::manage::ca_state::Operation;
 use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
-    Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
 };
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
@@ -377,6 +377,7 @@ impl Fixture {
             fallback: None,
             targets: Vec::new(),
             endpoints: Vec::new(),
+            keeper: Keeper::default(),
         }
     }
 

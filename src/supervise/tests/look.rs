@@ -200,3 +200,34 @@ async fn pass_of_a_user_looks_at_once_and_fails_without_proof() {
         server.show(Shown::Ours);
     }
 }
+
+#[tokio::test]
+async fn orphaned_certificate_is_looked_at_and_raises_an_alarm_but_is_never_renewed() {
+    let (fixture, server, mut certificate) = deployed(false);
+    let (services, first) = (fixture.services.clone(), certificate.clone());
+    let work = tokio::spawn(async move { pass(&services, &first, Trigger::Scheduled).await });
+    while !work.is_finished() {
+        fixture.clock.advance(Duration::from_secs(1));
+        tokio::task::yield_now().await;
+    }
+    work.await.unwrap().unwrap();
+    certificate.keeper = Keeper::Nothing;
+    let lineage = certificate.wanted.lineage.clone();
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    let why = "the configuration no longer names it".to_owned();
+    fixture.board.set_orphans([(lineage.clone(), why)].into());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    pass_time(&fixture, EVERY).await;
+    // A command may bring other settings.
+    assert!(!handle.manages(&lineage).await);
+    let shown = fixture.board.all()[0].clone();
+    assert!(shown.orphaned && shown.proof.state == ProofState::Proven && !shown.is_ready());
+    server.show(Shown::Other("n0.example.com"));
+    pass_time(&fixture, EVERY * 2).await;
+    let shown = fixture.board.all()[0].clone();
+    assert!(shown.is_ready(), "no endpoint serves it: {shown:?}");
+    fixture.clock.advance(DAY * 80);
+    pass_time(&fixture, EVERY * 2).await;
+    assert_eq!((fixture.orders(), server.reloads()), (1, 1));
+}
