@@ -13,6 +13,7 @@ mod factory;
 mod import;
 mod install;
 mod issue;
+mod kept;
 mod labels;
 mod listener;
 mod meant;

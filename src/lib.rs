@@ -87,6 +87,10 @@
 //! | deploy | publish a pair, reload the targets, and verify ([`deploy`]) |
 //! | endpoint | the host, port and protocol at which a server is verified ([`deploy::endpoint`]) |
 //! | verify | see by TLS handshakes that an endpoint serves the new leaf ([`deploy::verify`]) |
+//! | proof | whether the last handshakes saw the certificate: proven, not proven, not checked ([`manage::proof`]) |
+//! | look | one handshake with an endpoint that was verified, between deployments ([`renew::look`]) |
+//! | drift | a verified endpoint went back to another certificate for our names |
+//! | orphaned | stored, and kept by no command, configuration or label |
 //! | roll back | make an earlier generation live again, and deploy it |
 //! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |
 //! | trusted | of a path: only root and our own user can change where it leads ([`files::trust`]) |

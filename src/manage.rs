@@ -13,11 +13,13 @@ mod error;
 mod fallback;
 pub(crate) mod import;
 mod load;
+mod look;
 mod order;
 mod partial;
 pub(crate) mod pass;
 pub(crate) mod preflight;
 pub(crate) mod probes;
+pub(crate) mod proof;
 pub(crate) mod rehearse;
 mod rollback;
 pub(crate) mod schedule;
@@ -28,7 +30,8 @@ pub(crate) mod status;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
-    Certificate, FallbackCa, FreshKeys, Keys, Maintenance, Outcome, Progress, Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
+    Services, Wanted,
 };
 pub(crate) use session::Trigger;
 

@@ -57,6 +57,10 @@ pub struct Record {
     pub deployed: BTreeMap<String, Generation>,
     /// Endpoints (`host:port`), and the generation last seen there by a handshake.
     pub served: BTreeMap<String, Served>,
+    /// The targets that no handshake can verify: no endpoint is configured, and the ports on
+    /// which they listen are unknown.
+    #[serde(default)]
+    pub unchecked: BTreeSet<String>,
     /// The pending order, from before it is sent until it ends.
     pub order: Option<PendingOrder>,
     /// Failed issuances since the last success.
@@ -77,6 +81,9 @@ pub struct Record {
     /// that restarts after a kill rolls back to it.
     #[serde(default, rename = "going_back_to")]
     pub rollback_to: Option<Generation>,
+    /// Redeployments to a server that had gone back to another certificate.
+    #[serde(default)]
+    pub drift: Failures,
     /// The last deployment that was rolled back, since the last verified one.
     #[serde(default, rename = "taken_back")]
     pub rolled_back: Option<RolledBack>,
@@ -117,6 +124,7 @@ impl Record {
             issued: None,
             deployed: BTreeMap::new(),
             served: BTreeMap::new(),
+            unchecked: BTreeSet::new(),
             order: None,
             failures: Failures::default(),
             deployment_failures: Failures::default(),
@@ -124,6 +132,7 @@ impl Record {
             fallback: None,
             pinned: None,
             rollback_to: None,
+            drift: Failures::default(),
             rolled_back: None,
         }
     }
@@ -224,6 +233,26 @@ pub struct Served {
     /// The last valid second of the leaf that was shown.
     #[serde(default)]
     pub not_after: Option<Timestamp>,
+    /// Why the last handshake did not see that generation, printable; `None` if it did.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// When it is looked at again; `None` if that was not stored.
+    #[serde(default)]
+    pub again: Option<Timestamp>,
+}
+
+impl Served {
+    /// An endpoint that has shown no generation of ours at `now`.
+    #[must_use]
+    pub fn none(now: Timestamp) -> Self {
+        Self {
+            generation: Generation::default(),
+            at: now,
+            not_after: None,
+            problem: None,
+            again: None,
+        }
+    }
 }
 
 /// An order that may exist at the CA: all that is needed to finish it.

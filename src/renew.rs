@@ -6,6 +6,7 @@ pub(crate) mod backoff;
 pub(crate) mod clock;
 pub(crate) mod decide;
 pub(crate) mod fallback;
+pub(crate) mod look;
 pub(crate) mod partial;
 pub(crate) mod policy;
 pub mod rate_limits;

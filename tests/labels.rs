@@ -478,10 +478,9 @@ fn restart_without_proxy_renews_discovered_certificates() {
     sidecar.until_logged("container web no longer requests it");
     docker.add("other", json!({}));
     sidecar.until_logged("no longer renewed: container web was the last to request it");
-    until("the certificate is unmanaged", || {
-        !sidecar
-            .get("/api/v1/certificates")
-            .contains("a.example.com")
+    until("the certificate is orphaned", || {
+        let shown = sidecar.get("/api/v1/certificates");
+        shown.contains("\"orphaned_why\":\"no container requests it any more\"")
     });
     assert!(
         sidecar

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, USUAL_DATA_DIR, shared_file,
+    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, USUAL_DATA_DIR,
 };
 use crate::deploy::confirmed::{Confirmed, Right};
-use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
@@ -50,16 +49,19 @@ pub(super) fn none_in(data_dir: &Path) -> String {
     format!("no certificate is stored in {shown}{other}")
 }
 
-/// Keeps the mark of an imported certificate: `certs run` manages it until a
-/// configuration names it, whatever other commands do with it.
+/// Keeps the marks of a certificate that a command or an import made: it is managed until
+/// it is deleted, whatever names it meanwhile.
 pub(super) fn still_imported(
     settings: &CertificateSettings,
     stored: Option<&str>,
 ) -> CertificateSettings {
     let mut settings = settings.clone();
     let stored = stored.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
-    let stored = stored.and_then(|stored| stored.imported);
-    settings.imported = settings.imported.or(stored);
+    if let Some(stored) = stored {
+        let lasting = stored.asked_by().filter(|origin| origin.lasts());
+        settings.origin = lasting.or(settings.origin);
+        settings.imported = settings.imported.or(stored.imported);
+    }
     settings
 }
 
@@ -70,8 +72,10 @@ pub(super) async fn remember(
 ) -> Result<(), Failure> {
     let lineage = &settings.lineage;
     let failed = Failure::on::<StoreError>(lineage.as_str());
+    let stored = store.options(lineage).await.map_err(&failed)?;
+    let settings = &still_imported(settings, stored.as_deref());
     let json = serde_json::to_string_pretty(settings)?;
-    if store.options(lineage).await.map_err(&failed)?.as_ref() == Some(&json) {
+    if stored.as_ref() == Some(&json) {
         return Ok(());
     }
     store.save_options(lineage, &json).await.map_err(failed)
@@ -137,39 +141,16 @@ pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) {
     }
 }
 
-/// Adds the certificates that were imported from another client and are not
-/// configured. An unusable one is logged and does not affect the others.
-pub(super) async fn keep_imported(
-    sources: &Sources,
-    configured: &mut Settings,
-) -> Result<(), Failure> {
-    for (lineage, settings) in recall(sources, configured).await? {
-        let mut settings = match settings {
-            Ok(settings) if settings.imported.is_some() => settings,
-            Ok(_) => continue,
-            Err(failure) => {
-                tracing::error!(%lineage, "the stored certificate is not managed: {}", failure.in_a_line());
-                continue;
-            }
-        };
-        // Two certificates must not write the same file.
-        while let Some((path, owner)) = shared_file(&settings, configured.certificates.iter()) {
-            tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
-            let writes_it =
-                |spec: &DeployTarget| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
-            settings.deploy.retain(|spec| !writes_it(spec));
-        }
-        configured.certificates.push(settings);
-    }
-    Ok(())
-}
-
 /// The stored settings of every certificate that `configured` does not name, if they are
 /// readable.
-async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
     let stored = unconfigured(configured).await.unwrap_or_default();
+    let confirmed = confirmed(configured).unwrap_or_default();
     let stored = stored.into_iter().filter_map(|(_, stored)| match stored {
-        Ok(Remembered::Whole(settings)) => Some(*settings),
+        Ok(Remembered::Whole(mut settings)) => {
+            deny(&mut settings, |right| confirmed.has(right));
+            Some(*settings)
+        }
         _ => None,
     });
     stored.collect()
@@ -222,11 +203,7 @@ pub(super) async fn all_known(sources: &Sources, settings: &Settings) -> Result<
     let stored = recall(sources, settings).await?.into_iter();
     let stored = stored.filter_map(|(_, stored)| stored.ok());
     // This process's environment and options may differ from those of the command.
-    let confirmed = confirmed(settings)?;
-    let raw = as_stored(settings).await.into_iter().map(|mut one| {
-        deny(&mut one, |right| confirmed.has(right));
-        one
-    });
+    let raw = as_stored(settings).await;
     let all = stored.chain(raw).map(CertificateSettings::stripped);
     known.certificates.extend(all);
     Ok(known)

@@ -36,8 +36,8 @@ use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::{
-    Certificate, FallbackCa, FreshKeys, Maintenance, ManageError, Outcome, Probes, SPACING, SPREAD,
-    Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
+    SPACING, SPREAD, Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -89,6 +89,10 @@ impl Factory {
                 spacing: SPACING,
                 spread: SPREAD,
                 maintenance: maintenance(&settings.renew),
+                looks: Some(Looks {
+                    every: settings.verify_every.length(),
+                    at_once: true,
+                }),
                 board: None,
                 progress: Some(display.clone()),
             },
@@ -152,6 +156,10 @@ impl Factory {
             fallback: fallback.transpose()?,
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
+            keeper: match settings.asked_by() {
+                Some(origin) if origin.lasts() => Keeper::Command,
+                _ => Keeper::Settings,
+            },
         })
     }
 

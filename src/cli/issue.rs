@@ -211,7 +211,8 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
         Done::Passed { outcome, path } if call.json => say(json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
-            "left_out": outcome.excluded,
+            "left_out": outcome.excluded, "proof": outcome.proof.state,
+            "proof_at": outcome.proof.at, "proof_detail": outcome.proof.detail,
         })),
         Done::Passed { outcome, path } => {
             let result = match (outcome.issued, task) {
@@ -225,6 +226,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             say(format_args!(
                 "{lineage}: {result}; generation {generation} in {path}, valid to {not_after}, renewal at {renewal}"
             ));
+            say(format_args!("{lineage}: {}", outcome.proof.seen_at(now)));
             for one in &outcome.excluded {
                 let retry_at = one.retry_at.unwrap_or(outcome.next).seen_at(now);
                 let (name, reason) = (&one.identifier, &one.reason);

@@ -7,6 +7,7 @@ use super::Call;
 use super::args::Renew;
 use super::catalog::{none_in, recall};
 use super::issue::{print_failure, work};
+use super::kept::skip_orphans;
 use super::meant;
 use super::output::say;
 use crate::config::{CertificateSettings, Purpose};
@@ -46,6 +47,9 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         }
     }
     select(&mut settings.certificates, &mut unusable, names)?;
+    if names.is_empty() && !trigger.never_orders() {
+        skip_orphans(&call.sources, &mut settings).await?;
+    }
     if settings.certificates.is_empty() && unusable.is_empty() {
         if !call.json {
             say(format_args!(

@@ -4,6 +4,7 @@
 mod managed;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use tokio::task::JoinSet;
 use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::{all_known, keep_imported, open_store};
+use super::catalog::{all_known, open_store};
 use super::factory::Factory;
+use super::kept::keep_stored;
 use super::labels::Labels;
 use super::listener::listener;
 use super::meant;
@@ -43,8 +45,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let notifier = Arc::new(Notifier::connect(&call.environment));
     let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
-    keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir)?;
+    let orphans = keep_stored(&call.sources, &mut configured, &labels).await?;
     let mut settings = with_labels(&call.sources, &configured, &labels);
     sandbox::settle_output(&mut settings);
     let bound = Bound::new(&call, &settings).await?;
@@ -62,6 +64,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory: factory.clone(),
         board: shown.board.clone(),
         requested: Vec::new(),
+        orphans,
+        announced: BTreeSet::new(),
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
         notifier: notifier.clone(),
         call: &call,
@@ -225,7 +229,10 @@ async fn obey(
                 managed.notifier.send(&[NotifyState::Ready]);
             }
             Some(reply) = reloads.recv() => {
-                reload(managed, handle).await;
+                match managed.restock().await {
+                    Ok(certificates) => handle.replace(certificates).await,
+                    Err(failure) => tracing::error!("{}", failure.in_a_line()),
+                }
                 // The caller may have gone.
                 let _ = reply.send(());
             }

@@ -8,10 +8,12 @@ use serde_json::Value;
 use super::Call;
 use super::args::Health;
 use super::catalog::{existing_store, none_in};
+use super::kept::{notice, orphaned_for_command};
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
 use crate::config::{CertificateSettings, Settings};
+use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage;
@@ -40,7 +42,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
-        match row(store.as_ref(), &settings, &lineage, requested_by, now).await {
+        match row(call, store.as_ref(), &settings, &lineage, requested_by, now).await {
             Ok(mut row) => {
                 row.made_with.take_if(|_| only.is_none());
                 rows.push(row);
@@ -98,6 +100,7 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
 }
 
 async fn row(
+    call: &Call,
     store: Option<&FileStore>,
     process: &Settings,
     lineage: &Lineage,
@@ -116,11 +119,19 @@ async fn row(
     let (state, _) = known.map_err(Failure::on(&record.ca))?;
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
-    status.requested_by = requested_by;
-    let made_with = store.options(lineage).await;
-    let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
+    let options = store.options(lineage).await;
+    let options = options.map_err(Failure::on(lineage.as_str()))?;
     // Damaged settings fail the renewal, which names them.
-    let made_with = made_with.and_then(|json| serde_json::from_str(&json).ok());
+    let made_with: Option<CertificateSettings> =
+        options.and_then(|json| serde_json::from_str(&json).ok());
+    let sidecar_runs = control::is_running(&call.sources.process_settings()?.data_dir).await;
+    let requested = requested_by.as_ref();
+    let why = made_with
+        .as_ref()
+        .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
+    status.orphaned = why.is_some();
+    status.orphaned_why = why;
+    status.requested_by = requested_by;
     Ok(Row {
         made_with: made_with.map(|mut made_with: CertificateSettings| {
             made_with.output = Some(process.output_of(&made_with));
@@ -146,7 +157,7 @@ struct Row {
     made_with: Option<CertificateSettings>,
 }
 
-const COLUMNS: [&str; 7] = [
+const COLUMNS: [&str; 8] = [
     "NAME",
     "CA",
     "NOT AFTER",
@@ -154,6 +165,7 @@ const COLUMNS: [&str; 7] = [
     "WHEN",
     "ISSUED",
     "SERVED",
+    "PROOF",
 ];
 
 fn table(rows: &[Row], now: Timestamp) {
@@ -163,7 +175,7 @@ fn table(rows: &[Row], now: Timestamp) {
         let all = cells.iter().chain([&titles]);
         all.map(|cells| cells[column].len()).max().unwrap_or(0)
     };
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; 8] = std::array::from_fn(width);
     let line = |cells: &[String]| {
         let padded = cells.iter().zip(widths);
         let padded = padded.map(|(cell, width)| format!("{cell:width$}"));
@@ -176,7 +188,7 @@ fn table(rows: &[Row], now: Timestamp) {
     }
 }
 
-fn cells(status: &Status, now: Timestamp) -> [String; 7] {
+fn cells(status: &Status, now: Timestamp) -> [String; 8] {
     let shown = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
     [
@@ -187,12 +199,16 @@ fn cells(status: &Status, now: Timestamp) -> [String; 7] {
         status.next_at.seen_at(now),
         shown(status.generation_issued.map(|it| it.0.to_string())),
         shown(status.generation_served.map(|it| it.0.to_string())),
+        status.proof.state.to_string(),
     ]
 }
 
 /// The lines below a certificate's row.
 fn details(row: &Row, now: Timestamp) {
     let status = &row.status;
+    if status.generation_issued.is_some() {
+        say(format_args!("  {}", status.proof.seen_at(now)));
+    }
     if let Some(ca) = &status.issued_by
         && status.ca != *ca
     {
@@ -200,6 +216,9 @@ fn details(row: &Row, now: Timestamp) {
     }
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
+    }
+    if let Some(why) = &status.orphaned_why {
+        say(format_args!("  {}", notice(&status.name, why)));
     }
     for one in &status.excluded {
         let (name, reason) = (&one.identifier, &one.reason);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
+use super::interval::Interval;
 use super::key::{
     BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
     layer,
@@ -20,6 +21,7 @@ use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
     words,
 };
+use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
@@ -166,6 +168,11 @@ layer! {
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
             => .harden;
+        "verify.every", verify_every: Interval, parsed, TEXT
+            .hint("write 10m, 1h or 30s")
+            .doc("How often every endpoint is looked at again: by one handshake, at least this often")
+            .default("10m").option(RUN, "DURATION")
+            => .verify_every;
         "renew.schedule", schedule: Schedule, parsed, TEXT
             .hint("for example 30 3 * * * for 3:30 every night")
             .doc("One more pass over all certificates, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
@@ -199,9 +206,10 @@ layer! {
 }
 
 /// Tables of the file that only hold keys, and what these are about.
-pub(super) const SECTIONS: [(&str, &str); 4] = [
+pub(super) const SECTIONS: [(&str, &str); 5] = [
     ("output", "The owner of the files for the proxy"),
     ("admin", "The read-only endpoints"),
+    ("verify", "The endpoints, for all certificates"),
     ("renew", "When certificates are renewed and deployed"),
     (
         "docker",
@@ -283,6 +291,9 @@ pub(crate) struct Settings {
     pub harden: bool,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
+    /// The longest time between two looks at an endpoint.
+    #[serde(default)]
+    pub verify_every: Interval,
     pub renew: RenewSettings,
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
@@ -307,6 +318,7 @@ impl Settings {
             log_format: LogFormat::default(),
             harden: true,
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
+            verify_every: Interval::default(),
             renew: RenewSettings::default(),
             challenge: ChallengeSettings::default(),
             docker: None,
@@ -355,9 +367,15 @@ pub(crate) struct CertificateSettings {
     /// stored by a version that did not keep it, so that the process decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputSettings>,
-    /// The client that it was imported from, if no configuration names it.
+    /// The client that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
+    /// Who asked for it; settings of an earlier version do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Why nothing keeps it, as `certs run` found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphaned: Option<String>,
     /// The rights that only the store names, which are denied.
     #[serde(skip)]
     pub unconfirmed: BTreeSet<Right>,
@@ -380,8 +398,16 @@ impl CertificateSettings {
             verify: Vec::new(),
             output: None,
             imported: None,
+            origin: None,
+            orphaned: None,
             unconfirmed: BTreeSet::new(),
         }
+    }
+
+    /// Who asked for it, if that is known.
+    pub(crate) fn asked_by(&self) -> Option<Origin> {
+        let imported = self.imported.as_ref().map(|_| Origin::Import);
+        self.origin.or(imported)
     }
 
     /// The files of its CAs: roots and keys of external accounts.

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::keys::CertificateLayer;
 use super::layer::{Value, split};
+use super::origin::Origin;
 use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::Entry;
 use super::resolve::Sources;
@@ -155,7 +156,9 @@ impl Sources {
             layer,
             is_a_label: true,
         };
-        self.checked(&entry, problems)
+        let mut certificate = self.checked(&entry, problems);
+        certificate.origin = Some(Origin::Label);
+        certificate
     }
 
     /// Checks the targets of a label against those it may name.

@@ -14,6 +14,9 @@ use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
+/// The key in `[verify]` that says what `verify` does.
+pub(super) const ENDPOINTS: &str = "endpoints";
+
 /// The values of the file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Document {
@@ -95,7 +98,7 @@ impl Reader<'_> {
                 (section, DeValue::Table(keys)) if is_section(section) => {
                     self.section(section, keys, &mut all.layer);
                 }
-                (section, _) if is_section(section) => {
+                (section, _) if is_section(section) && !is_key(section) => {
                     let origin = self.origin(key.span());
                     let hint = format!("write [{section}] above its keys");
                     self.add(&origin, format!("`{section}` is a table"), hint);
@@ -115,11 +118,16 @@ impl Reader<'_> {
     fn section(&mut self, section: &str, table: &DeTable<'_>, layer: &mut Layer) {
         for (key, item) in table {
             let value = self.value(key.span(), item);
-            let full = format!("{section}.{}", key.get_ref());
+            let full = match (key.get_ref().as_ref(), is_key(section)) {
+                // TOML has no room for a key beside a table of the same name.
+                (ENDPOINTS, true) => section.to_owned(),
+                (name, _) => format!("{section}.{name}"),
+            };
             if !layer.put(&full, &value, &mut self.problems) {
                 let known = keys().filter_map(Key::section);
                 let known = known.filter(|(table, _)| *table == section);
-                let known: Vec<&str> = known.map(|(_, name)| name).collect();
+                let known = known.map(|(_, name)| name);
+                let known: Vec<&str> = known.chain(is_key(section).then_some(ENDPOINTS)).collect();
                 self.unknown(key.span(), key.get_ref(), &known);
             }
         }
@@ -301,6 +309,11 @@ fn is_empty_list(table: &DeTable<'_>) -> bool {
 
 fn is_section(name: &str) -> bool {
     SECTIONS.iter().any(|(section, _)| *section == name)
+}
+
+/// Whether a key has the name of a table too.
+fn is_key(section: &str) -> bool {
+    keys().any(|key| key.name == section)
 }
 
 fn top_level() -> Vec<&'static str> {

@@ -11,6 +11,7 @@ use super::check;
 use super::environment::{self, Variables};
 use super::keys::{CertificateLayer, Layer};
 use super::layer::{Raw, Value, identifiers, lineage};
+use super::origin::Origin;
 use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
@@ -109,7 +110,11 @@ impl Sources {
         let entries = self.entries(purpose, &mut problems);
         let mut settings = self.process(&mut problems);
         for entry in &entries {
-            let certificate = self.checked(entry, &mut problems);
+            let mut certificate = self.checked(entry, &mut problems);
+            certificate.origin = Some(match self.configures(&entry.lineage) {
+                true => Origin::Configuration,
+                false => Origin::Command,
+            });
             settings.certificates.push(certificate);
         }
         check::copies(&settings.certificates, &entries, &mut problems);
@@ -129,6 +134,8 @@ impl Sources {
         let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
         if let Remembered::Whole(whole) = stored {
             certificate.imported.clone_from(&whole.imported);
+            certificate.origin = whole.origin;
+            certificate.orphaned.clone_from(&whole.orphaned);
         }
         problems.or(certificate)
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::key::{Default, Key, Scope, ValueType};
 use super::keys::{NAMING, SECTIONS, keys};
+use super::read::ENDPOINTS;
 use crate::deploy::target::DeployTarget;
 
 /// The file's JSON Schema.
@@ -45,9 +46,14 @@ pub(crate) fn schema() -> String {
         let of_it = keys().filter_map(|key| Some((key, key.section()?)));
         let of_it = of_it.filter(|(_, (table, _))| *table == section);
         let of_it = of_it.map(|(key, (_, name))| (name.to_owned(), property(key)));
-        let mut table = table(of_it.collect());
+        let plain = root.remove(section);
+        let plain = plain.iter().map(|key| (ENDPOINTS.to_owned(), key.clone()));
+        let mut table = table(of_it.chain(plain.clone()).collect());
         table["description"] = about.into();
-        root.insert(section.to_owned(), table);
+        let either = plain
+            .map(|(_, key)| json!({ "anyOf": [key, table] }))
+            .next();
+        root.insert(section.to_owned(), either.unwrap_or(table));
     }
     let description = root["deploy"]["description"].clone();
     let deploy = json!({ "anyOf": [one_or_many, targets], "description": description });

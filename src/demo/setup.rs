@@ -30,7 +30,7 @@ use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::{Certificate, FreshKeys, Probes, Services, Wanted};
+use crate::manage::{Certificate, FreshKeys, Keeper, Probes, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -94,6 +94,7 @@ impl Setup {
             wanted,
             issuer: issuer.clone(),
             endpoints: vec![endpoint.clone()],
+            keeper: Keeper::default(),
         };
         let certificates = wanted.into_iter().zip(targets).map(certificate);
         Ok(Self {
@@ -171,6 +172,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
+        looks: None,
         board: None,
         progress: None,
         spacing: SPACING,

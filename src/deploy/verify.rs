@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+pub use self::unseen::Unseen;
 use super::endpoint::Endpoint;
 use super::starttls::{self, Protocol};
 use crate::certificate::Facts;
@@ -30,6 +31,8 @@ use crate::identifier::Identifier;
 use crate::net::tls;
 use crate::time::Clock;
 
+/// The problem of a server that was seen before.
+pub(crate) const SILENT: &str = "it no longer listens: see its log, and start it";
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -63,11 +66,19 @@ impl VerifyError {
     /// The error for a server that no longer listens.
     #[must_use]
     pub fn gone(server: &str, name: impl ToString) -> Self {
-        Self::new(
-            server,
-            name,
-            "it no longer listens: see its log, and start it",
-        )
+        Self::new(server, name, SILENT)
+    }
+
+    /// The error of one look that did not see the certificate.
+    #[must_use]
+    pub fn unseen(endpoint: &ServedAt, name: &Identifier, found: &str) -> Self {
+        Self::new(endpoint, name, found)
+    }
+
+    /// What was found instead.
+    #[must_use]
+    pub fn found(&self) -> &str {
+        &self.found
     }
 
     /// Adds the length of the verification, and its cause if it is known.
@@ -119,7 +130,7 @@ pub trait Verifier: Send + Sync {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), String>;
+    ) -> Result<(), Unseen>;
 }
 
 /// A verifier that does TLS handshakes.
@@ -133,7 +144,7 @@ impl Verifier for Handshake {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unseen> {
         match place {
             ServedAt::Named(endpoint) => every_address(endpoint, name, wanted).await,
             ServedAt::Found(_, addresses) => each_family(addresses, name, wanted).await,
@@ -202,11 +213,11 @@ impl Verification<'_> {
         pause: &mut Duration,
     ) -> Result<(), String> {
         loop {
-            let Err(found) = self.verifier.look(place, name, self.wanted).await else {
+            let Err(unseen) = self.verifier.look(place, name, self.wanted).await else {
                 return Ok(());
             };
             if self.time_is_up() {
-                return Err(found);
+                return Err(unseen.found);
             }
             self.pause(pause).await;
         }
@@ -230,7 +241,8 @@ impl Verification<'_> {
         let begun = self.clock.stopwatch();
         for _ in 0..REPEATED_HANDSHAKES {
             self.clock.sleep(HANDSHAKE_PAUSE).await;
-            self.verifier.look(place, name, self.wanted).await?;
+            let seen = self.verifier.look(place, name, self.wanted).await;
+            seen.map_err(|unseen| unseen.found)?;
             // If one look takes seconds, it is enough.
             let passed = self.clock.stopwatch().saturating_sub(begun);
             if passed > HANDSHAKE_PAUSE * REPEATED_HANDSHAKES {
@@ -247,7 +259,7 @@ async fn each_family(
     addresses: &[SocketAddr],
     name: &Identifier,
     wanted: &Fingerprint,
-) -> Result<(), String> {
+) -> Result<(), Unseen> {
     let (mut shown, mut others) = (Vec::new(), Vec::new());
     for address in addresses {
         if !shown.is_empty() && !is_other_family(address, &shown) {
@@ -259,14 +271,20 @@ async fn each_family(
         }
     }
     if shown.is_empty() && others.is_empty() {
-        return Err("it listens on port 80 only".to_owned());
+        return Err("it listens on port 80 only".into());
     }
     others.retain(|(address, _)| shown.is_empty() || is_other_family(address, &shown));
-    let others: Vec<String> = others.into_iter().map(|(_, other)| other).collect();
-    match others.is_empty() {
-        true => Ok(()),
-        false => Err(others.join("; ")),
+    let others: Vec<Unseen> = others.into_iter().map(|(_, other)| other).collect();
+    if others.is_empty() {
+        return Ok(());
     }
+    let found: Vec<&str> = others.iter().map(|other| other.found.as_str()).collect();
+    let ours = others.iter().find(|other| other.shows(name));
+    let any = others.iter().find(|other| other.leaf.is_some());
+    Err(Unseen {
+        found: found.join("; "),
+        leaf: ours.or(any).and_then(|other| other.leaf.clone()),
+    })
 }
 
 /// Whether `shown` has an address of the same port and none of the same family.
@@ -280,12 +298,12 @@ async fn every_address(
     endpoint: &Endpoint,
     name: &Identifier,
     wanted: &Fingerprint,
-) -> Result<(), String> {
+) -> Result<(), Unseen> {
     let host = endpoint.host.to_string();
     let addresses = tokio::net::lookup_host((host.as_str(), endpoint.port)).await;
     let addresses: Vec<_> = addresses.map_err(|error| error.to_string())?.collect();
     if addresses.is_empty() {
-        return Err("the host has no address".to_owned());
+        return Err("the host has no address".into());
     }
     for address in addresses {
         shows(address, endpoint.protocol, name, wanted).await?;
@@ -298,16 +316,17 @@ async fn shows(
     protocol: Protocol,
     name: &Identifier,
     wanted: &Fingerprint,
-) -> Result<(), String> {
+) -> Result<(), Unseen> {
     let seen = observe(address, protocol, name).await;
     let seen = seen.map_err(|error| format!("{address}: {error}"))?;
     if seen.fingerprint == *wanted {
         return Ok(());
     }
-    Err(format!(
+    let found = format!(
         "{address} serves another certificate (SHA-256 {}, valid to {})",
         seen.fingerprint, seen.not_after
-    ))
+    );
+    Err(Unseen::other(found, seen))
 }
 
 /// Does one handshake, and reads the leaf that the server sends.
@@ -403,6 +422,8 @@ impl ServerCertVerifier for Witness {
         self.algorithms.supported_schemes()
     }
 }
+
+mod unseen;
 
 #[cfg(test)]
 mod tests;

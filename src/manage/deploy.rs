@@ -2,7 +2,10 @@
 //! A failed deployment is rolled back to the previous generation and retried by the next
 //! pass. It never leads to a second order.
 
+use std::collections::BTreeSet;
+
 use super::error::ManageError;
+use super::proof::FILES;
 use super::services::{Certificate, Services};
 use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
@@ -12,9 +15,7 @@ use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::policy::VERIFY_WITHIN;
 use crate::renew::window::latest;
-
-/// The name of the output files in [`crate::record::Record::deployed`].
-pub(super) const FILES: &str = "files";
+use crate::text::printable;
 
 /// A generation to deploy.
 #[derive(Clone)]
@@ -178,8 +179,8 @@ impl Pass<'_> {
         let reloaded = self.reload(before, false).await;
         let verified = self.verify(before).await;
         match reloaded.and(verified) {
-            Ok(()) if self.record.served.is_empty() => {
-                tracing::info!(%lineage, generation = %before.generation, "rolled back, with no endpoint to verify");
+            Ok(()) if self.record.served.is_empty() || !self.record.unchecked.is_empty() => {
+                tracing::info!(%lineage, generation = %before.generation, "rolled back; not checked: no endpoint is configured");
             }
             Ok(()) => {
                 tracing::info!(%lineage, generation = %before.generation, "rolled back and verified");
@@ -231,8 +232,12 @@ impl Pass<'_> {
                 .await
             {
                 // The generation that was seen there before is no longer verified.
+                let (now, again) = (services.clock.now(), self.look_again(false));
                 let known = self.record.served.entry(endpoint.to_string());
-                known.and_modify(|served| served.generation = Generation::default());
+                let known = known.or_insert_with(|| Served::none(now));
+                known.generation = Generation::default();
+                known.problem = Some(printable(error.found()));
+                known.again = again;
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
                 let waited = services.clock.stopwatch().saturating_sub(begun);
                 return Err(error.after(waited, obstacle).into());
@@ -247,6 +252,8 @@ impl Pass<'_> {
             generation: pair.generation,
             at: self.now(),
             not_after: Some(pair.bundle.facts().not_after),
+            problem: None,
+            again: self.look_again(true),
         };
         self.record.served.insert(endpoint.to_string(), seen);
         let is_new = self.record.rollback_to != Some(pair.generation);
@@ -314,6 +321,18 @@ pub(super) async fn endpoints_to_verify(certificate: &Certificate) -> Vec<Served
         }
     }
     found
+}
+
+/// The servers of `certificate` that no configured endpoint verifies, by name. A copy is a
+/// file for a server, not a server.
+pub(super) fn servers_without_endpoint(certificate: &Certificate) -> BTreeSet<String> {
+    if !certificate.endpoints.is_empty() {
+        return BTreeSet::new();
+    }
+    let lineage = &certificate.wanted.lineage;
+    let targets = certificate.targets.iter();
+    let servers = targets.filter(|target| target.copy_of(lineage).is_none());
+    servers.map(|target| target.name()).collect()
 }
 
 /// A visible reason why a server cannot load the pair.

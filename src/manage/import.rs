@@ -2,8 +2,8 @@
 //! lease, by compare-and-swap, and never over a newer certificate. It contacts neither
 //! the CA nor the server, so a later pass must deploy and verify it.
 
-use super::deploy::FILES;
 use super::error::ManageError;
+use super::proof::FILES;
 use crate::certificate::Bundle;
 use crate::deploy::Outlet;
 use crate::identifier::Identifier;

@@ -2,16 +2,18 @@
 //! configuration, the files on disk, and the servers' endpoints. Nothing is ordered or
 //! deployed here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ca_state::refund;
 use super::clock::PassClock;
 use super::concurrency::Permit;
-use super::deploy::{FILES, endpoints_to_verify, on_disk};
+use super::deploy::{endpoints_to_verify, on_disk, servers_without_endpoint};
 use super::error::ManageError;
 use super::partial;
+use super::proof::FILES;
 use super::services::{Certificate, Services, Wanted};
 use super::session::{Pass, Trigger};
+use crate::deploy::verify::SILENT;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
 use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
 use crate::time::{Clock, Timestamp};
@@ -34,6 +36,8 @@ impl<'p> Pass<'p> {
             permit,
             record,
             revision,
+            looked: false,
+            unseen: None,
         };
         let changed = pass.adopt_wanted();
         let now = age_at(&pass.record, certificate, clock).await;
@@ -89,19 +93,25 @@ impl<'p> Pass<'p> {
         self.record.deployed.insert(FILES.to_owned(), files);
     }
 
-    /// Updates the endpoints to verify: old ones are dropped, and new ones are unverified.
+    /// Updates the endpoints to verify: old ones are dropped, and new ones are unverified. A
+    /// server that was seen and listens no more stays, as unverified.
     async fn sync_endpoints(&mut self) {
-        let endpoints = endpoints_to_verify(self.certificate).await;
-        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+        let found = endpoints_to_verify(self.certificate).await;
+        let found: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
         let (served, now) = (&mut self.record.served, self.services.clock.now());
-        served.retain(|endpoint, _| endpoints.contains(endpoint));
-        for endpoint in endpoints {
-            served.entry(endpoint).or_insert_with(|| Served {
-                generation: Generation::default(),
-                at: now,
-                not_after: None,
-            });
+        let servers = servers_without_endpoint(self.certificate);
+        served.retain(|endpoint, _| found.contains(endpoint) || servers.contains(endpoint));
+        for (endpoint, seen) in served.iter_mut() {
+            if !found.contains(endpoint) {
+                seen.problem = Some(SILENT.to_owned());
+            }
         }
+        for endpoint in &found {
+            let entry = served.entry(endpoint.clone());
+            entry.or_insert_with(|| Served::none(now));
+        }
+        let known = |server: &String| served.contains_key(server);
+        self.record.unchecked = servers.into_iter().filter(|it| !known(it)).collect();
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
+use super::proof::proof;
 use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
@@ -14,7 +15,8 @@ use crate::record::{Record, Renewal};
 use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
-use crate::renew::policy::CLOCK_ALARM;
+use crate::renew::look::{after_drift, is_drifting};
+use crate::renew::policy::{CLOCK_ALARM, RECHECK};
 use crate::time::Timestamp;
 
 /// The result of a due order that has not failed.
@@ -66,6 +68,9 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
+        if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
+            return self.watch().await;
+        }
         let mut issued = false;
         if self.trigger == Trigger::Forced {
             let plan = self.forced();
@@ -94,15 +99,40 @@ impl Pass<'_> {
                 Next::Draw(_) if has_a_window(&self.record) => self.request_window().await?,
                 Next::Draw(renewal) => self.keep_drawn(renewal).await?,
                 Next::Deploy => stuck = Box::pin(self.deploy_or_note()).await.err(),
-                Next::Wait(until) => {
-                    return match (stuck, decide::delayed_until(&self.record, now)) {
-                        (Some(error), _) => Err(error),
-                        (None, Some(delayed)) => Err(waiting(&self.record, delayed)),
-                        (None, None) => self.outcome(issued, now, until),
-                    };
-                }
+                Next::Wait(until) => match self.due_looks(now) {
+                    Some(looks) => Box::pin(self.look(looks)).await?,
+                    None => return self.end(stuck, issued, now, until),
+                },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
+        }
+    }
+
+    /// Only looks at the endpoints: nothing keeps the certificate.
+    async fn watch(&mut self) -> Result<Outcome, ManageError> {
+        let now = self.now();
+        if let Some(looks) = self.due_looks(now) {
+            Box::pin(self.look(looks)).await?;
+        }
+        self.outcome(false, now, now + RECHECK)
+    }
+
+    /// The result when nothing is due before `until`. What a look did not see fails the pass
+    /// of a user; the supervisor looks again.
+    fn end(
+        &mut self,
+        stuck: Option<ManageError>,
+        issued: bool,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Outcome, ManageError> {
+        let at_once = self.services.looks.is_some_and(|looks| looks.at_once);
+        let unseen = self.unseen.take().filter(|_| at_once);
+        match (stuck, decide::delayed_until(&self.record, now), unseen) {
+            (Some(error), ..) => Err(error),
+            (None, Some(delayed), _) => Err(waiting(&self.record, delayed)),
+            (None, None, Some(unseen)) => Err(unseen.into()),
+            (None, None, None) => self.outcome(issued, now, until),
         }
     }
 
@@ -196,6 +226,11 @@ impl Pass<'_> {
         let failures =
             after_deployment_failure(&self.record.deployment_failures, error.to_string(), now);
         self.record.deployment_failures = failures;
+        if is_drifting(&self.record.drift, now) {
+            self.record.drift = after_drift(&self.record.drift, error.to_string(), now);
+            let deployment = &mut self.record.deployment_failures;
+            deployment.retry_at = deployment.retry_at.max(self.record.drift.retry_at);
+        }
         if let Some(rollback_pause) = rollback_pause(&self.record) {
             let deployment = &mut self.record.deployment_failures;
             deployment.retry_at = deployment.retry_at.max(Some(now + rollback_pause));
@@ -226,6 +261,7 @@ impl Pass<'_> {
             next: until,
             renewal: renewal.map(|renewal| decide::due(newest, renewal)),
             excluded: excluded(record),
+            proof: proof(record, now),
         })
     }
 }

@@ -17,7 +17,7 @@ use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::observe::{Board, ExcludedName, Metrics};
+use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
 use crate::record::{Generation, Record};
 use crate::store::Store;
@@ -50,10 +50,21 @@ pub(crate) struct Services {
     pub spread: Duration,
     /// The maintenance windows in which renewed certificates are deployed.
     pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// The looks at endpoints between deployments; `None`: none is made.
+    pub looks: Option<Looks>,
     /// The board that shows the state of each certificate after each step.
     pub board: Option<Board>,
     /// Shows the phases of the work.
     pub progress: Option<Arc<dyn Progress>>,
+}
+
+/// How endpoints are looked at between deployments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks {
+    /// The longest time between two looks at an endpoint.
+    pub every: Duration,
+    /// Whether each pass looks, as a user's command does.
+    pub at_once: bool,
 }
 
 /// A managed certificate, with its own services.
@@ -69,6 +80,27 @@ pub(crate) struct Certificate {
     pub targets: Vec<Arc<dyn Target>>,
     /// The endpoints to verify.
     pub endpoints: Vec<Endpoint>,
+    /// What keeps it.
+    pub keeper: Keeper,
+}
+
+/// What keeps a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    /// The configuration or a label, whose settings apply.
+    #[default]
+    Settings,
+    /// The command that made it, until the next command for it.
+    Command,
+    /// Nothing: it is orphaned, and a scheduled pass only looks at its endpoints.
+    Nothing,
+}
+
+impl Certificate {
+    /// Whether nothing keeps it.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.keeper == Keeper::Nothing
+    }
 }
 
 /// The CA that issues while the first CA does not.
@@ -187,6 +219,9 @@ pub(crate) struct Outcome {
     /// The wanted names that are excluded for now.
     #[serde(default, rename = "left_out")]
     pub excluded: Vec<ExcludedName>,
+    /// Whether its servers were seen to serve it.
+    #[serde(default)]
+    pub proof: Proof,
 }
 
 impl Wanted {

@@ -8,8 +8,10 @@ use super::error::ManageError;
 use super::services::{Certificate, Services};
 use super::status::status;
 use crate::certificate::Bundle;
+use crate::deploy::verify::VerifyError;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
+use crate::renew::decide::is_verified;
 use crate::time::Timestamp;
 
 /// Why a pass runs, which determines when it orders. A command sends it to a sidecar that
@@ -50,6 +52,10 @@ pub(super) struct Pass<'p> {
     pub(super) permit: Permit,
     pub(super) record: Record,
     pub(super) revision: Revision,
+    /// Whether the endpoints were looked at.
+    pub(super) looked: bool,
+    /// What the looks did not see.
+    pub(super) unseen: Option<VerifyError>,
 }
 
 impl Pass<'_> {
@@ -59,6 +65,11 @@ impl Pass<'_> {
 
     pub(super) fn lineage(&self) -> &Lineage {
         &self.record.lineage
+    }
+
+    /// Whether every target and endpoint has the generation to be served.
+    pub(super) fn is_verified(&self, now: Timestamp) -> bool {
+        is_verified(&self.record, now)
     }
 
     /// Shows the phase of the work.

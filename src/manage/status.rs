@@ -1,10 +1,11 @@
 //! The status of a certificate, from its record and the decision of [`crate::renew`]. It
 //! reads no disk and asks no server.
 
-use crate::observe::status::{Action, ExcludedName, Status};
+use super::proof::proof;
+use crate::observe::status::{Action, ExcludedName, ProofState, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
-use crate::renew::decide::{Next, due, is_verified, next};
+use crate::renew::decide::{Next, due, next};
 use crate::renew::partial::is_covered;
 use crate::renew::policy::OVERDUE_PART;
 use crate::renew::window::critical;
@@ -15,6 +16,7 @@ use crate::time::Timestamp;
 pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
     let (next_action, next_at) = upcoming(record, now, random);
     let issued = record.issued.as_ref();
+    let proof = proof(record, now);
     Status {
         name: record.lineage.clone(),
         identifiers: record.identifiers.clone(),
@@ -30,9 +32,12 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
         excluded: excluded(record),
-        verified: issued.is_some() && is_verified(record, now),
+        proven: proof.state == ProofState::Proven,
+        proof,
         overdue: issued.is_some_and(|issued| is_overdue(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
+        orphaned: false,
+        orphaned_why: None,
         last_error: last_error(record),
         requested_by: None,
     }
@@ -164,7 +169,8 @@ mod tests {
             .identifiers
             .insert(Identifier::parse("www.example.com").unwrap());
         let shown = status(&record, START, &SeededRandom::new(0));
-        assert!(shown.verified && !shown.is_ready());
+        assert_eq!(shown.proof.state, ProofState::NotChecked);
+        assert!(!shown.is_ready());
         record.identifiers.clear();
         assert!(status(&record, START, &SeededRandom::new(0)).is_ready());
     }
@@ -218,7 +224,10 @@ mod tests {
         record.deployed.insert("nginx".into(), Generation(0));
         record.deployment_failures.last = Some("it ignores the signal".into());
         let shown = status(&record, START, &SeededRandom::new(0));
-        assert_eq!((shown.verified, shown.next_action), (false, Action::Deploy));
+        assert_eq!(
+            (shown.proof.state, shown.next_action),
+            (ProofState::NotProven, Action::Deploy)
+        );
         assert_eq!(shown.last_error.as_deref(), Some("it ignores the signal"));
         record.issued = None;
         assert!(!status(&record, START, &SeededRandom::new(0)).is_ready());

@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
-use super::status::{Board, Status};
+use super::status::{Board, ProofState, Status};
 use crate::record::Generation;
 use crate::time::{Clock, SystemClock, Timestamp};
 
@@ -40,14 +40,25 @@ async fn readyz(State(shown): State<Shown>) -> Response {
     });
     let complaints: String = complaints.collect();
     if complaints.is_empty() {
-        let excluded: String = all.iter().flat_map(excluded_names).collect();
-        format!("ready\n{excluded}").into_response()
+        let remarks: String = all.iter().flat_map(remarks).collect();
+        format!("ready\n{remarks}").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, complaints).into_response()
     }
 }
 
-/// Excluded names, which the operator permits: reported, but no reason to be unready.
+/// What the operator permits: reported, but no reason to be unready.
+fn remarks(status: &Status) -> impl Iterator<Item = String> {
+    let (name, proof) = (&status.name, &status.proof);
+    let orphaned = status.orphaned_why.iter();
+    let orphaned = orphaned.map(|why| format!("{}: orphaned: {why}\n", status.name));
+    let unchecked = (proof.state == ProofState::NotChecked)
+        .then(|| format!("{name}: {}: {}\n", proof.state, proof.detail));
+    let remarks = unchecked.into_iter().chain(excluded_names(status));
+    orphaned.chain(remarks)
+}
+
+/// The excluded names.
 fn excluded_names(status: &Status) -> impl Iterator<Item = String> {
     status.excluded.iter().map(|one| {
         let (name, excluded) = (&status.name, &one.identifier);
@@ -56,17 +67,24 @@ fn excluded_names(status: &Status) -> impl Iterator<Item = String> {
 }
 
 /// Why the certificate is not ready; `None` if it is.
-fn complaint(status: &Status) -> Option<&'static str> {
+fn complaint(status: &Status) -> Option<String> {
+    let proof = &status.proof;
     if status.is_ready() {
         None
+    } else if let Some(why) = &status.orphaned_why {
+        let end = status.not_after.map(|at| at.to_string());
+        let (detail, end) = (&proof.detail, end.unwrap_or_default());
+        Some(format!(
+            "orphaned, and served at {detail} until {end}: {why}"
+        ))
     } else if status.generation_issued.is_none() {
-        Some("not issued yet")
-    } else if !status.verified {
-        Some("not verified")
+        Some("not issued yet".to_owned())
+    } else if proof.state == ProofState::NotProven {
+        Some(format!("{}: {}", proof.state, proof.detail))
     } else if !status.complete {
-        Some("not issued for all its names yet")
+        Some("not issued for all its names yet".to_owned())
     } else {
-        Some("overdue")
+        Some("overdue".to_owned())
     }
 }
 
@@ -94,12 +112,15 @@ async fn page(State(shown): State<Shown>) -> Response {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#222}\
     table{border-collapse:collapse}th,td{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd;vertical-align:top}\
-    .good{color:#176b2c}.bad{color:#a11}.why{white-space:pre-wrap;font-size:.85em;color:#a11}";
+    .good{color:#176b2c}.open{color:#850}.bad{color:#a11}.why{white-space:pre-wrap;font-size:.85em;color:#a11}";
 
 fn row(status: &Status, now: Timestamp) -> String {
-    let (class, state) = match complaint(status) {
-        None => ("good", "verified"),
-        Some(complaint) => ("bad", complaint),
+    let state = status.proof.state;
+    let (class, state) = match (complaint(status), state) {
+        (Some(complaint), _) => ("bad", complaint),
+        (None, _) if status.orphaned => ("open", "orphaned".to_owned()),
+        (None, ProofState::Proven) => ("good", state.to_string()),
+        (None, _) => ("open", state.to_string()),
     };
     let shown = |cell: Option<String>| cell.unwrap_or_else(|| "–".to_owned());
     let generation = |generation: Option<Generation>| shown(generation.map(|it| it.to_string()));
@@ -115,10 +136,12 @@ fn row(status: &Status, now: Timestamp) -> String {
         let requested = escaped(&requested.seen_at(now));
         format!("<tr><td colspan=7><small>{requested}</small>")
     });
+    let state = escaped(&state);
     format!(
-        "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{}",
+        "<tr><td title='{}'>{}<td class={class} title='{}'>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{}",
         escaped(&names.join(", ")),
         escaped(status.name.as_str()),
+        escaped(&status.proof.seen_at(now)),
         shown(status.not_after.map(|at| at.seen_at(now))),
         action.as_str().unwrap_or_default(),
         status.next_at.seen_at(now),

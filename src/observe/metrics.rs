@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::status::Board;
+use super::status::{Board, ProofState};
 use crate::time::Timestamp;
 
 /// The `Content-Type` of the text.
@@ -30,6 +30,10 @@ const NOT_AFTER: Family = (
 const SERVED: Family = (
     "served_not_after_seconds",
     "The last valid second of the certificate in the last handshake (Unix time)",
+);
+const PROOF: Family = (
+    "certificate_proof",
+    "Whether handshakes prove the certificate to be served: 1 for the state that applies",
 );
 const EXCLUDED: Family = ("certificate_left_out_names", "Names excluded for now");
 const REQUESTED: Family = (
@@ -126,7 +130,16 @@ impl Metrics {
                 values.insert(labels, tokens.left.into());
             }
         }
-        for family in [TOKENS, NOT_AFTER, SERVED, EXCLUDED, REQUESTED, NEXT_ACTION] {
+        let families = [
+            TOKENS,
+            NOT_AFTER,
+            SERVED,
+            PROOF,
+            EXCLUDED,
+            REQUESTED,
+            NEXT_ACTION,
+        ];
+        for family in families {
             write(&mut text, &gauges, family, "gauge", "");
         }
         text + "# EOF\n"
@@ -145,6 +158,10 @@ fn gauges(board: &Board) -> Values {
             set(NOT_AFTER, &[name], instant.seconds());
         }
         set(NEXT_ACTION, &[name], status.next_at.seconds());
+        for (state, proof) in ProofState::ALL {
+            let applies = state == status.proof.state;
+            set(PROOF, &[name, ("proof", proof)], applies.into());
+        }
         set(EXCLUDED, &[name], status.excluded.len() as i64);
         if let Some(request) = &status.requested_by {
             for container in &request.containers {

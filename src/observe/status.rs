@@ -2,6 +2,7 @@
 //! never decides what a certificate needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,67 @@ pub(crate) struct ExcludedName {
     pub reason: String,
     /// When the name is retried; `None`: with the next pass.
     pub retry_at: Option<Timestamp>,
+}
+
+/// Whether a certificate was seen served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ProofState {
+    /// The last handshake with each endpoint has seen it.
+    Proven,
+    /// An endpoint does not serve it, or it is not deployed.
+    NotProven,
+    /// It is deployed, and no handshake was made: no endpoint is known.
+    #[default]
+    NotChecked,
+}
+
+impl ProofState {
+    /// Each of them, with its name in the metrics.
+    pub(crate) const ALL: [(Self, &str); 3] = [
+        (Self::Proven, "proven"),
+        (Self::NotProven, "not-proven"),
+        (Self::NotChecked, "not-checked"),
+    ];
+}
+
+impl fmt::Display for ProofState {
+    /// As a user reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proven => "proven",
+            Self::NotProven => "not proven",
+            Self::NotChecked => "not checked",
+        })
+    }
+}
+
+/// The result of the last handshakes with all endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Proof {
+    /// The result.
+    #[serde(rename = "proof", default)]
+    pub state: ProofState,
+    /// When the oldest of these handshakes was.
+    #[serde(rename = "proof_at", default)]
+    pub at: Option<Timestamp>,
+    /// The endpoints, or why it is not proven or not checked.
+    #[serde(rename = "proof_detail", default)]
+    pub detail: String,
+}
+
+impl Proof {
+    /// As a user reads it at `now`.
+    pub(crate) fn seen_at(&self, now: Timestamp) -> String {
+        let (state, detail) = (self.state, &self.detail);
+        match (state, self.at) {
+            (ProofState::Proven, Some(at)) => {
+                format!("{state} by handshake at {detail}, {}", at.seen_at(now))
+            }
+            (ProofState::NotChecked, _) => format!("{state}: {detail}; hint: --verify HOST:PORT"),
+            _ => format!("{state}: {detail}"),
+        }
+    }
 }
 
 /// The containers whose labels request a certificate.
@@ -98,15 +160,23 @@ pub(crate) struct Status {
     /// The excluded names, if the operator permits exclusion.
     #[serde(default, rename = "left_out")]
     pub excluded: Vec<ExcludedName>,
-    /// Whether the newest generation is deployed, and verified on every endpoint.
-    #[serde(rename = "proven")]
-    pub verified: bool,
+    /// Whether a handshake with every endpoint has seen the generation to be served.
+    #[serde(flatten)]
+    pub proof: Proof,
+    /// Whether that is so: for readers of earlier versions.
+    pub proven: bool,
     /// Whether the renewal is overdue by a twentieth of the lifetime, or the
     /// certificate has expired.
     #[serde(rename = "late")]
     pub overdue: bool,
     /// Whether a sixth of the lifetime is left, or less: the operator must act.
     pub critical: bool,
+    /// Whether nothing keeps it: it is not renewed.
+    #[serde(default)]
+    pub orphaned: bool,
+    /// Why nothing keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphaned_why: Option<String>,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
@@ -115,9 +185,14 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Whether the certificate is complete, verified and not overdue.
+    /// Whether the certificate is complete, not overdue, and deployed, and no endpoint lacks
+    /// it. Without an endpoint there is nothing to prove.
     pub(crate) fn is_ready(&self) -> bool {
-        self.complete && self.verified && !self.overdue
+        match self.orphaned {
+            // Only what an endpoint still serves needs the operator.
+            true => self.proof.state != ProofState::Proven,
+            false => self.complete && self.proof.state != ProofState::NotProven && !self.overdue,
+        }
     }
 }
 
@@ -127,6 +202,7 @@ impl Status {
 pub(crate) struct Board {
     certificates: Arc<RwLock<BTreeMap<Lineage, Status>>>,
     requests: Arc<RwLock<BTreeMap<Lineage, RequestedBy>>>,
+    orphans: Arc<RwLock<BTreeMap<Lineage, String>>>,
 }
 
 impl Board {
@@ -155,13 +231,21 @@ impl Board {
             .unwrap_or_else(PoisonError::into_inner) = requests;
     }
 
+    /// Sets the certificates that nothing keeps, and why.
+    pub(crate) fn set_orphans(&self, orphans: BTreeMap<Lineage, String>) {
+        *self.orphans.write().unwrap_or_else(PoisonError::into_inner) = orphans;
+    }
+
     /// The state of every certificate, by name.
     pub(crate) fn all(&self) -> Vec<Status> {
         let board = self.certificates.read();
         let board = board.unwrap_or_else(PoisonError::into_inner);
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
+        let orphans = self.orphans.read().unwrap_or_else(PoisonError::into_inner);
         let shown = board.values().cloned().map(|status| Status {
             requested_by: requests.get(&status.name).cloned(),
+            orphaned: orphans.contains_key(&status.name),
+            orphaned_why: orphans.get(&status.name).cloned(),
             ..status
         });
         shown.collect()

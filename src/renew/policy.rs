@@ -82,6 +82,16 @@ pub(crate) const LONGEST_LOCAL_PAUSE: Duration = MINUTE.saturating_mul(5);
 pub(crate) const ROLLBACK_PAUSE: Duration = MINUTE.saturating_mul(5);
 /// See [`ROLLBACK_PAUSE`].
 pub(crate) const MOST_ROLLBACK_PAUSES: u32 = 3;
+/// The first pause between two redeployments of a server that goes back to another
+/// certificate; it doubles up to [`LONGEST_DRIFT_PAUSE`]. Ours: each costs a reload.
+pub(crate) const DRIFT_PAUSE: Duration = MINUTE;
+/// See [`DRIFT_PAUSE`].
+pub(crate) const LONGEST_DRIFT_PAUSE: Duration = HOUR;
+/// After this time without one, the next redeployment is the first again. Ours.
+pub(crate) const DRIFT_FORGOTTEN: Duration = DAY;
+/// An endpoint that does not serve the certificate is looked at again after one part in
+/// this many of the interval. Ours.
+pub(crate) const SOONER_PART: u32 = 10;
 /// How long all endpoints together may keep serving the old certificate. Ours.
 pub(crate) const VERIFY_WITHIN: Duration = SECOND.saturating_mul(30);
 

@@ -23,7 +23,9 @@ use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::{Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Wanted};
+use crate::manage::{
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, Services, Wanted,
+};
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::store::Store;
@@ -242,6 +244,8 @@ impl World {
             spacing: SPACING,
             spread: SPREAD,
             maintenance: None,
+            // A year of them would cost more than all passes.
+            looks: None,
             board: None,
             progress: None,
         };
@@ -264,6 +268,7 @@ impl World {
             }),
             targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
             endpoints: vec![self.endpoint.clone()],
+            keeper: Keeper::default(),
         });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {

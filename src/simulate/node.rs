@@ -17,7 +17,7 @@ use super::{START, lock};
 use crate::acme::ClockReading;
 use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
-use crate::deploy::verify::{ServedAt, Verifier};
+use crate::deploy::verify::{ServedAt, Unseen, Verifier};
 use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
@@ -378,11 +378,11 @@ impl Verifier for Node {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unseen> {
         match self.inner().served.get(&Lineage::of(name)) {
             Some(served) if served.facts.fingerprint == *wanted => Ok(()),
-            Some(_) => Err(format!("{place} serves another certificate")),
-            None => Err(format!("{place} serves no certificate")),
+            Some(_) => Err(format!("{place} serves another certificate").into()),
+            None => Err(format!("{place} serves no certificate").into()),
         }
     }
 }

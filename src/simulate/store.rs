@@ -230,6 +230,8 @@ fn set_deployments(record: &mut Record, own: &Record) {
     record.deployed.clone_from(&own.deployed);
     record.served.clone_from(&own.served);
     (record.deployment_failures).clone_from(&own.deployment_failures);
+    record.drift.clone_from(&own.drift);
+    record.unchecked.clone_from(&own.unchecked);
     record.rollback_to = own.rollback_to;
     record.rolled_back.clone_from(&own.rolled_back);
 }

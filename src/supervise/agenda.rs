@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::handle::Ended;
 use crate::certificate::KeyType;
 use crate::lineage::Lineage;
-use crate::manage::{Certificate, ManageError, Trigger};
+use crate::manage::{Certificate, Keeper, ManageError, Trigger};
 use crate::renew::policy::RECHECK;
 use crate::renew::rate_limits::Line;
 use crate::time::Timestamp;
@@ -56,6 +56,11 @@ impl Entry {
             deployed: false,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Whether it is managed with settings that a command does not replace.
+    pub(super) fn is_configured(&self) -> bool {
+        self.managed && self.certificate.keeper == Keeper::Settings
     }
 
     /// Makes a pass due `now`, also if one is in progress.

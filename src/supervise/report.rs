@@ -7,8 +7,9 @@ use super::pass::{Finished, Recheck, is_elsewhere, log_failure};
 use super::supervisor::Supervisor;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
-use crate::observe::Status;
+use crate::observe::{ProofState, Status};
 use crate::renew::decide::{Next, next};
+use crate::renew::look::{look_at, sooner};
 use crate::renew::policy::{LEASED_PAUSE, LONG_LEASED, LONGEST_RECHECK, RECHECK, WINDOW_SPREAD};
 use crate::time::Timestamp;
 
@@ -37,13 +38,21 @@ impl Supervisor {
             return;
         }
         let shown = status(record, pass.at, self.services.random.as_ref());
-        let level = alarm_level(&shown);
+        let entry = self.agenda.get(lineage);
+        let orphaned = entry.is_some_and(|entry| entry.certificate.is_orphaned());
+        // What no endpoint serves any more may expire.
+        let level = match orphaned && shown.proof.state != ProofState::Proven {
+            true => 0,
+            false => alarm_level(&shown),
+        };
         let before = self.agenda.change(lineage, |entry| {
             std::mem::replace(&mut entry.alarmed, level)
         });
         if before.is_some_and(|before| level > before) {
             let error = pass.ended.as_ref().err();
-            let why = shown.last_error.clone();
+            let why =
+                orphaned.then(|| "it is orphaned, and an endpoint still serves it".to_owned());
+            let why = why.or_else(|| shown.last_error.clone());
             let why = why.or_else(|| error.map(ToString::to_string));
             tracing::error!(%lineage, "{}", alarm(&shown, level, why));
         }
@@ -53,7 +62,7 @@ impl Supervisor {
     /// Counts results that repeat from pass to pass.
     fn count(&mut self, pass: &Finished) {
         self.agenda.change(&pass.lineage, |entry| {
-            entry.deployed = pass.ended.is_ok();
+            entry.deployed = pass.ended.is_ok() && !entry.certificate.is_orphaned();
             entry.outages = match &pass.ended {
                 Err(error) if error.is_outage() => entry.outages.saturating_add(1),
                 Err(ManageError::Unreachable { .. }) => entry.outages,
@@ -71,6 +80,14 @@ impl Supervisor {
         self.services.clock.now() + instant.since(pass.at)
     }
 
+    /// When an endpoint is looked at again. A pass that has just ended is not repeated at
+    /// once, whatever its record says.
+    fn look_at(&self, pass: &Finished) -> Option<Timestamp> {
+        let every = self.services.looks?.every;
+        let at = look_at(pass.record.as_ref()?, every, pass.at)?;
+        Some(at.max(pass.at + sooner(every)))
+    }
+
     fn after_success(&self, pass: &Finished, outcome: &Outcome) -> Recheck {
         if outcome.issued {
             let lineage = &pass.lineage;
@@ -79,7 +96,9 @@ impl Supervisor {
         // Bounded, since an instant computed while a clock was years ahead would delay the
         // pass as long.
         let next = outcome.next.min(pass.at + LONGEST_RECHECK);
-        Recheck::at(self.by_our_clock(pass, next) + self.spacing(pass, outcome))
+        let next = self.by_our_clock(pass, next) + self.spacing(pass, outcome);
+        let look = self.look_at(pass).map(|at| self.by_our_clock(pass, at));
+        Recheck::at(look.map_or(next, |look| next.min(look)))
     }
 
     fn after_failure(&mut self, pass: &Finished, error: &ManageError) -> Recheck {
@@ -112,6 +131,7 @@ impl Supervisor {
             (Some(until), _) | (None, Some(Next::Wait(until))) => Some(until.min(now + RECHECK)),
             _ => None,
         };
+        let at = at.map(|at| self.look_at(pass).map_or(at, |look| at.min(look)));
         Recheck {
             at: at.map(|at| self.by_our_clock(pass, at)),
             waits_for_ca,

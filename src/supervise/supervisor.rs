@@ -43,6 +43,9 @@ impl Supervisor {
     #[must_use]
     pub(crate) fn new(mut services: Services, board: Board) -> (Self, Handle) {
         services.board = Some(board.clone());
+        if let Some(looks) = &mut services.looks {
+            looks.at_once = false;
+        }
         let (handle, commands) = Handle::new();
         let supervisor = Self {
             latest: services.clock.now(),
@@ -123,6 +126,9 @@ impl Supervisor {
         let (record, _) = stored_or_new(&self.services, wanted).await?;
         let random = self.services.random.as_ref();
         self.board.post(status(&record, now, random));
+        if certificate.is_orphaned() {
+            return Ok(());
+        }
         let output = &self.services.output;
         if output.live(lineage).is_none()
             && let Some((generation, facts)) = record.to_be_served(now)
@@ -180,7 +186,7 @@ impl Supervisor {
             }
             Command::Manages(lineage, reply) => {
                 let entry = self.agenda.get(&lineage);
-                let _ = reply.send(entry.is_some_and(|entry| entry.managed));
+                let _ = reply.send(entry.is_some_and(Entry::is_configured));
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
@@ -202,7 +208,7 @@ impl Supervisor {
                 .insert(Entry::new(certificate.clone(), due, false));
         }
         self.agenda.change(&lineage, |entry| {
-            if !entry.managed {
+            if !entry.is_configured() {
                 entry.waiting.push_back((certificate, trigger, reply));
                 return;
             }
@@ -245,10 +251,21 @@ impl Supervisor {
             let Some((certificate, trigger, reply)) = begun else {
                 return;
             };
-            let task = one_pass(self.services.clone(), certificate, trigger, permit, reply);
+            let services = self.services_for(reply.is_some());
+            let task = one_pass(services, certificate, trigger, permit, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
         }
+    }
+
+    /// The services of a pass. A user's pass looks at the endpoints at once.
+    fn services_for(&self, a_user: bool) -> Arc<Services> {
+        let mut services = self.services.clone();
+        if a_user && self.services.looks.is_some() {
+            let own = Arc::make_mut(&mut services);
+            own.looks.iter_mut().for_each(|looks| looks.at_once = true);
+        }
+        services
     }
 
     /// The time until the next launch, at most until the next reading of the clock.

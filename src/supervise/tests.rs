@@ -24,7 +24,7 @@ use crate::manage::ca_state::Operation;
 use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
-    Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
 };
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
@@ -40,6 +40,7 @@ mod clock;
 mod fallback;
 mod files;
 mod kept;
+mod look;
 mod outage;
 mod partial;
 mod rollback;
@@ -346,6 +347,7 @@ impl Fixture {
             spacing: SPACING,
             spread: SPREAD,
             maintenance: None,
+            looks: None,
             board: None,
             progress: None,
         };
@@ -375,6 +377,7 @@ impl Fixture {
             fallback: None,
             targets: Vec::new(),
             endpoints: Vec::new(),
+            keeper: Keeper::default(),
         }
     }
 
@@ -543,7 +546,7 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
         })
         .await;
     let shown = &fixture.board.all()[0];
-    assert!(!shown.verified && shown.next_at > fixture.clock.now());
+    assert!(!shown.is_ready() && shown.next_at > fixture.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
     fixture.clock.set(shown.next_at);
@@ -567,7 +570,7 @@ async fn board_shows_certificate_while_verification_is_in_progress() {
     tokio::spawn(supervisor.run());
     fixture
         .until("issued and not verified", |all| {
-            all[0].generation_issued == Some(Generation(1)) && !all[0].verified
+            all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })
         .await;
 }

@@ -16,7 +16,7 @@ use super::{Running, certs, free_port, until};
 pub(crate) struct Sidecar {
     pub(crate) running: Running,
     pub(crate) log: PathBuf,
-    admin: u16,
+    pub(crate) admin: u16,
     /// The number of requests for a renewal window before the start.
     windows: u32,
 }

@@ -81,7 +81,7 @@ impl<'a> Report<'a> {
                 self.imported += 1;
                 let at = at.seen_at(now);
                 let text = format!(
-                    "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
+                    "generation {generation} in {live}, valid to {not_after}, renewal at {at}; not proven to be served before certs renew has deployed it"
                 );
                 self.line(IMPORTED, subject, &text);
             }

@@ -8,7 +8,7 @@ use super::Valid;
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeSettings, http01, webroot};
 use crate::cli::Call;
-use crate::config::{CertificateSettings, Remembered};
+use crate::config::{CertificateSettings, Origin, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::files::trust;
@@ -48,6 +48,7 @@ pub(super) fn of(
     let (facts, renewal) = (one.bundle.facts(), &one.certificate.renewal);
     settings.names = facts.identifiers.iter().cloned().collect();
     settings.imported = Some(tool.name().to_owned());
+    settings.origin = Some(Origin::Import);
     let ca = &mut settings.ca;
     ca.directory = one.directory.clone();
     // An account exists, so its terms were agreed to.

@@ -1,19 +1,21 @@
 //! The certificates of `certs run`: those of the configuration, and those that containers
 //! request. An invalid configuration is refused as a whole, and the old one stays.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
 use crate::cli::Call;
-use crate::cli::catalog::keep_imported;
 use crate::cli::factory::Factory;
+use crate::cli::kept::{Orphan, keep_stored, notice};
 use crate::cli::labels::Labels;
 use crate::cli::meant;
-use crate::config::{CertificateSettings, Purpose, Settings, Sources};
+use crate::config::{CertificateSettings, Origin, Purpose, Settings, Sources};
 use crate::discovery::Listing;
 use crate::failure::Failure;
-use crate::manage::Certificate;
+use crate::lineage::Lineage;
+use crate::manage::{Certificate, Keeper};
 use crate::net::systemd::Notifier;
 use crate::observe::Board;
 
@@ -28,6 +30,10 @@ pub(super) struct ManagedCertificates<'a> {
     pub(super) board: Board,
     /// The containers' certificates that the supervisor manages.
     pub(super) requested: Vec<CertificateSettings>,
+    /// The stored certificates that nothing keeps.
+    pub(super) orphans: Vec<Orphan>,
+    /// Those of them that the log names already.
+    pub(super) announced: BTreeSet<Lineage>,
     /// Whether the service manager bound the challenge listener.
     pub(super) socket_activated: bool,
     pub(super) notifier: Arc<Notifier>,
@@ -42,7 +48,7 @@ impl ManagedCertificates<'_> {
             let files = sources.files();
             self.factory.sandbox.cause(failure, &files)
         })?;
-        keep_imported(&sources, &mut read).await?;
+        let orphans = keep_stored(&sources, &mut read, &self.labels).await?;
         if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
             let message = "the addresses of the challenge listener change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
@@ -58,10 +64,21 @@ impl ManagedCertificates<'_> {
         }
         // First, so that an invalid configuration changes nothing.
         certificates(&self.factory, &read)?;
-        (self.sources, self.configured) = (sources, read);
+        (self.sources, self.configured, self.orphans) = (sources, read, orphans);
         let certificates = self.certificates()?;
         self.remember().await;
         Ok(certificates)
+    }
+
+    /// Reads the store again, after a command has made or deleted a certificate.
+    pub(super) async fn restock(&mut self) -> Result<Vec<Certificate>, Failure> {
+        let mut configured = self.configured.clone();
+        configured
+            .certificates
+            .retain(|one| one.origin == Some(Origin::Configuration));
+        self.orphans = keep_stored(&self.sources, &mut configured, &self.labels).await?;
+        self.configured = configured;
+        self.certificates()
     }
 
     /// Applies a whole list of containers; `None` if the certificates are unchanged.
@@ -79,7 +96,7 @@ impl ManagedCertificates<'_> {
             self.board.set_requests(self.labels.requests());
             return None;
         }
-        match self.certificates() {
+        match self.restock().await {
             Ok(certificates) => {
                 self.remember().await;
                 Some(certificates)
@@ -104,7 +121,32 @@ impl ManagedCertificates<'_> {
             }
         }
         self.board.set_requests(self.labels.requests());
+        all.extend(self.orphaned());
         Ok(all)
+    }
+
+    /// The orphaned certificates, which are only looked at. The log names each once.
+    fn orphaned(&mut self) -> Vec<Certificate> {
+        let why = |orphan: &Orphan| (orphan.settings.lineage.clone(), orphan.why.to_owned());
+        self.board
+            .set_orphans(self.orphans.iter().map(why).collect());
+        let announced = self.orphans.iter().map(|one| one.settings.lineage.clone());
+        let announced = std::mem::replace(&mut self.announced, announced.collect());
+        let mut watched = Vec::new();
+        for Orphan { settings, why } in &self.orphans {
+            let lineage = &settings.lineage;
+            if !announced.contains(lineage) {
+                tracing::warn!(%lineage, "{}", notice(lineage, why));
+            }
+            match self.factory.certificate(settings) {
+                Ok(certificate) => watched.push(Certificate {
+                    keeper: Keeper::Nothing,
+                    ..certificate
+                }),
+                Err(failure) => tracing::error!(%lineage, "{}", failure.in_a_line()),
+            }
+        }
+        watched
     }
 
     async fn remember(&self) {
@@ -150,11 +192,21 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
 }
 
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
-    let certificates = settings.certificates.iter();
-    let built = certificates.map(|settings| {
-        let certificate = factory.certificate(settings)?;
-        factory.publish_by(settings)?;
-        Ok(certificate)
-    });
-    built.collect()
+    let mut built = Vec::new();
+    for settings in &settings.certificates {
+        let certificate = factory.certificate(settings).and_then(|certificate| {
+            factory.publish_by(settings)?;
+            Ok(certificate)
+        });
+        match certificate {
+            Ok(certificate) => built.push(certificate),
+            // A stored one does not affect the others.
+            Err(failure) if settings.origin != Some(Origin::Configuration) => {
+                let lineage = &settings.lineage;
+                tracing::error!(%lineage, "{}", failure.in_a_line());
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(built)
 }

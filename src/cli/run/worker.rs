@@ -19,7 +19,7 @@ pub(super) struct Sidecar {
     pub(super) factory: Arc<Factory>,
     /// Whether this process has an HTTP-01 listener.
     pub(super) listens: bool,
-    /// Reads the configuration and the store again, and answers when that is done.
+    /// Reads the store again, and answers when that is done.
     pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -29,6 +29,14 @@ impl Sidecar {
         let stored = self.factory.services.store.options(lineage).await;
         let stored = stored.map_err(Failure::on(lineage.as_str()))?;
         Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
+    }
+
+    /// Manages what the store has now.
+    async fn restock(&self) {
+        let (reply, reloaded) = oneshot::channel();
+        if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
+            self.handle.ping().await;
+        }
     }
 }
 
@@ -62,7 +70,9 @@ impl Worker for Sidecar {
         let certificate = factory.certificate(&settings)?;
         factory.publish_by(&settings)?;
         let pass = self.handle.work(certificate, trigger);
-        factory.remembering(&settings, pass).await
+        let done = factory.remembering(&settings, pass).await;
+        self.restock().await;
+        done
     }
 
     async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure> {
@@ -73,10 +83,7 @@ impl Worker for Sidecar {
         let deleted = delete(services.store.as_ref(), lineage, root).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
         // No pass may order it again before the supervisor has forgotten it.
-        let (reply, reloaded) = oneshot::channel();
-        if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
-            self.handle.ping().await;
-        }
+        self.restock().await;
         drop(lease);
         Ok(was_there)
     }

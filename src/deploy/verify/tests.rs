@@ -94,7 +94,7 @@ struct Draining {
 
 #[async_trait]
 impl Verifier for Draining {
-    async fn look(&self, _: &ServedAt, _: &Identifier, _: &Fingerprint) -> Result<(), String> {
+    async fn look(&self, _: &ServedAt, _: &Identifier, _: &Fingerprint) -> Result<(), Unseen> {
         let look = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
         match (self.old)(look) {
             true => Err("the old one".into()),
@@ -208,7 +208,7 @@ async fn verify_checks_both_address_families_of_a_port() {
         Handshake.look(&place, &name, &new_print).await
     };
     for order in [[four, six, other_port], [other_port, six, four]] {
-        let found = look(&order).await.unwrap_err();
+        let found = look(&order).await.unwrap_err().to_string();
         assert!(found.contains(&six.to_string()), "{found}");
         assert!(!found.contains(&other_port.to_string()), "{found}");
     }

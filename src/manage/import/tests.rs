@@ -107,7 +107,7 @@ async fn import_stores_first_generation_live_but_unverified_and_not_due() {
     assert_eq!(options.as_ref(), Some(&one.options));
     // The next step is its deployment; the renewal comes later.
     let shown = status(&record, START, &SeededRandom::new(1));
-    assert_eq!((shown.verified, shown.next_action), (false, Action::Deploy));
+    assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
     let mut proven = record.clone();
     proven.deployed.insert(FILES.to_owned(), Generation(1));
     assert_eq!(next(&proven, START, &SeededRandom::new(1)), Next::Wait(at));

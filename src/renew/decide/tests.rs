@@ -187,8 +187,7 @@ fn deployment_ignores_the_backoff_of_orders() {
         "h:443".into(),
         Served {
             generation: Generation(0),
-            at: START,
-            not_after: None,
+            ..Served::none(START)
         },
     );
     assert_eq!(next(&record, START, &random), Next::Deploy);
@@ -196,8 +195,7 @@ fn deployment_ignores_the_backoff_of_orders() {
         "h:443".into(),
         Served {
             generation: Generation(1),
-            at: START,
-            not_after: None,
+            ..Served::none(START)
         },
     );
     record.deployed.insert("nginx".into(), Generation(0));

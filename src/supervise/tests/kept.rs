@@ -108,8 +108,7 @@ async fn failed_verification_resets_the_served_generation() {
         closed_port.to_string(),
         crate::record::Served {
             generation: Generation(1),
-            at: START,
-            not_after: None,
+            ..crate::record::Served::none(START)
         },
     );
     record.deployed.insert("files".into(), Generation(1));

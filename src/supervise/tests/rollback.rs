@@ -1,7 +1,7 @@
 //! Deployments that are not verified, and the generation that is served then.
 
 use super::*;
-use crate::deploy::verify::{ServedAt, Verifier};
+use crate::deploy::verify::{ServedAt, Unseen, Verifier};
 use crate::fingerprint::Fingerprint;
 use crate::record::Failures;
 
@@ -15,7 +15,7 @@ struct ScriptedVerifier {
 
 #[async_trait]
 impl Verifier for ScriptedVerifier {
-    async fn look(&self, _: &ServedAt, _: &Identifier, wanted: &Fingerprint) -> Result<(), String> {
+    async fn look(&self, _: &ServedAt, _: &Identifier, wanted: &Fingerprint) -> Result<(), Unseen> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let sees = self.sees.lock().unwrap().clone();
         match sees {

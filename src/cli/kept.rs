@@ -1,0 +1,179 @@
+//! Who asked for a certificate decides who keeps it. What a command or an import made is
+//! kept until it is deleted; what the configuration or a label made is kept while that asks
+//! for it, and is orphaned afterwards: shown, looked at, and renewed no more.
+
+use std::collections::BTreeSet;
+
+use super::catalog::{as_stored, existing_store, recall, remember};
+use super::labels::Labels;
+use crate::config::{CertificateSettings, Origin, Settings, Sources, shared_file};
+use crate::control;
+use crate::deploy::target::{DeployTarget, NAME};
+use crate::failure::Failure;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
+use crate::observe::RequestedBy;
+use crate::record::Record;
+use crate::store::Store;
+
+/// A stored certificate that nothing keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Orphan {
+    pub(super) settings: CertificateSettings,
+    /// Why nothing keeps it.
+    pub(super) why: &'static str,
+}
+
+/// Why nothing keeps the certificate of these stored settings; `None` if something does.
+/// Settings of an earlier version do not say who asked: they count as made by a command,
+/// so that nothing in use expires.
+pub(super) fn orphaned(
+    sources: &Sources,
+    settings: &CertificateSettings,
+    requested_by: Option<&RequestedBy>,
+) -> Option<&'static str> {
+    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
+    let mut known = sources.known().into_iter();
+    let is_configured = known
+        .any(|one| one.lineage == settings.lineage || one.wanted.iter().eq(names.iter().copied()));
+    let is_requested = requested_by.is_some_and(|requested| !requested.stopped);
+    match (settings.asked_by(), requested_by) {
+        _ if is_configured || is_requested => None,
+        (Some(origin), _) if origin.lasts() => None,
+        (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
+        (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
+        (None, None) => None,
+    }
+}
+
+/// Adds the stored certificates that `certs run` keeps and no configuration names, and
+/// returns those that nothing keeps. An unusable one does not affect the others.
+pub(super) async fn keep_stored(
+    sources: &Sources,
+    configured: &mut Settings,
+    labels: &Labels,
+) -> Result<Vec<Orphan>, Failure> {
+    let requests = labels.requests();
+    let granted = labels.certificates(sources, configured);
+    let granted: BTreeSet<&Lineage> = granted.iter().map(|one| &one.lineage).collect();
+    let whole = as_stored(configured).await;
+    let mut orphans = Vec::new();
+    for (lineage, settings) in recall(sources, configured).await? {
+        let mut settings = match settings {
+            // The options of this process are for others; an import leaves room for them.
+            Ok(settings) if settings.imported.is_some() => settings,
+            Ok(settings) => {
+                let mut whole = whole.iter().filter(|one| one.lineage == lineage);
+                whole.next().cloned().unwrap_or(settings)
+            }
+            Err(failure) => {
+                tracing::error!(%lineage, "the stored certificate is not managed: {}", failure.in_a_line());
+                continue;
+            }
+        };
+        let record = record(configured, &lineage).await?;
+        let is_issued = record
+            .as_ref()
+            .is_some_and(|record| record.issued.is_some());
+        let is_ordered = record.is_some_and(|record| record.order.is_some());
+        match orphaned(sources, &settings, requests.get(&lineage)) {
+            _ if granted.contains(&lineage) => {}
+            Some(why) if is_issued => {
+                let before = settings.orphaned.replace(why.to_owned());
+                if before.as_deref() != Some(why) {
+                    mark(configured, &settings).await;
+                }
+                orphans.push(Orphan { settings, why });
+            }
+            None if is_issued || is_ordered => {
+                let settings = without_shared_files(settings, configured);
+                configured.certificates.push(settings);
+            }
+            _ => {
+                tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: certs issue retries, certs delete {lineage} forgets it");
+            }
+        }
+    }
+    Ok(orphans)
+}
+
+/// Stores that `certs run` does not keep the certificate: commands may not see the
+/// configuration of the sidecar.
+async fn mark(configured: &Settings, settings: &CertificateSettings) {
+    let marked = async {
+        if let Some(store) = existing_store(configured.data_dir.clone())? {
+            remember(&store, settings).await?;
+        }
+        Ok::<_, Failure>(())
+    };
+    if let Err(failure) = marked.await {
+        tracing::warn!("{}", failure.in_a_line());
+    }
+}
+
+async fn record(configured: &Settings, lineage: &Lineage) -> Result<Option<Record>, Failure> {
+    let Some(store) = existing_store(configured.data_dir.clone())? else {
+        return Ok(None);
+    };
+    match store.load(lineage).await {
+        Ok(stored) => Ok(stored.map(|(record, _)| record)),
+        Err(error) => {
+            tracing::error!(%lineage, "the stored certificate is not managed: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Two certificates must not write the same file.
+fn without_shared_files(
+    mut settings: CertificateSettings,
+    configured: &Settings,
+) -> CertificateSettings {
+    let lineage = settings.lineage.clone();
+    while let Some((path, owner)) = shared_file(&settings, configured.certificates.iter()) {
+        tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
+        let writes_it =
+            |spec: &DeployTarget| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
+        settings.deploy.retain(|spec| !writes_it(spec));
+    }
+    settings
+}
+
+/// Why nothing keeps the certificate, as a command sees it. The sidecar knows its own
+/// configuration; a command without any relies on what the sidecar found last.
+pub(super) fn orphaned_for_command(
+    sources: &Sources,
+    settings: &CertificateSettings,
+    requested_by: Option<&RequestedBy>,
+    sidecar_runs: bool,
+) -> Option<String> {
+    if sidecar_runs || sources.known().is_empty() {
+        return settings.orphaned.clone();
+    }
+    orphaned(sources, settings, requested_by).map(str::to_owned)
+}
+
+/// Takes the orphaned certificates out of `settings`, and says so.
+pub(super) async fn skip_orphans(
+    sources: &Sources,
+    settings: &mut Settings,
+) -> Result<(), Failure> {
+    let requests = Labels::open(&settings.data_dir)?.requests();
+    let sidecar_runs = control::is_running(&settings.data_dir).await;
+    settings.certificates.retain(|one| {
+        let lineage = &one.lineage;
+        let why = orphaned_for_command(sources, one, requests.get(lineage), sidecar_runs);
+        if let Some(why) = &why {
+            tracing::warn!(%lineage, "{}", notice(lineage, why));
+        }
+        why.is_none()
+    });
+    Ok(())
+}
+
+/// What an operator reads about an orphaned certificate.
+pub(super) fn notice(lineage: &Lineage, why: &str) -> String {
+    format!(
+        "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, certs issue with its names keeps it, certs delete {lineage} removes it"
+    )
+}

@@ -1,0 +1,24 @@
+//! Who asked for a certificate, and so keeps it. It is stored with the settings.
+
+use serde::{Deserialize, Serialize};
+
+/// Who asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Origin {
+    /// `certs issue`: it is kept until `certs delete`.
+    Command,
+    /// `certs import`: it is kept until `certs delete`.
+    Import,
+    /// The configuration: it is kept while it stands there.
+    Configuration,
+    /// A container's label: it is kept while the container exists, and for its grace.
+    Label,
+}
+
+impl Origin {
+    /// Whether only `certs delete` ends it.
+    pub(crate) fn lasts(self) -> bool {
+        matches!(self, Self::Command | Self::Import)
+    }
+}
