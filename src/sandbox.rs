@@ -15,7 +15,7 @@ mod paths;
 mod seccomp;
 mod user;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,8 +68,6 @@ pub(crate) struct Sandbox {
     gave_up_root: bool,
     /// The socket by which the helper process relays Docker's API.
     docker_relay: Option<PathBuf>,
-    /// Whether the helper gives the output's files to their owner.
-    gives_files: bool,
 }
 
 impl Sandbox {
@@ -88,7 +86,7 @@ impl Sandbox {
 
     /// The first target: files that only the helper can give to the owner of the output.
     pub(crate) fn file_owner(&self) -> Option<Arc<dyn Target>> {
-        let helper = self.helper.as_ref().filter(|_| self.gives_files)?;
+        let helper = self.helper.as_ref().filter(|_| self.gave_up_root)?;
         Some(helper.file_owner())
     }
 
@@ -170,9 +168,8 @@ pub(crate) fn confine(
     let permits = Permits {
         targets: Vec::from_iter(permitted(settings).collect::<BTreeSet<_>>()),
         confirmed: Confirmed::file_for(&settings.data_dir),
-        output: settings.output.directory.clone(),
-        owner: output_owner(settings),
-        docker: paths::docker_socket(settings).filter(|_| settings.harden && user::may_change()),
+        outputs: outputs(known),
+        docker: paths::docker_socket(settings).filter(|_| settings.gives_up_root),
     };
     let relay = permits
         .docker
@@ -198,29 +195,34 @@ pub(crate) fn confine(
         paths: confined.then_some(paths),
         gave_up_root: user.is_some(),
         docker_relay: relay,
-        gives_files: settings.output.is_given_by_helper && user.is_some(),
     })
 }
 
-/// Notes that this process will be another user than root, so that only its helper can give
-/// files to the owner of the output.
-pub(crate) fn settle_output(settings: &mut Settings) {
-    let has_owner = settings.output.owner.is_some();
-    settings.output.is_given_by_helper = has_owner && settings.harden && user::may_change();
+/// Whether `certs run` with these settings is root and becomes another user.
+pub(crate) fn gives_up_root(settings: &Settings) -> bool {
+    settings.harden && user::may_change()
 }
 
-/// The owner of the output.
-fn output_owner(settings: &Settings) -> Owner {
-    let output = &settings.output;
-    Owner {
-        user: { output.owner.as_deref() }.and_then(|user| owner::user(user).ok()),
-        group: { output.group.as_deref() }.and_then(|group| owner::group(group).ok()),
-    }
+/// The outputs with their owners.
+fn outputs(settings: &Settings) -> BTreeMap<PathBuf, Owner> {
+    let own = settings
+        .certificates
+        .iter()
+        .map(|one| settings.output_of(one));
+    let all = own.chain([settings.output.clone()]);
+    all.map(|output| {
+        let owner = Owner {
+            user: { output.owner.as_deref() }.and_then(|user| owner::user(user).ok()),
+            group: { output.group.as_deref() }.and_then(|group| owner::group(group).ok()),
+        };
+        (output.directory, owner)
+    })
+    .collect()
 }
 
 /// The user that this process becomes if it is root, with all files that it needs.
 fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser>, Failure> {
-    if !user::may_change() {
+    if !gives_up_root(settings) {
         if rustix::process::geteuid().is_root() {
             tracing::warn!(
                 "the process stays root: it lacks CAP_SETUID, CAP_SETGID or CAP_CHOWN; hint: start certs run as another user, or with these capabilities"
@@ -228,19 +230,19 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
         }
         return Ok(None);
     }
-    let (data, output) = (&settings.data_dir, &settings.output);
-    for directory in [data, &output.directory] {
+    let (data, outputs) = (&settings.data_dir, outputs(known));
+    for directory in outputs.keys().chain([data]) {
         if !paths::may_resolve(directory, &[data]) {
-            return Err(Failure::store(format!(
-                "{} cannot be given away",
-                directory.display()
-            )));
+            let refused = format!("{} cannot be given to another user", directory.display());
+            return Err(Failure::store(refused));
         }
     }
     let unread = |error| Failure::store(format!("{}: {error}", data.display()));
-    let user = { ServiceUser::of(data).map_err(unread)? }
-        .in_group(output_owner(settings).group_alone().group);
-    user.take_over(data, &output.directory)?;
+    let groups = outputs
+        .values()
+        .filter_map(|owner| owner.group_alone().group);
+    let user = { ServiceUser::of(data).map_err(unread)? }.in_groups(groups);
+    user.take_over(data, outputs.keys())?;
     for directory in open_answers(known) {
         if let Err(error) = directory.and_then(|directory| user.open_answers(&directory)) {
             tracing::warn!("the webroot: {error}");

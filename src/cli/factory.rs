@@ -127,7 +127,8 @@ impl Factory {
         if own != self.process.output {
             let owner = owner_of(&own, &self.process);
             let lineage = settings.lineage.clone();
-            self.outputs.set(lineage, output_for(&own)?, owner);
+            let output = output_for(&own, &self.process)?;
+            self.outputs.set(lineage, output, owner);
         }
         Ok(())
     }
@@ -184,9 +185,9 @@ impl Factory {
                 _ => target.named(spec.to_string()),
             })
         });
-        { self.sandbox.file_owner().into_iter() }
-            .chain(named)
-            .collect()
+        let is_owned = self.process.output_of(settings).owner.is_some();
+        let file_owner = self.sandbox.file_owner().filter(|_| is_owned);
+        file_owner.into_iter().chain(named).collect()
     }
 
     /// The target of one server, shared by certificates to coalesce its reloads.
@@ -414,7 +415,7 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
 pub(super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
     let output = &settings.output;
     let owner = owner_of(output, settings);
-    Ok(Outputs::new(output_for(output)?, owner))
+    Ok(Outputs::new(output_for(output, settings)?, owner))
 }
 
 /// Below the data directory of a service's user, files belong to that user, unless the
@@ -427,7 +428,7 @@ fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
     }
 }
 
-fn output_for(output: &OutputSettings) -> Result<Output, Failure> {
+fn output_for(output: &OutputSettings, process: &Settings) -> Result<Output, Failure> {
     let refused = |message: String| {
         let hint = "set [output] owner and group to existing names or to numbers";
         Failure::usage(message, hint)
@@ -437,7 +438,7 @@ fn output_for(output: &OutputSettings) -> Result<Output, Failure> {
         user: user.map(owner::user).transpose().map_err(refused)?,
         group: group.map(owner::group).transpose().map_err(refused)?,
     };
-    let owner = match output.is_given_by_helper {
+    let owner = match process.gives_up_root {
         true => owner.group_alone(),
         false => owner,
     };

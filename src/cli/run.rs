@@ -48,7 +48,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let labels = Labels::open(&configured.data_dir)?;
     let orphans = keep_stored(&call.sources, &mut configured, &labels).await?;
     let mut settings = with_labels(&call.sources, &configured, &labels);
-    sandbox::settle_output(&mut settings);
+    settings.gives_up_root = sandbox::gives_up_root(&settings);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;
     let shown = Shown {

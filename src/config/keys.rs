@@ -301,6 +301,9 @@ pub(crate) struct Settings {
     pub docker: Option<DockerSettings>,
     /// The certificates, in the order in which they were named.
     pub certificates: Vec<CertificateSettings>,
+    /// Whether this process is root and becomes another user: only its helper can then give
+    /// files to the owner of an output.
+    pub gives_up_root: bool,
 }
 
 impl Settings {
@@ -312,8 +315,8 @@ impl Settings {
                 directory: data_dir.join("public"),
                 owner: None,
                 group: None,
-                is_given_by_helper: false,
             },
+            gives_up_root: false,
             data_dir,
             log_format: LogFormat::default(),
             harden: true,
@@ -333,8 +336,6 @@ pub(crate) struct OutputSettings {
     pub directory: PathBuf,
     pub owner: Option<String>,
     pub group: Option<String>,
-    /// Whether the helper process gives the files to the owner.
-    pub is_given_by_helper: bool,
 }
 
 /// When certificates are renewed and deployed.

@@ -1,7 +1,7 @@
 //! The rights that the settings of a certificate need.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use super::CertificateSettings;
 use crate::challenge::ChallengeSettings;
@@ -20,7 +20,13 @@ impl CertificateSettings {
             .writes_in()
             .map(|path| Right::Write(path.to_owned()));
         let files = self.ca_files().cloned().map(Right::Read);
-        targets.chain(answers).chain(files).collect()
+        // One below the data directory is its own.
+        let is_outside = |path: &Path| {
+            path.is_absolute() || path.components().any(|part| part == Component::ParentDir)
+        };
+        let output = self.output.iter().map(|output| output.directory.clone());
+        let output = output.filter(|path| is_outside(path)).map(Right::Write);
+        targets.chain(answers).chain(files).chain(output).collect()
     }
 
     /// Without what needs an unconfirmed right.
@@ -31,6 +37,8 @@ impl CertificateSettings {
             let right = Right::to_deploy(&spec.for_lineage(&lineage));
             right.is_none_or(|right| !denied.contains(&right))
         });
+        self.output
+            .take_if(|output| denied.contains(&Right::Write(output.directory.clone())));
         let answers = self.challenge.writes_in().map(Path::to_owned);
         if answers.is_some_and(|path| denied.contains(&Right::Write(path))) {
             self.challenge = ChallengeSettings::default();

@@ -28,7 +28,7 @@ use super::output::Output;
 use super::owner::Owner;
 use super::target::DeployTarget;
 use super::target::USUAL_DEADLINE;
-use super::{Delivery, DeployCause, Target, copy};
+use super::{Delivery, DeployCause, Outlet, Target, copy};
 use crate::lineage::Lineage;
 
 /// A request to the helper.
@@ -65,10 +65,8 @@ pub(crate) struct Permits {
     pub targets: Vec<DeployTarget>,
     /// The file with the confirmed rights.
     pub confirmed: PathBuf,
-    /// The directory of the pairs to deploy.
-    pub output: PathBuf,
-    /// The owner of the files in it.
-    pub owner: Owner,
+    /// The directories of the pairs to deploy, and the owners of the files in them.
+    pub outputs: BTreeMap<PathBuf, Owner>,
     /// Docker's socket, to which connections are relayed.
     pub docker: Option<PathBuf>,
 }
@@ -95,10 +93,14 @@ impl Permits {
         }
     }
 
-    /// The delivery with the pair below our own output, whatever the parent says.
-    fn confine(&self, delivery: Delivery) -> Delivery {
-        let live = self.output.join("live").join(delivery.lineage.as_str());
-        Delivery { live, ..delivery }
+    /// The output of a delivery; no pair from elsewhere is deployed.
+    fn output(&self, delivery: &Delivery) -> Result<Output, DeployCause> {
+        let is_its = |output: &Output| output.live_path(&delivery.lineage) == delivery.live;
+        let outputs = self.outputs.iter();
+        let mut outputs = outputs.map(|(path, owner)| Output::new(path.clone()).owned_by(*owner));
+        outputs.find(is_its).ok_or_else(|| {
+            DeployCause::Unconfirmed(format!("deploy from {}", delivery.live.display()))
+        })
     }
 }
 
@@ -311,39 +313,36 @@ pub(crate) async fn serve(
 }
 
 async fn run(request: HelperRequest, permits: &Permits) -> HelperResult {
-    let permitted = |spec: &DeployTarget, lineage: Option<&Lineage>| {
+    let permitted = |spec: &DeployTarget, delivery: Option<&Delivery>| {
         if !spec.needs_helper() && !spec.uses_files() {
             let detail = "this target does not need the helper process";
             return Err(DeployCause::Helper(detail.to_owned()));
         }
-        permits.allow(spec, lineage)?;
+        permits.allow(spec, delivery.map(|delivery| &delivery.lineage))?;
+        delivery
+            .map(|delivery| permits.output(delivery))
+            .transpose()?;
         Ok(spec.target())
     };
     let mut reply = HelperReply::default();
     match request {
         HelperRequest::Check(spec, delivery) => {
-            let target = permitted(&spec, Some(&delivery.lineage))?;
-            target.check(&permits.confine(delivery)).await?;
+            permitted(&spec, Some(&delivery))?.check(&delivery).await?;
         }
         HelperRequest::Apply(spec, delivery) => {
-            let target = permitted(&spec, Some(&delivery.lineage))?;
-            target.apply(&permits.confine(delivery)).await?;
+            permitted(&spec, Some(&delivery))?.apply(&delivery).await?;
         }
         HelperRequest::ListensOn(spec) => {
             reply.addresses = permitted(&spec, None)?.listens_on().await;
         }
         HelperRequest::Obstacle(spec, delivery) => {
-            let target = permitted(&spec, Some(&delivery.lineage))?;
-            reply.obstacle = target.obstacle(&permits.confine(delivery)).await;
+            let target = permitted(&spec, Some(&delivery))?;
+            reply.obstacle = target.obstacle(&delivery).await;
         }
-        HelperRequest::GiveFiles(Delivery {
-            lineage,
-            generation,
-            ..
-        }) => {
-            let output = Output::new(permits.output.clone()).owned_by(permits.owner);
-            let given = output.give_files(&lineage, generation);
-            given.map_err(|error| copy::failed(&permits.output, error.is_refusal(), error))?;
+        HelperRequest::GiveFiles(delivery) => {
+            let given = permits.output(&delivery)?;
+            let given = given.give_files(&delivery.lineage, delivery.generation);
+            given.map_err(|error| copy::failed(&delivery.live, error.is_refusal(), error))?;
         }
     }
     Ok(reply)

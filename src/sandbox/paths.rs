@@ -104,9 +104,13 @@ impl Paths {
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let ours = [data.as_path(), output.as_path()];
         let named = [&settings.data_dir, &settings.output.directory].map(PathBuf::as_path);
-        let named = named.into_iter().chain(answers(settings));
-        let named = named.filter(|path| may_resolve(path, &ours)).map(real);
+        let named = named
+            .into_iter()
+            .chain(answers(settings))
+            .map(Path::to_owned);
         let named = named.chain(published(settings));
+        let named = named.filter(|path| may_resolve(path, &ours));
+        let named = named.map(|path| real(&path));
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         // Not of the output, which other users may change: no link in it is followed.
@@ -197,14 +201,10 @@ pub(super) fn docker_socket(settings: &Settings) -> Option<PathBuf> {
     api.socket().map(Path::to_owned)
 }
 
-/// The outputs of stored certificates, where these are published already: what only the
-/// store says must not open a directory to the process that writes the store.
+/// The outputs of certificates that were made with another.
 fn published(settings: &Settings) -> impl Iterator<Item = PathBuf> {
-    settings.certificates.iter().filter_map(|one| {
-        let output = real(&settings.output_of(one).directory);
-        let live = output.join("live").join(one.lineage.as_str());
-        live.is_symlink().then_some(output)
-    })
+    let all = settings.certificates.iter();
+    all.map(|one| settings.output_of(one).directory)
 }
 
 /// The directories for challenge answers.

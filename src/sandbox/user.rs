@@ -71,9 +71,9 @@ impl ServiceUser {
         })
     }
 
-    /// Also a member of `group`, except of root's.
-    pub(super) fn in_group(mut self, group: Option<u32>) -> Self {
-        self.groups.extend(group.filter(|group| *group != 0));
+    /// Also a member of `groups`, except of root's.
+    pub(super) fn in_groups(mut self, groups: impl Iterator<Item = u32>) -> Self {
+        self.groups.extend(groups.filter(|group| *group != 0));
         self
     }
 
@@ -93,40 +93,49 @@ impl ServiceUser {
         })
     }
 
-    /// Gives it the state in `data_dir` and the pairs in `output`.
+    /// Gives it the state in `data_dir` and the pairs in `outputs`.
     ///
     /// # Errors
     /// When a file is not one that `certs` makes, or cannot be given.
-    pub(super) fn take_over(&self, data_dir: &Path, output: &Path) -> Result<(), Failure> {
-        let failed = |path: PathBuf| {
-            move |error: io::Error| {
-                Failure::store(format!(
-                    "{} cannot be given to user {}: {error}",
-                    path.display(),
-                    self.user
-                ))
-            }
+    pub(super) fn take_over<'a>(
+        &self,
+        data_dir: &Path,
+        outputs: impl Iterator<Item = &'a PathBuf>,
+    ) -> Result<(), Failure> {
+        let failed = |path: &Path, error: io::Error| {
+            let (path, user) = (path.display(), self.user);
+            Failure::store(format!("{path} cannot be given to user {user}: {error}"))
         };
-        let state = open_directory(data_dir).map_err(failed(data_dir.to_owned()))?;
-        let is_ours = self.give_known(&state, &STATE);
-        let is_ours = is_ours.map_err(failed(data_dir.to_owned()))?;
-        let mode = fstat(&state).map_or(0, |found| found.st_mode);
-        if !is_ours && mode & 0o077 != 0 {
+        let has_others = self.give_state(data_dir);
+        if has_others.map_err(|error| failed(data_dir, error))? {
+            let message = format!(
+                "{} has files of other programs and is open to other users",
+                data_dir.display()
+            );
             return Err(Failure::usage(
-                format!(
-                    "{} has files of other programs and is open to other users",
-                    data_dir.display()
-                ),
+                message,
                 "give certs a directory of its own with --data-dir, or make this one private: chmod 700",
             ));
         }
-        self.give(&state).map_err(failed(data_dir.to_owned()))?;
-        let pairs = match open_directory(output) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            opened => opened.map_err(failed(output.to_owned()))?,
-        };
-        let given = self.give_pairs(&pairs);
-        given.map_err(failed(output.to_owned()))
+        for output in outputs {
+            match open_directory(output).and_then(|pairs| self.give_pairs(&pairs)) {
+                // Made by the first publication, or the reason why that fails.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                given => given.map_err(|error| failed(output, error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives it the data directory; whether that is one that other programs and users share.
+    fn give_state(&self, data_dir: &Path) -> io::Result<bool> {
+        let state = open_directory(data_dir)?;
+        let is_ours = self.give_known(&state, &STATE)?;
+        let is_shared = !is_ours && fstat(&state)?.st_mode & 0o077 != 0;
+        if !is_shared {
+            self.give(&state)?;
+        }
+        Ok(is_shared)
     }
 
     /// Gives it the pairs in `output`, which may be a directory of other files, too.
