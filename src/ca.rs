@@ -37,6 +37,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::certificate::SecretBytes;
+
 pub use listen::{Identity, serve};
 pub use renewal::share;
 pub use server::Server;
@@ -56,7 +58,7 @@ pub struct Settings {
     /// The renewal window of a certificate.
     pub windows: RenewalWindows,
     /// External account keys (HMAC, decoded) by identifier. Empty: none is required.
-    pub external_accounts: BTreeMap<String, Vec<u8>>,
+    pub external_accounts: BTreeMap<String, SecretBytes>,
     /// How names are validated.
     pub validation: Validation,
     /// The directory of keys, accounts and orders; `None` keeps them in memory.

@@ -1,5 +1,5 @@
 //! The network: one HTTP client ([`http`]), the bounds of every listener ([`listen`]), the
-//! parameters of TLS ([`tls`]), this machine's sockets, and those of the service manager.
+//! parameters of TLS ([`tls`]), URLs with secrets ([`url`]), this machine's sockets, and those of the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -8,6 +8,7 @@ pub(crate) mod listen;
 pub(crate) mod sockets;
 pub(crate) mod systemd;
 pub(crate) mod tls;
+pub(crate) mod url;
 
 /// A connection of any kind.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

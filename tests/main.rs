@@ -42,6 +42,7 @@ mod swaps;
 mod systemd;
 mod takeover;
 mod targets;
+mod tokens;
 mod usage;
 mod volumes;
 mod webrtc;

@@ -170,7 +170,7 @@ impl Client {
             payload["contact"] = json!([format!("mailto:{email}")]);
         }
         if let Some((id, secret)) = &settings.external {
-            payload["externalAccountBinding"] = key.bind(id, secret, url);
+            payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
         }
         let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
         let reply = self

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Call;
 use super::output::say;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
+use crate::certificate::SecretBytes;
 use crate::config;
 use crate::failure::Failure;
 use crate::files;
@@ -112,7 +113,7 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
     Ok(settings)
 }
 
-fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
+fn hmac_key(file: &Path) -> Result<SecretBytes, Failure> {
     let invalid = |cause: String| {
         Failure::usage(
             format!("--eab-hmac-file {}: {cause}", file.display()),
@@ -120,7 +121,7 @@ fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
         )
     };
     match config::hmac_key(file) {
-        Ok(key) if key.len() >= 16 => Ok(key),
+        Ok(key) if key.expose().len() >= 16 => Ok(key),
         Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
         Err(cause) => Err(invalid(cause)),
     }
