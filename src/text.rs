@@ -8,11 +8,13 @@ use strsim::osa_distance;
 
 /// Longest text that is shown, in characters.
 const LONGEST: usize = 1000;
+/// Longest message of another program, in bytes, with all of its parts.
+const LONGEST_MESSAGE: usize = 2048;
 
 /// Escapes control characters and those that change the direction of writing, leaves out
-/// the user and password of a URL, and cuts the text at 1,000 characters.
+/// the user and password of a URL, and cuts the text at 1,000 characters and 2 KiB.
 pub(crate) fn printable(text: &str) -> String {
-    printable_within(text, LONGEST)
+    cut(printable_within(text, LONGEST))
 }
 
 /// The same with a limit of `most` characters, for text that is useless when cut, such
@@ -27,6 +29,17 @@ pub(crate) fn printable_within(text: &str, most: usize) -> String {
         }
     }
     shown
+}
+
+/// Cuts a message at 2 KiB: it goes into logs, records and pages.
+pub(crate) fn cut(mut message: String) -> String {
+    const END: &str = "…";
+    if message.len() > LONGEST_MESSAGE {
+        let end = message.floor_char_boundary(LONGEST_MESSAGE - END.len());
+        message.truncate(end);
+        message.push_str(END);
+    }
+    message
 }
 
 /// The same for the output of a program, line by line, at most 20 lines.
@@ -132,6 +145,12 @@ mod tests {
         assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
         assert_eq!(printable("\u{202e}x"), "\\u{202e}x");
         assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
+        for message in ["x".repeat(2049), "ä".repeat(1025), "\u{1f512}".repeat(5000)] {
+            let cut = cut(message.clone());
+            assert!(cut.len() <= 2048 && cut.len() > 2040, "{}", cut.len());
+            assert!(message.starts_with(cut.trim_end_matches('…')));
+        }
+        assert_eq!(cut("x".repeat(2048)).len(), 2048);
     }
 
     #[test]
