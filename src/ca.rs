@@ -11,6 +11,7 @@
 mod account;
 mod authority;
 mod certificates;
+mod constraints;
 mod jws;
 mod listen;
 mod nonces;
@@ -39,6 +40,7 @@ use thiserror::Error;
 
 use crate::certificate::SecretBytes;
 
+pub use constraints::{PRIVATE, Permitted};
 pub use listen::{Identity, serve};
 pub use renewal::share;
 pub use server::Server;
@@ -61,6 +63,9 @@ pub struct Settings {
     pub external_accounts: BTreeMap<String, SecretBytes>,
     /// How names are validated.
     pub validation: Validation,
+    /// The names that a new root permits; all, if there are none. An existing root keeps its
+    /// own.
+    pub permitted: Vec<Permitted>,
     /// The directory of keys, accounts and orders; `None` keeps them in memory.
     pub directory: Option<PathBuf>,
 }
@@ -88,6 +93,7 @@ impl Settings {
                 port: 80,
                 resolve: Resolve::System,
             },
+            permitted: Vec::new(),
             directory: None,
         }
     }
