@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::set_no_new_privs;
 
 use crate::config::{CertificateSettings, Settings};
@@ -48,6 +50,19 @@ pub(crate) fn harden() {
         if let Err(error) = done {
             tracing::warn!("{failure}: {error}");
         }
+    }
+}
+
+/// Raises the limit of open files to the most that is allowed: the usual 1,024 are for
+/// programs that cannot handle more.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
     }
 }
 
@@ -132,7 +147,10 @@ pub(crate) fn confine(
 ) -> Sandbox {
     let programs = specs(known).filter(DeployTarget::runs_program);
     let programs = Vec::from_iter(programs.collect::<BTreeSet<_>>());
-    let Some(helper) = helper::start(surroundings.environment, settings, &programs) else {
+    let helper = helper::start(surroundings.environment, settings, &programs);
+    // After its start: the helper process and its programs keep the usual limit.
+    raise_open_files();
+    let Some(helper) = helper else {
         return Sandbox::default();
     };
     // A directory created now needs no right on its parent later.
@@ -147,6 +165,7 @@ pub(crate) fn confine(
 
 /// The same for a server that reloads no other server, so it needs no helper process.
 pub(crate) fn confine_alone(surroundings: &Surroundings<'_>, settings: &Settings) {
+    raise_open_files();
     if settings.harden {
         restrict(surroundings, settings, &Paths::of(surroundings, settings));
     }

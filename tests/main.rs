@@ -5,6 +5,7 @@
 // A test may cover one long scenario.
 #![allow(clippy::too_many_lines)]
 
+mod admin;
 mod ca;
 mod clocks;
 mod copies;
