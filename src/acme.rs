@@ -12,6 +12,8 @@
 
 mod account;
 mod authorization;
+#[cfg(test)]
+mod bounds;
 pub mod client;
 mod directory;
 mod documents;

@@ -11,6 +11,7 @@
 mod account;
 mod authority;
 mod certificates;
+mod constraints;
 mod jws;
 mod listen;
 mod nonces;
@@ -37,6 +38,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::certificate::SecretBytes;
+
+pub use constraints::{PRIVATE, Permitted};
 pub use listen::{Identity, serve};
 pub use renewal::share;
 pub use server::Server;
@@ -56,9 +60,12 @@ pub struct Settings {
     /// The renewal window of a certificate.
     pub windows: RenewalWindows,
     /// External account keys (HMAC, decoded) by identifier. Empty: none is required.
-    pub external_accounts: BTreeMap<String, Vec<u8>>,
+    pub external_accounts: BTreeMap<String, SecretBytes>,
     /// How names are validated.
     pub validation: Validation,
+    /// The names that a new root permits; all, if there are none. An existing root keeps its
+    /// own.
+    pub permitted: Vec<Permitted>,
     /// The directory of keys, accounts and orders; `None` keeps them in memory.
     pub directory: Option<PathBuf>,
 }
@@ -86,6 +93,7 @@ impl Settings {
                 port: 80,
                 resolve: Resolve::System,
             },
+            permitted: Vec::new(),
             directory: None,
         }
     }

@@ -32,7 +32,7 @@ use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 pub use known::BundleCache;
-pub use secret::Secret;
+pub use secret::{Secret, SecretBytes};
 
 /// The type of a certificate's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

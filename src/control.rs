@@ -30,11 +30,21 @@ use crate::files::trust;
 use crate::lineage::Lineage;
 use crate::manage::{ManageError, Outcome, Trigger};
 use crate::net::http::{Longest, Origin};
-use crate::net::listen::{self, Peer, Socket};
+use crate::net::listen::{self, Limits, Peer, Socket};
 
 const WORK: &str = "/v1/work";
 const DELETE: &str = "/v1/delete";
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
+
+/// A pass may take hours, and every command of the machine may wait for one.
+const LIMITS: Limits = Limits {
+    silent: 32,
+    connections: 128,
+    by_address: 128,
+    head: Duration::from_secs(10),
+    connection: Duration::MAX,
+    largest_head: 16 * 1024,
+};
 
 /// The work to do with one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +133,7 @@ impl Control {
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
         let router = Router::new().route(WORK, post(work));
         let router = router.route(DELETE, post(deletion)).with_state(worker);
-        listen::serve(Socket::Unix(self.listener), None, router).await;
+        listen::serve_within(LIMITS, Socket::Unix(self.listener), None, router).await;
         drop(self.path);
     }
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod docker;
 pub(crate) mod labels;
+pub(crate) mod list;
 pub(crate) mod registry;
 pub(crate) mod stored;
 
@@ -136,9 +137,13 @@ impl Discovery {
 
     /// Reads the list and publishes its requests.
     async fn list(&mut self) -> Result<(), DockerError> {
-        let mut containers = self.daemon.list().await?;
+        let (mut containers, skipped) = self.daemon.list().await?;
         containers.sort_by_cached_key(Container::age);
-        let mut listing = Listing::default();
+        let mut listing = Listing {
+            unseen: skipped.iter().map(|one| one.container.clone()).collect(),
+            invalid: skipped,
+            ..Listing::default()
+        };
         let ids: BTreeSet<&String> = containers.iter().map(|one| &one.id).collect();
         self.environments.retain(|id, _| ids.contains(id));
         let unlabelled = containers.iter().filter(|one| !one.is_labelled());

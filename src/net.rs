@@ -1,5 +1,6 @@
 //! The network: one HTTP client ([`http`]), the bounds of every listener ([`listen`]), the
-//! parameters of TLS ([`tls`]), connections to Unix sockets ([`unix`]), this machine's sockets, and those of the service manager.
+//! parameters of TLS ([`tls`]), connections to Unix sockets ([`unix`]), URLs with secrets
+//! ([`url`]), this machine's sockets, and those of the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -9,6 +10,7 @@ pub(crate) mod sockets;
 pub(crate) mod systemd;
 pub(crate) mod tls;
 pub(crate) mod unix;
+pub(crate) mod url;
 
 /// A connection of any kind.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

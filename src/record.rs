@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ca_state::Counted;
 use crate::certificate::{Facts, Secret};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::url::SecretUrl;
+use crate::text::origins;
 use crate::time::Timestamp;
 
 /// Counts the certificates of a lineage, from 1; 0 is the placeholder.
@@ -54,6 +56,7 @@ pub struct Record {
     /// The newest certificate.
     pub issued: Option<Issued>,
     /// Targets by name, and the generation that was last deployed to each.
+    #[serde(deserialize_with = "deployed_without_secrets")]
     pub deployed: BTreeMap<String, Generation>,
     /// Endpoints (`host:port`), and the generation last seen there by a handshake.
     pub served: BTreeMap<String, Served>,
@@ -66,7 +69,11 @@ pub struct Record {
     /// Failed issuances since the last success.
     pub failures: Failures,
     /// Failed deployments of the newest certificate.
-    #[serde(default, rename = "handover")]
+    #[serde(
+        default,
+        rename = "handover",
+        deserialize_with = "failures_without_secrets"
+    )]
     pub deployment_failures: Failures,
     /// Configured names that the newest certificate excludes for now.
     #[serde(default, rename = "quarantine")]
@@ -95,6 +102,7 @@ pub struct RolledBack {
     /// The generation that was not served.
     pub generation: Generation,
     /// The cause of the failure.
+    #[serde(deserialize_with = "text_without_secrets")]
     pub why: String,
     /// The number of failures in a row.
     pub times: u32,
@@ -298,6 +306,34 @@ pub struct Failures {
     pub last: Option<String>,
 }
 
+// Earlier versions stored the whole URLs of webhooks, tokens included.
+
+fn deployed_without_secrets<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, Generation>, D::Error> {
+    let stored = BTreeMap::<String, Generation>::deserialize(from)?;
+    let clean = stored.into_iter().map(|(name, generation)| {
+        let is_clean = origins(&name) == name;
+        let name = if is_clean {
+            name
+        } else {
+            SecretUrl::new(name).to_string()
+        };
+        (name, generation)
+    });
+    Ok(clean.collect())
+}
+
+fn failures_without_secrets<'de, D: Deserializer<'de>>(from: D) -> Result<Failures, D::Error> {
+    let mut failures = Failures::deserialize(from)?;
+    failures.last = failures.last.as_deref().map(origins);
+    Ok(failures)
+}
+
+fn text_without_secrets<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Ok(origins(&String::deserialize(from)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,5 +347,37 @@ mod tests {
             assert!(json.as_object_mut().unwrap().remove(later).is_some());
         }
         assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record);
+    }
+    #[test]
+    fn stored_secrets_of_webhooks_are_cleaned() {
+        let name = Identifier::parse("example.com").unwrap();
+        let mut record = Record::new(Lineage::of(&name), [name].into(), "https://ca/dir".into());
+        let url = "https://u:TOKEN@hooks.example/TOKEN";
+        for target in [url, "https://plain.example", "nginx:/run/nginx.pid"] {
+            record.deployed.insert(target.to_owned(), Generation(3));
+        }
+        let message = format!("{url}: it replied 403");
+        record.deployment_failures.last = Some(message.clone());
+        record.rolled_back = Some(RolledBack {
+            generation: Generation(3),
+            why: message,
+            times: 1,
+        });
+        let read = |json: &str| serde_json::from_str::<Record>(json).unwrap();
+        let clean = read(&serde_json::to_string(&record).unwrap());
+        let json = serde_json::to_string(&clean).unwrap();
+        assert!(!json.contains("TOKEN"), "{json}");
+        assert!(
+            json.contains("https://hooks.example/…: it replied 403"),
+            "{json}"
+        );
+        let named = SecretUrl::new(url.to_owned()).to_string();
+        let names: Vec<_> = clean.deployed.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [&*named, "https://plain.example", "nginx:/run/nginx.pid"]
+        );
+        assert_eq!(clean.ca, "https://ca/dir");
+        assert_eq!(read(&json), clean);
     }
 }

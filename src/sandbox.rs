@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::set_no_new_privs;
 
 use crate::config::{CertificateSettings, Settings};
@@ -54,6 +56,19 @@ pub(crate) fn harden() {
         if let Err(error) = done {
             tracing::warn!("{failure}: {error}");
         }
+    }
+}
+
+/// Raises the limit of open files to the most that is allowed: the usual 1,024 are for
+/// programs that cannot handle more.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
     }
 }
 
@@ -179,7 +194,10 @@ pub(crate) fn confine(
         Failure::store(format!("{DOCKER_RELAY} in the data directory: {error}"))
     })?;
     let environment = surroundings.environment;
-    let Some(helper) = helper::start(environment, settings, &permits, relayed) else {
+    let helper = helper::start(environment, settings, &permits, relayed);
+    // After its start: the helper process and its programs keep the usual limit.
+    raise_open_files();
+    let Some(helper) = helper else {
         return Ok(Sandbox::default());
     };
     // A directory created now needs no right on its parent later.
@@ -274,6 +292,7 @@ pub(crate) fn confine_alone(
     surroundings: &Surroundings<'_>,
     settings: &Settings,
 ) -> Result<(), Failure> {
+    raise_open_files();
     if !settings.harden {
         return Ok(());
     }

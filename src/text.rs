@@ -1,24 +1,27 @@
 //! Untrusted text, made safe to show: it must not be able to steer a terminal, forge a
 //! line of a log, or flood either. Also the readers of text that several modules share.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use strsim::osa_distance;
 
 /// Longest text that is shown, in characters.
 const LONGEST: usize = 1000;
+/// Longest message of another program, in bytes, with all of its parts.
+const LONGEST_MESSAGE: usize = 2048;
 
-/// Escapes control characters and those that change the direction of writing, and cuts
-/// the text at 1,000 characters.
+/// Escapes control characters and those that change the direction of writing, leaves out
+/// the user and password of a URL, and cuts the text at 1,000 characters and 2 KiB.
 pub(crate) fn printable(text: &str) -> String {
-    printable_within(text, LONGEST)
+    cut(printable_within(text, LONGEST))
 }
 
 /// The same with a limit of `most` characters, for text that is useless when cut, such
 /// as a URL.
 pub(crate) fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
-    for letter in text.chars().take(most) {
+    for letter in urls(text, without_user).chars().take(most) {
         if letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter) {
             shown.extend(letter.escape_unicode());
         } else {
@@ -28,10 +31,66 @@ pub(crate) fn printable_within(text: &str, most: usize) -> String {
     shown
 }
 
+/// Cuts a message at 2 KiB: it goes into logs, records and pages.
+pub(crate) fn cut(mut message: String) -> String {
+    const END: &str = "…";
+    if message.len() > LONGEST_MESSAGE {
+        let end = message.floor_char_boundary(LONGEST_MESSAGE - END.len());
+        message.truncate(end);
+        message.push_str(END);
+    }
+    message
+}
+
 /// The same for the output of a program, line by line, at most 20 lines.
 pub(crate) fn printable_lines(text: &str) -> String {
     let lines = text.trim_end().lines().take(20).map(printable);
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Cuts each URL to its scheme, host and port: the other parts may be secret.
+pub(crate) fn origins(text: &str) -> String {
+    urls(text, origin).into_owned()
+}
+
+/// Replaces what follows `://` in each URL of `text`.
+fn urls(text: &str, change: fn(&str) -> String) -> Cow<'_, str> {
+    const MARK: &str = "://";
+    if !text.contains(MARK) {
+        return text.into();
+    }
+    let (mut made, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once(MARK) {
+        let ends = |letter: char| letter.is_whitespace() || "`'\"<>".contains(letter);
+        let url = &after[..after.find(ends).unwrap_or(after.len())];
+        // The punctuation of the sentence.
+        let (url, further) = after.split_at(url.trim_end_matches([',', '.', ':', ';', ')']).len());
+        made = made + before + MARK + &change(url);
+        rest = further;
+    }
+    (made + rest).into()
+}
+
+fn without_user(url: &str) -> String {
+    let (authority, rest) = url.split_at(url.find(['/', '?', '#']).unwrap_or(url.len()));
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    format!("{host}{rest}")
+}
+
+fn origin(url: &str) -> String {
+    let (host, rest) = match url.split_once(['/', '?', '#']) {
+        // A password with a slash.
+        Some((_, rest)) if rest.contains('@') => ("", rest),
+        Some((authority, rest)) => (authority, rest),
+        None => (url, ""),
+    };
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    match rest.is_empty() {
+        true => host.to_owned(),
+        false => format!("{host}/…"),
+    }
 }
 
 /// Reads a length of time such as `90s`, `30m`, `12h` or `7d`.
@@ -86,6 +145,24 @@ mod tests {
         assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
         assert_eq!(printable("\u{202e}x"), "\\u{202e}x");
         assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
+        for message in ["x".repeat(2049), "ä".repeat(1025), "\u{1f512}".repeat(5000)] {
+            let cut = cut(message.clone());
+            assert!(cut.len() <= 2048 && cut.len() > 2040, "{}", cut.len());
+            assert!(message.starts_with(cut.trim_end_matches('…')));
+        }
+        assert_eq!(cut("x".repeat(2048)).len(), 2048);
+    }
+
+    #[test]
+    fn secrets_of_urls_are_left_out() {
+        let both = |text: &str| (printable(text), origins(text));
+        let (shown, cut) = both("at `https://u:pw@h.example:1/a?b`, http://h/@x, tcp://u@h");
+        assert_eq!(shown, "at `https://h.example:1/a?b`, http://h/@x, tcp://h");
+        assert_eq!(cut, "at `https://h.example:1/…`, http:///…, tcp://h");
+        assert_eq!(origins(&cut), cut);
+        for plain in ["", "a@b.example", "a:/b@c", "://"] {
+            assert_eq!(both(plain), (plain.to_owned(), plain.to_owned()));
+        }
     }
 
     #[test]

@@ -20,6 +20,10 @@ impl CaServer {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = certs(directory);
         command.args(["ca", "serve"]).args(arguments);
+        if !arguments.contains(&"--permit") {
+            // The tests order for names of the whole internet.
+            command.args(["--permit", "*"]);
+        }
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut lines = lines.map_while(Result::ok);
@@ -166,4 +170,32 @@ fn ca_serve_exits_2_with_hint_for_unusable_options() {
         2,
     );
     assert!(printed.contains("in use by another process"), "{printed}");
+}
+
+#[test]
+fn ca_serve_permits_private_names_and_those_that_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port().to_string();
+    let arguments = [
+        "--listen",
+        "127.0.0.1:0",
+        "--http-port",
+        &port,
+        "--resolve-to",
+        "127.0.0.1",
+        "--permit",
+        "example.com",
+    ];
+    let ca = CaServer::start(directory.path(), &arguments);
+    let issue = |name: &str, code: i32| {
+        let mut command = certs(&directory.path().join("client"));
+        command.args(["issue", name, "--agree-tos", "--ca", &ca.directory]);
+        command.arg("--ca-root").arg(&ca.root);
+        command.args(["--http-listen", &format!("127.0.0.1:{port}")]);
+        run(&mut command, code)
+    };
+    issue("web.test", 0);
+    issue("www.example.com", 0);
+    let printed = issue("www.example.org", 4);
+    assert!(printed.contains("--permit NAME"), "{printed}");
 }

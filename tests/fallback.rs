@@ -5,6 +5,7 @@ use std::process::Command;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use certs::ca::{Resolve, Settings, Validation};
+use certs::certificate::SecretBytes;
 use serde_json::Value;
 
 use crate::support::embedded::EmbeddedCa;
@@ -98,7 +99,7 @@ fn fallback_ca_issues_after_half_an_hour_of_outage() {
 #[test]
 fn fallback_ca_gets_its_own_external_account_key() {
     let key = b"a key of the second CA, 32 bytes".to_vec();
-    let account = ("kid-2".to_owned(), key.clone());
+    let account = ("kid-2".to_owned(), SecretBytes::new(key.clone()));
     let (first, second) = two_with(|settings| settings.external_accounts = [account].into());
     let refusal = Fault::problem(403, "rejectedIdentifier", "not this one");
     first.script.add(Endpoint::NewOrder, Which::Every, refusal);

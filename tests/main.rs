@@ -5,6 +5,7 @@
 // A test may cover one long scenario.
 #![allow(clippy::too_many_lines)]
 
+mod admin;
 mod attacks;
 mod ca;
 mod clocks;
@@ -48,6 +49,7 @@ mod swaps;
 mod systemd;
 mod takeover;
 mod targets;
+mod tokens;
 mod usage;
 mod volumes;
 mod webrtc;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Journal;
 use super::error::Cause;
 use super::jws::{AccountKey, encode};
-use crate::certificate::Secret;
+use crate::certificate::{Secret, SecretBytes};
 
 /// The registration at the CA.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +17,7 @@ pub struct AccountSettings {
     /// Whether the user agrees to the CA's terms.
     pub terms_agreed: bool,
     /// The external account binding: key identifier and decoded HMAC key.
-    pub external: Option<(String, Vec<u8>)>,
+    pub external: Option<(String, SecretBytes)>,
 }
 
 /// A registered key.
@@ -199,7 +199,7 @@ mod tests {
         options.account = AccountSettings {
             email: Some("me@example.com".into()),
             terms_agreed: true,
-            external: Some(("customer".into(), b"secret".to_vec())),
+            external: Some(("customer".into(), SecretBytes::new(b"secret".to_vec()))),
         };
         let sent = register(options).await;
         assert_eq!(

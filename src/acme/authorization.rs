@@ -2,6 +2,7 @@
 //! are fetched concurrently, every answer is published, then every challenge is
 //! started concurrently. The answers are cleaned up on success and on failure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::poll::{FIRST_POLL, PlacedOrder};
 use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
-use crate::text::printable;
+use crate::text::{cut, printable};
 
 /// Concurrent requests of one order.
 const CONCURRENCY: usize = 8;
@@ -33,8 +34,6 @@ const VALIDATION_PAUSES: [Duration; 6] = [
     Duration::from_secs(3),
     Duration::from_secs(5),
 ];
-/// Far above any certificate's names: CAs sign about a hundred.
-const MOST_AUTHORIZATIONS: usize = 1000;
 
 /// An answer with its solver and its challenge's URL.
 struct PlannedAnswer {
@@ -72,14 +71,16 @@ impl Flow<'_> {
 
     async fn authorizations(&self, order: &PlacedOrder) -> Result<Vec<AuthorizationState>, Cause> {
         let urls = &order.state.authorizations;
-        let number = urls.len();
-        if number > MOST_AUTHORIZATIONS {
-            let message = format!("an order with {number} authorizations");
+        let (number, names) = (urls.len(), order.identifiers.len());
+        if number > names {
+            let message = format!("an order of {names} names with {number} authorizations");
             return Err(Cause::Protocol(message));
         }
         let fetch = async |url| {
             let reply = self.post("authorization", url, None).await?;
-            documents::authorization(&reply.body)
+            let authorization = documents::authorization(&reply.body)?;
+            is_of(&authorization, &order.identifiers)?;
+            Ok(authorization)
         };
         concurrently(urls.iter().map(|one| fetch(&one.url)).collect()).await
     }
@@ -175,12 +176,32 @@ impl Flow<'_> {
         }
         match most_retryable(causes) {
             Some(cause) => cause
-                .with_message(format!("control was not proven{text}"))
+                .with_message(cut(format!("control was not proven{text}")))
                 .for_names(names),
             None => {
                 Cause::NotValidated("the CA calls the order invalid and gives no reason".into())
             }
         }
+    }
+}
+
+/// Whether `authorization` is for a name of the order: nothing else is ever answered.
+fn is_of(
+    authorization: &AuthorizationState,
+    identifiers: &BTreeSet<Identifier>,
+) -> Result<(), Cause> {
+    let name = authorization.identifier().to_string();
+    let parse = |name: &str| Identifier::parse(name).ok();
+    // Not every CA marks the authorization of a wildcard.
+    let mut forms = [parse(&name), parse(&format!("*.{name}"))]
+        .into_iter()
+        .flatten();
+    match forms.any(|form| identifiers.contains(&form)) {
+        true => Ok(()),
+        false => Err(Cause::Protocol(format!(
+            "an authorization of `{}`, which is not in the order",
+            printable(&name)
+        ))),
     }
 }
 

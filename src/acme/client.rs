@@ -3,6 +3,7 @@
 //! decides whether to order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,7 +59,14 @@ pub(super) struct Flow<'a> {
     pub(super) client: &'a Client,
     pub(super) directory: &'a Directory,
     pub(super) account: &'a Account,
+    /// The bytes that the CA may still send for this order.
+    pub(super) left: AtomicUsize,
 }
+
+/// The replies of one order, for all of its names, with five minutes of polls twice.
+const LARGEST_ORDER: usize = 2 << 20;
+/// The further replies for each of its names.
+const LARGEST_NAME: usize = 64 << 10;
 
 impl Client {
     /// A client for one CA; nothing is sent yet.
@@ -170,7 +178,7 @@ impl Client {
             payload["contact"] = json!([format!("mailto:{email}")]);
         }
         if let Some((id, secret)) = &settings.external {
-            payload["externalAccountBinding"] = key.bind(id, secret, url);
+            payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
         }
         let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
         let reply = self
@@ -189,10 +197,12 @@ impl Client {
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError> {
         let account = self.account(directory, journal, None).await?;
+        let most = LARGEST_ORDER + LARGEST_NAME * pending.identifiers.len();
         let flow = |account| Flow {
             client: self,
             directory,
             account,
+            left: most.into(),
         };
         match flow(&account).run(&mut pending, journal).await {
             Err(error) if error.cause.refusal() == Some("accountDoesNotExist") => {
@@ -223,9 +233,18 @@ impl Flow<'_> {
     ) -> Result<Reply, Cause> {
         let signer = Signer::Account(&self.account.key, &self.account.id);
         let (transport, new_nonce) = (&self.client.transport, &self.directory.new_nonce);
-        transport
-            .post(endpoint, url, signer, new_nonce, payload)
-            .await
+        let reply = transport.post(endpoint, url, signer, new_nonce, payload);
+        let reply = reply.await?;
+        let spend = |left: usize| left.checked_sub(reply.body.len());
+        let spent = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
+        match spent {
+            Ok(_) => Ok(reply),
+            Err(_) => Err(Cause::Protocol(
+                "its replies to one order are too large".into(),
+            )),
+        }
     }
 }
 

@@ -9,6 +9,9 @@ use serde_json::{Map, Value, json};
 use super::error::Cause;
 use super::problem::from_value;
 
+/// Far above the kinds of challenges that exist.
+const MOST_CHALLENGES: usize = 32;
+
 /// An order (RFC 8555 section 7.1.3).
 pub(super) fn order(body: &[u8]) -> Result<OrderState, Cause> {
     let mut order: Map<String, Value> = serde_json::from_slice(body)?;
@@ -26,11 +29,14 @@ pub(super) fn authorization(body: &[u8]) -> Result<AuthorizationState, Cause> {
     let challenges = authorization.insert("challenges".into(), json!([]));
     let mut state = AuthorizationState::deserialize(authorization)?;
     if let Some(Value::Array(challenges)) = challenges {
-        let parsed = challenges.into_iter().filter_map(|mut challenge| {
-            let error = take_error(challenge.as_object_mut()?);
-            let challenge = Challenge::deserialize(challenge).ok()?;
-            Some(Challenge { error, ..challenge })
-        });
+        let parsed = challenges
+            .into_iter()
+            .take(MOST_CHALLENGES)
+            .filter_map(|mut challenge| {
+                let error = take_error(challenge.as_object_mut()?);
+                let challenge = Challenge::deserialize(challenge).ok()?;
+                Some(Challenge { error, ..challenge })
+            });
         state.challenges = parsed.collect();
     }
     Ok(state)

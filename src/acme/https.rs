@@ -31,7 +31,8 @@ use crate::time::Timestamp;
 /// The whole of one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// A chain of ten certificates is 20 KiB; a directory is smaller.
-const LARGEST_BODY: usize = 1 << 20;
+const LARGEST_BODY: usize = 256 * 1024;
+const LARGEST_HEAD: usize = 64 * 1024;
 
 /// The CA at the other end of a network.
 pub struct Https {
@@ -61,7 +62,9 @@ impl Https {
             .enable_http1()
             .wrap_connector(connector);
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build(https),
+            client: Client::builder(TokioExecutor::new())
+                .http1_max_buf_size(LARGEST_HEAD)
+                .build(https),
         })
     }
 }

@@ -18,6 +18,9 @@ use super::poll::PlacedOrder;
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
 
+/// More than any chain has: four at most.
+const MOST_CERTIFICATES: usize = 20;
+
 impl Flow<'_> {
     /// Completes `pending` and returns the chain in PEM.
     pub(super) async fn run(
@@ -47,7 +50,7 @@ impl Flow<'_> {
         if let Some(url) = pending.url.clone() {
             match self.post("order", &url, None).await {
                 Ok(reply) => {
-                    let order = PlacedOrder::new(url, &reply)?;
+                    let order = PlacedOrder::new(url, &reply, &pending.identifiers)?;
                     if order.state.status != OrderStatus::Invalid {
                         return Ok(order);
                     }
@@ -67,7 +70,7 @@ impl Flow<'_> {
         // Stored before the body is read: the order exists.
         pending.url = Some(url.clone());
         journal.order(pending).await.map_err(Cause::Journal)?;
-        PlacedOrder::new(url, &reply)
+        PlacedOrder::new(url, &reply, &pending.identifiers)
     }
 
     /// Places the order. If the CA objects to it, the order is placed once more
@@ -190,8 +193,16 @@ fn request(pending: &PendingOrder) -> Value {
 
 fn chain(reply: &Reply) -> Result<String, Cause> {
     let text = String::from_utf8(reply.body.to_vec()).ok();
-    text.filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
-        .ok_or_else(|| Cause::Protocol("the certificate is not PEM".into()))
+    let certificates = |text: &str| text.matches("-----BEGIN CERTIFICATE-----").count();
+    let text = text.filter(|text| certificates(text) > 0);
+    let text = text.ok_or_else(|| Cause::Protocol("the certificate is not PEM".into()))?;
+    match certificates(&text) {
+        number @ MOST_CERTIFICATES.. => {
+            let message = format!("a chain of {number} certificates");
+            Err(Cause::Protocol(message))
+        }
+        _ => Ok(text),
+    }
 }
 
 /// Whether the topmost issuer of the chain `pem` has the common name `name`. The chain

@@ -4,6 +4,7 @@
 //! Without such a fetch it never polls before `Retry-After` ends, and it never waits
 //! without bound: after five minutes the order is left for a later run to resume.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::client::Flow;
 use super::documents;
 use super::error::Cause;
 use super::exchange::Reply;
+use crate::identifier::Identifier;
 
 /// The CA needs this long to record a validation or a certificate request.
 const SETTLING: Duration = Duration::from_millis(50);
@@ -25,16 +27,23 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub(super) struct PlacedOrder {
     pub(super) url: String,
     pub(super) state: OrderState,
+    /// The names of the order.
+    pub(super) identifiers: BTreeSet<Identifier>,
     /// `Retry-After` of the last reply.
     pub(super) retry_after: Option<Duration>,
 }
 
 impl PlacedOrder {
-    pub(super) fn new(url: String, reply: &Reply) -> Result<Self, Cause> {
+    pub(super) fn new(
+        url: String,
+        reply: &Reply,
+        identifiers: &BTreeSet<Identifier>,
+    ) -> Result<Self, Cause> {
         let (state, retry_after) = (documents::order(&reply.body)?, reply.retry_after);
         Ok(Self {
             url,
             state,
+            identifiers: identifiers.clone(),
             retry_after,
         })
     }

@@ -8,8 +8,11 @@ use instant_acme::{Problem, Subproblem};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::text::{printable, printable_within};
+use crate::text::{cut, printable, printable_within};
 
+/// The longest identifier, type or detail that is kept: the portal that ends a pause has a
+/// long URL.
+const LONGEST: usize = 8192;
 /// A problem may list one subproblem per name, and a certificate has a hundred names.
 const MOST_SUBPROBLEMS: usize = 100;
 const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
@@ -51,7 +54,10 @@ pub(super) fn parse(content_type: &str, body: &[u8]) -> Option<Problem> {
 
 /// Reads the members of the expected type and ignores the others.
 pub(super) fn from_value(value: &Value) -> Problem {
-    let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
+    let text = |value: &Value, name: &str| {
+        let text = value[name].as_str()?;
+        Some(text[..text.floor_char_boundary(LONGEST)].to_owned())
+    };
     let subproblems = value["subproblems"].as_array().into_iter().flatten();
     let subproblems = subproblems.take(MOST_SUBPROBLEMS).map(|sub| Subproblem {
         identifier: Deserialize::deserialize(&sub["identifier"]).ok(),
@@ -75,13 +81,15 @@ pub(super) fn type_and_detail(kind: Option<&str>, detail: Option<&str>) -> Strin
     )
 }
 
-/// The CA's `type` and `detail`, and those of its subproblems by identifier.
+/// The CA's `type` and `detail`, and those of its subproblems by identifier, at most 2 KiB
+/// but for the URL that ends a pause.
 pub(super) fn describe(problem: &Problem) -> String {
     let mut text = type_and_detail(problem.r#type.as_deref(), problem.detail.as_deref());
     if is_pause(problem) {
         // The URL at the end lists every paused name, so it may be long.
-        text = printable_within(problem.detail.as_deref().unwrap_or_default(), 8192);
+        text = printable_within(problem.detail.as_deref().unwrap_or_default(), LONGEST);
         text.insert_str(0, "rateLimited: ");
+        return text;
     }
     for sub in problem.subproblems.iter().take(MOST_SUBPROBLEMS) {
         let name = match &sub.identifier {
@@ -93,5 +101,5 @@ pub(super) fn describe(problem: &Problem) -> String {
             type_and_detail(sub.r#type.as_deref(), sub.detail.as_deref())
         ));
     }
-    text
+    cut(text)
 }

@@ -19,6 +19,7 @@ use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::constraints::{self, Permitted};
 use super::nonces::random_bytes;
 use super::{CaError, DAY, HOUR, lock, read};
 use crate::certificate::{Facts, Secret};
@@ -46,14 +47,20 @@ struct CaKey {
 
 impl Authority {
     /// Loads the keys from `directory`, or makes them.
-    pub(super) fn open(directory: Option<&Path>, now: Timestamp) -> Result<Self, CaError> {
+    ///
+    /// A new root permits the names of `permitted` alone.
+    pub(super) fn open(
+        directory: Option<&Path>,
+        permitted: &[Permitted],
+        now: Timestamp,
+    ) -> Result<Self, CaError> {
         let (root, stored) = match directory {
             Some(directory) => {
-                let root = open_root(directory, now)?;
+                let root = open_root(directory, permitted, now)?;
                 let stored = read_intermediate(directory, &root)?;
                 (root, stored)
             }
-            None => (make_root(now)?, None),
+            None => (make_root(permitted, now)?, None),
         };
         let intermediate = match stored {
             Some(stored) => stored,
@@ -68,6 +75,16 @@ impl Authority {
 
     pub(super) fn root_pem(&self) -> &str {
         &self.root.pem
+    }
+
+    /// Whether the root permits certificates for `identifier`.
+    pub(super) fn permits(&self, identifier: &Identifier) -> bool {
+        let der = CertificateDer::from_pem_slice(self.root.pem.as_bytes());
+        let parsed = der
+            .as_ref()
+            .ok()
+            .and_then(|der| X509Certificate::from_der(der).ok());
+        parsed.is_some_and(|(_, root)| constraints::permits(&root, identifier))
     }
 
     /// Signs a certificate for the CA's own listener: its key and chain.
@@ -128,14 +145,14 @@ impl Authority {
     }
 }
 
-fn open_root(directory: &Path, now: Timestamp) -> Result<CaKey, CaError> {
+fn open_root(directory: &Path, permitted: &[Permitted], now: Timestamp) -> Result<CaKey, CaError> {
     let (pem_path, key_path) = (directory.join("root.pem"), directory.join("root.key"));
     match (read(&pem_path)?, read(&key_path)?) {
         (Some(pem), Some(key)) => signer(pem, key, &pem_path, None),
         (Some(_), None) => Err(CaError::corrupt(&pem_path, "its key `root.key` is missing")),
         // Without `root.pem` no client can trust the key yet: it is replaced.
         (None, _) => {
-            let made = make_root(now)?;
+            let made = make_root(permitted, now)?;
             write(&key_path, 0o600, made.key_pem.expose())?;
             write(&pem_path, 0o644, &made.pem)?;
             Ok(made)
@@ -143,10 +160,11 @@ fn open_root(directory: &Path, now: Timestamp) -> Result<CaKey, CaError> {
     }
 }
 
-fn make_root(now: Timestamp) -> Result<CaKey, CaError> {
+fn make_root(permitted: &[Permitted], now: Timestamp) -> Result<CaKey, CaError> {
     let key = KeyPair::generate()?;
-    let constraints = BasicConstraints::Unconstrained;
-    let params = ca_params("root", constraints, now - HOUR, now + ROOT_LIFETIME);
+    let length = BasicConstraints::Unconstrained;
+    let mut params = ca_params("root", length, now - HOUR, now + ROOT_LIFETIME);
+    params.name_constraints = constraints::extension(permitted);
     let pem = params.self_signed(&key)?.pem();
     signer(pem, key.serialize_pem(), Path::new("the new root"), None)
 }
@@ -187,7 +205,7 @@ fn make_intermediate(
 
 fn ca_params(
     role: &str,
-    constraints: BasicConstraints,
+    path_length: BasicConstraints,
     not_before: Timestamp,
     not_after: Timestamp,
 ) -> CertificateParams {
@@ -205,7 +223,7 @@ fn ca_params(
     params.serial_number = Some(serial);
     params.not_before = instant(not_before);
     params.not_after = instant(not_after);
-    params.is_ca = IsCa::Ca(constraints);
+    params.is_ca = IsCa::Ca(path_length);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }

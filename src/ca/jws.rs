@@ -20,6 +20,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::problem::ErrorType::{self, BadPublicKey, Malformed};
 use super::problem::{ALGORITHMS, Problem, ensure};
+use crate::certificate::SecretBytes;
 
 /// A public key as a JWK, of the kinds that may sign requests. Its JSON is
 /// the canonical one of RFC 7638.
@@ -199,7 +200,7 @@ impl Jws {
         &self,
         url: &str,
         account: &Jwk,
-        keys: &BTreeMap<String, Vec<u8>>,
+        keys: &BTreeMap<String, SecretBytes>,
     ) -> Result<(), Problem> {
         let header = self.any_header()?;
         let is_binding = header.alg == "HS256" && header.nonce.is_none() && header.jwk.is_none();
@@ -211,7 +212,7 @@ impl Jws {
         let refused = |detail| Problem::new(ErrorType::Unauthorized, detail);
         let key = keys.get(&header.kid.unwrap_or_default());
         let key = key.ok_or_else(|| refused("unknown external account"))?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose());
         let signature = decode(&self.signature)?;
         hmac::verify(&key, self.message().as_bytes(), &signature)
             .map_err(|_| refused("the signature of the external account binding is invalid"))?;

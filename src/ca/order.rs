@@ -54,6 +54,7 @@ pub(super) async fn new_order(signed: Signed) -> HandlerResult {
     if settings.validation != Validation::AlwaysValid {
         refuse_wildcards(&identifiers)?;
     }
+    refuse_not_permitted(server, &identifiers)?;
     let profile = request.profile.as_deref().or(settings.default_profile());
     let profile = profile.filter(|name| settings.profiles.contains_key(*name));
     let Some(profile) = profile else {
@@ -103,6 +104,20 @@ fn identifiers(wanted: &[WireIdentifier]) -> Result<BTreeSet<Identifier>, Proble
         }
     };
     wanted.iter().map(parse).collect()
+}
+
+fn refuse_not_permitted(
+    server: &Server,
+    identifiers: &BTreeSet<Identifier>,
+) -> Result<(), Problem> {
+    let detail = "the root of this CA permits private names only: start it with --permit NAME and a new --data-dir";
+    let authority = &server.0.authority;
+    let refused = identifiers.iter().filter(|name| !authority.permits(name));
+    let problem = refused.fold(None, |problem: Option<Problem>, name| {
+        let first = || Problem::new(ErrorType::RejectedIdentifier, detail);
+        Some(problem.unwrap_or_else(first).about(name, detail))
+    });
+    problem.map_or(Ok(()), Err)
 }
 
 fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {

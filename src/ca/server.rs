@@ -49,7 +49,7 @@ impl Server {
         settings.check()?;
         let directory = settings.directory.as_deref();
         let lock = directory.map(lock_directory).transpose()?;
-        let authority = Authority::open(directory, clock.now())?;
+        let authority = Authority::open(directory, &settings.permitted, clock.now())?;
         let mut state = directory.map(load).transpose()?.unwrap_or_default();
         let interrupted = state.recover();
         let server = Self(Arc::new(Inner {

@@ -19,7 +19,7 @@ impl Signing {
     /// # Errors
     /// When the keys cannot be made.
     pub fn new(now: Timestamp) -> Result<Self, CaError> {
-        Authority::open(None, now).map(Self)
+        Authority::open(None, &[], now).map(Self)
     }
 
     /// Signs a certificate for `key_pem` and `identifiers`, valid from the first to

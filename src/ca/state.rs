@@ -14,6 +14,10 @@ use crate::time::Timestamp;
 
 const MOST_ACCOUNTS: usize = 10_000;
 const MOST_ORDERS: usize = 10_000;
+/// Finished orders of one account: their certificates stay.
+const MOST_FINISHED: usize = 20;
+/// Names in all unfinished orders of one account.
+const MOST_OPEN_NAMES: usize = 1000;
 const MOST_CERTIFICATES: usize = 20_000;
 /// `Retry-After` when the state is full, in seconds.
 const FULL_RETRY_AFTER: u64 = 3600;
@@ -140,7 +144,7 @@ impl State {
         if let Some(predecessor) = &order.replaces {
             self.check_replaces(predecessor, &order)?;
         }
-        self.make_room(order.created)?;
+        self.make_room(&order)?;
         let id = unguessable();
         for identifier in &order.identifiers {
             let name = unguessable();
@@ -185,18 +189,38 @@ impl State {
         ensure(!is_replaced, ErrorType::AlreadyReplaced, detail)
     }
 
-    /// Drops the oldest finished order when there are too many.
-    fn make_room(&mut self, now: Timestamp) -> Result<(), Problem> {
-        if self.orders.len() < MOST_ORDERS {
-            return Ok(());
+    /// Drops the oldest finished orders when there are too many, of this account or in all.
+    fn make_room(&mut self, new: &Order) -> Result<(), Problem> {
+        let has_ended = |order: &Order| !order.is_open() || order.is_expired(new.created);
+        let own = self
+            .orders
+            .iter()
+            .filter(|(_, one)| one.account == new.account);
+        let (mut finished, open): (Vec<_>, Vec<_>) = own.partition(|(_, one)| has_ended(one));
+        let names: usize = open.iter().map(|(_, one)| one.identifiers.len()).sum();
+        if names + new.identifiers.len() > MOST_OPEN_NAMES {
+            return Err(full("unfinished orders of this account"));
         }
-        let ended = |(_, order): &(&Id, &Order)| !order.is_open() || order.is_expired(now);
-        let oldest = (self.orders.iter().filter(ended)).min_by_key(|(_, order)| order.created);
-        let oldest = oldest.map(|(id, _)| id.clone());
-        let order = oldest.and_then(|id| self.orders.remove(&id));
-        let order = order.ok_or_else(|| full("orders"))?;
-        for authorization in order.authorizations {
-            self.authorizations.remove(&authorization);
+        finished.sort_unstable_by_key(|(_, order)| order.created);
+        let surplus = (finished.len() + 1).saturating_sub(MOST_FINISHED);
+        let mut dropped: Vec<Id> = finished
+            .iter()
+            .take(surplus)
+            .map(|(id, _)| (*id).clone())
+            .collect();
+        if dropped.is_empty() && self.orders.len() >= MOST_ORDERS {
+            let ended = self.orders.iter().filter(|(_, order)| has_ended(order));
+            let oldest = ended.min_by_key(|(_, order)| order.created);
+            dropped.extend([oldest.ok_or_else(|| full("orders"))?.0.clone()]);
+        }
+        for order in dropped
+            .iter()
+            .filter_map(|id| self.orders.remove(id))
+            .collect::<Vec<_>>()
+        {
+            for authorization in order.authorizations {
+                self.authorizations.remove(&authorization);
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! reply, an invalid one the problem that the RFCs name.
 
 mod certificates;
+mod constraints;
 mod orders;
 mod requests;
 mod restart;

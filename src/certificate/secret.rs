@@ -1,4 +1,4 @@
-//! Text that must never be shown: keys and tokens.
+//! Text and bytes that must never be shown: keys and tokens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 /// Secret text: `Debug` hides it, and the drop of the last clone wipes it. Clones share
 /// one text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
@@ -28,5 +29,29 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+/// Secret bytes, hidden and wiped like [`Secret`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretBytes(Zeroizing<Vec<u8>>);
+
+impl SecretBytes {
+    /// Takes ownership of the bytes.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The bytes themselves, for the code that needs them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretBytes(…)")
     }
 }

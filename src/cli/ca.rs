@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
 use super::output::say;
-use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
+use crate::ca::{CaError, PRIVATE, Permitted, Profile, Resolve, Server, Settings, Validation};
+use crate::certificate::SecretBytes;
 use crate::config;
 use crate::failure::Failure;
 use crate::files;
@@ -47,6 +48,10 @@ pub(super) struct Serve {
     /// Its HMAC key in base64url
     #[arg(long, value_name = "FILE", requires = "eab_kid")]
     eab_hmac_file: Option<PathBuf>,
+    /// A name, with all below it, or a network that a new root permits beside private ones
+    /// (localhost, *.test, *.internal, *.local, *.lan, *.home.arpa, private addresses); `*` for all
+    #[arg(long, value_name = "NAME|*")]
+    permit: Vec<String>,
     /// Also write the root certificate to this file
     #[arg(long, value_name = "FILE")]
     root_out: Option<PathBuf>,
@@ -109,6 +114,7 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
         port: options.http_port,
         resolve: options.resolve_to.map_or(Resolve::System, Resolve::Fixed),
     };
+    settings.permitted = permitted(&options.permit)?;
     if let Some(lifetime) = options.lifetime {
         let profile = Profile::new(lifetime, "as set by --lifetime");
         settings.profiles.insert("default".into(), profile);
@@ -120,7 +126,27 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
     Ok(settings)
 }
 
-fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
+/// The names of a new root: the private ones and those of `--permit`.
+fn permitted(further: &[String]) -> Result<Vec<Permitted>, Failure> {
+    if further.iter().any(|name| name == "*") {
+        return Ok(Vec::new());
+    }
+    let all = PRIVATE
+        .into_iter()
+        .chain(further.iter().map(String::as_str));
+    let read = |name: &str| {
+        name.parse().map_err(|error: String| {
+            let name = name.escape_debug();
+            Failure::usage(
+                format!("--permit `{name}`: {error}"),
+                "for example --permit example.com",
+            )
+        })
+    };
+    all.map(read).collect()
+}
+
+fn hmac_key(file: &Path) -> Result<SecretBytes, Failure> {
     let invalid = |cause: String| {
         Failure::usage(
             format!("--eab-hmac-file {}: {cause}", file.display()),
@@ -128,7 +154,7 @@ fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
         )
     };
     match config::hmac_key(file) {
-        Ok(key) if key.len() >= 16 => Ok(key),
+        Ok(key) if key.expose().len() >= 16 => Ok(key),
         Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
         Err(cause) => Err(invalid(cause)),
     }

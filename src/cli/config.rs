@@ -1,10 +1,13 @@
 //! `certs config check` and `certs config schema`.
 
+use serde_json::Value;
+
 use super::Call;
 use super::args::Config;
 use super::output::say;
 use crate::config::Purpose;
 use crate::failure::Failure;
+use crate::text::origins;
 
 /// Checks, or prints the schema; sends and writes nothing.
 pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
@@ -14,7 +17,9 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     }
     let settings = call.sources.settings(&Purpose::All)?;
     if call.json {
-        say(serde_json::to_string_pretty(&settings)?);
+        let mut shown = serde_json::to_value(&settings)?;
+        hide_secrets(&mut shown, false);
+        say(format_args!("{shown:#}"));
         return Ok(());
     }
     let count = settings.certificates.len();
@@ -23,4 +28,18 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     let from = file.unwrap_or_else(|| "no file".to_owned());
     say(format_args!("ok: {count} certificate{plural} ({from})"));
     Ok(())
+}
+
+/// Cuts the URLs of deploy targets, whose paths may be tokens.
+fn hide_secrets(value: &mut Value, is_target: bool) {
+    match value {
+        Value::String(text) if is_target => *text = origins(text),
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| hide_secrets(item, is_target)),
+        Value::Object(keys) => keys
+            .iter_mut()
+            .for_each(|(key, item)| hide_secrets(item, is_target || key == "deploy")),
+        _ => {}
+    }
 }

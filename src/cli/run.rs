@@ -5,7 +5,7 @@ mod managed;
 mod worker;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::net::listen::{self, Socket};
 use crate::net::systemd::Notifier;
-use crate::observe::admin::{self, Shown};
+use crate::observe::admin::{self, HostNames, Shown};
 use crate::sandbox;
 use crate::store::Store;
 use crate::supervise::{Handle, Supervisor, cron};
@@ -112,6 +112,7 @@ struct Bound {
     responses: Responses,
     challenges: Option<Listener>,
     admin: Option<TcpListener>,
+    hosts: HostNames,
     control: Control,
 }
 
@@ -120,6 +121,9 @@ impl Bound {
         let responses = Responses::default();
         let challenges = listener(call, settings, &responses)?;
         let admin = bind_admin(settings.admin_listen).await?;
+        let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
+        let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+        let hosts = HostNames::new(at, &settings.admin_hosts);
         let store = Arc::new(open_store(settings.data_dir.clone())?);
         if let Some(warning) = volume::warning(&settings.data_dir) {
             tracing::warn!("{warning}");
@@ -130,6 +134,7 @@ impl Bound {
             responses,
             challenges,
             admin,
+            hosts,
             control,
         })
     }
@@ -147,9 +152,10 @@ impl Bound {
             let tally = Arc::new(move |result| metrics.challenge_request(result));
             serving.spawn(listener.counted_by(tally).serve());
         }
-        if let Some(admin) = self.admin {
-            let router = admin::router(shown);
-            serving.spawn(listen::serve(Socket::Tcp(admin), None, router));
+        if let Some(listener) = self.admin {
+            let router = admin::router(shown, self.hosts);
+            let socket = Socket::Tcp(listener);
+            serving.spawn(listen::serve_within(admin::LIMITS, socket, None, router));
         }
         let handle = sidecar.handle.clone();
         serving.spawn(self.control.serve(Arc::new(sidecar)));

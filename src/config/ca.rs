@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::Secret;
+use crate::certificate::{Secret, SecretBytes};
 use crate::text::stored_as_text;
 
 /// The public CAs: name and directory URL. A name with `-staging` is the staging directory
@@ -112,6 +112,9 @@ impl FromStr for DirectoryUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let has_host = |url: http::Uri| url.host().is_some_and(|host| !host.is_empty());
         let is_url = text.starts_with("https://") && text.parse().is_ok_and(has_host);
+        if text.contains('@') {
+            return Err("the URL of a CA takes no user and no password".to_owned());
+        }
         if is_url || names().contains(&text) {
             return Ok(Self(text.to_owned()));
         }
@@ -173,7 +176,7 @@ impl CaSettings {
     ///
     /// # Errors
     /// The missing key, or the problem of the key's file; never the HMAC key itself.
-    pub(crate) fn read_binding(&self) -> Result<Option<(String, Vec<u8>)>, String> {
+    pub(crate) fn read_binding(&self) -> Result<Option<(String, SecretBytes)>, String> {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {
@@ -191,13 +194,14 @@ impl CaSettings {
 ///
 /// # Errors
 /// The problem of the file; never the key itself.
-pub(crate) fn hmac_key(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, String> {
     let text = std::fs::read_to_string(path).map(Secret::new);
     let text = text.map_err(|error| error.to_string())?;
     let text = text.expose().trim().trim_end_matches('=');
     let key = URL_SAFE_NO_PAD.decode(text);
     let key = key.or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
     key.filter(|key| !key.is_empty())
+        .map(SecretBytes::new)
         .ok_or_else(|| "invalid base64url".to_owned())
 }
 
@@ -256,6 +260,9 @@ mod tests {
         assert!(settings.read_binding().is_err());
         std::fs::write(&file, "AQID_w==\n").unwrap();
         let read = settings.read_binding().unwrap();
-        assert_eq!(read, Some(("kid".into(), vec![1, 2, 3, 0xff])));
+        assert_eq!(
+            read,
+            Some(("kid".into(), SecretBytes::new(vec![1, 2, 3, 0xff])))
+        );
     }
 }

@@ -164,6 +164,10 @@ layer! {
             .doc("Where the read-only endpoints are, or off")
             .default("127.0.0.1:9180").option(RUN, "ADDR")
             => .admin_listen;
+        "admin.hosts", admin_hosts: Vec<String>, list, LIST.hint("for example certs.internal")
+            .doc("Further names under which the read-only endpoints are requested")
+            .default_is("the addresses and the host name of this machine")
+            => .admin_hosts;
         "harden", harden: bool, boolean, BOOLEAN
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
@@ -291,6 +295,9 @@ pub(crate) struct Settings {
     pub harden: bool,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
+    /// Further names in the `Host` of a request there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admin_hosts: Vec<String>,
     /// The longest time between two looks at an endpoint.
     #[serde(default)]
     pub verify_every: Interval,
@@ -321,6 +328,7 @@ impl Settings {
             log_format: LogFormat::default(),
             harden: true,
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
+            admin_hosts: Vec::new(),
             verify_every: Interval::default(),
             renew: RenewSettings::default(),
             challenge: ChallengeSettings::default(),

@@ -15,6 +15,7 @@ use super::{CertificateSettings, DockerSettings, Settings, check};
 use crate::deploy::target::NAME;
 use crate::discovery::labels::{InvalidLabel, Request};
 use crate::lineage::Lineage;
+use crate::text::origins;
 
 /// The target that a label may name without a table of the file.
 const NGINX: &str = "nginx";
@@ -166,7 +167,8 @@ impl Sources {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
-                let message = format!("a label cannot deploy to `{}`", word.escape_debug());
+                let shown = origins(&word.escape_debug().to_string());
+                let message = format!("a label cannot deploy to `{shown}`");
                 let hint = "write nginx, or the NAME of a [deploy.NAME] of the configuration";
                 problems.add(origin, message, hint);
             }

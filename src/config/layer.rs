@@ -13,6 +13,7 @@ use super::problem::{Given, Problems, SettingOrigin, nearest};
 use crate::deploy::docker::Api;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::text::origins;
 
 /// A value that is not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +143,7 @@ fn parsed_by<T>(
         }
         Raw::Text(text) => parse(text).map_err(|(message, hint)| {
             // The standard library's parsers do not say what they read.
-            let shown = text.escape_debug().to_string();
+            let shown = origins(&text.escape_debug().to_string());
             match message.contains(text.trim()) || message.contains(&shown) {
                 true => (message, hint),
                 false => (format!("`{shown}`: {message}"), hint),

@@ -325,7 +325,7 @@ fn contradictory_or_unissuable_settings_are_refused() {
     );
     refused(
         &format!("ca = 'https://ca'\ndeploy = ['apache:web']{one}"),
-        "apache:web",
+        "apache",
     );
     refused(&format!("challenge = 'dns-0'{one}"), "dns-0");
     refused(

@@ -11,7 +11,7 @@ use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use crate::net::http::{HttpError, Longest, Origin, ReplyBody};
-use crate::text::printable;
+use crate::text::origins;
 
 /// The default address of the API.
 pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
@@ -41,7 +41,7 @@ impl Api {
     /// The API at an address in the form of DOCKER_HOST: `unix://PATH` or
     /// `tcp://HOST:PORT`.
     pub(crate) fn at(host: &str) -> Result<Self, String> {
-        let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
+        let invalid = || format!("invalid address of Docker's API `{}`", origins(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
                 true => Ok(Self(Origin::Unix(path.into()))),
@@ -50,6 +50,10 @@ impl Api {
         }
         let url = host.replacen("tcp://", "http://", 1);
         let uri: Uri = url.parse().map_err(|_| invalid())?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err("Docker's API takes no user and no password".to_owned());
+        }
         match (uri.host(), uri.port()) {
             (Some(name), None) if host.starts_with("tcp://") => {
                 Ok(Self(Origin::Tcp(format!("{name}:{PORT}"))))

@@ -25,8 +25,9 @@ use crate::text::{nearest, printable};
 /// The longest check or reload of a target that runs no program of the user's own.
 pub(super) const USUAL_DEADLINE: Duration = Duration::from_secs(30);
 
-fn unknown(written: &str, kind: &str) -> String {
-    let mut message = format!("unknown deploy target `{}`", printable(written));
+/// Shows the kind only: the rest may be a mistyped URL with secrets.
+fn unknown(kind: &str) -> String {
+    let mut message = format!("unknown deploy target `{}`", printable(kind));
     if let Some(meant) = nearest(kind, DeployTarget::kinds().map(|kind| kind.name)) {
         message += &format!("; did you mean `{meant}`?");
     }
@@ -58,7 +59,7 @@ impl DeployTarget {
     /// Parses a long form.
     pub(crate) fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);
-        let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
+        let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind)))?;
         (known.read)(keys)
     }
 
@@ -210,7 +211,7 @@ impl FromStr for DeployTarget {
             ShortForm::Url => is_url,
             ShortForm::Keys(_) => kind.name == name,
         });
-        let kind = kind.ok_or_else(|| unknown(text, name))?;
+        let kind = kind.ok_or_else(|| unknown(name))?;
         let short = kind.short.keys();
         let values = values.map(|values| values.splitn(short.len(), ':'));
         let keys = short.iter().zip(values.into_iter().flatten());
@@ -224,9 +225,9 @@ impl FromStr for DeployTarget {
 }
 
 impl fmt::Display for DeployTarget {
-    /// The short form.
+    /// The short form without secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.short_form())
+        f.write_str(&self.shown())
     }
 }
 
@@ -245,7 +246,7 @@ impl TryFrom<StoredForm> for DeployTarget {
 
 impl From<DeployTarget> for StoredForm {
     fn from(target: DeployTarget) -> Self {
-        let short = target.to_string();
+        let short = target.short_form();
         match short.parse::<DeployTarget>() {
             Ok(read) if read == target => Self::Short(short),
             _ => Self::Long {

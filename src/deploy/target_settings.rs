@@ -90,7 +90,12 @@ pub(crate) trait TargetSettings: SettingsKeys {
     /// The target itself; no file or server is touched yet.
     fn target(&self) -> Arc<dyn Target>;
 
-    /// Its short form, which is the name of most targets.
+    /// Its short form for messages, without secrets.
+    fn shown(&self) -> String {
+        self.short_form()
+    }
+
+    /// Its short form, which is stored, and the name of most targets.
     fn short_form(&self) -> String {
         let keys = keys::written(self);
         let values = Self::SHORT.keys().iter();

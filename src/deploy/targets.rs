@@ -79,6 +79,11 @@ macro_rules! targets {
                 match self { $(Self::$kind(_) => $module::Settings::STAGE),* }
             }
 
+            /// Its short form for messages.
+            pub(super) fn shown(&self) -> String {
+                match self { $(Self::$kind(settings) => settings.shown()),* }
+            }
+
             /// Its short form.
             pub(super) fn short_form(&self) -> String {
                 match self { $(Self::$kind(settings) => settings.short_form()),* }

@@ -13,13 +13,15 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
-use super::labels::{Container, read_environment, read_list};
+use super::labels::read_environment;
+use super::list::{Containers, ListReader};
 use crate::deploy::docker::{Api, Filter};
+use crate::net::http::HttpError;
 use crate::text::printable_within;
 
-/// The limit of a list: 2,500 containers of 3 kB. Reading takes twice this memory.
-const LONGEST_LIST: usize = 8 << 20;
-const LONGEST_CONTAINER: usize = 4 << 20;
+/// The deadline for a whole list.
+const LIST_WITHIN: Duration = Duration::from_secs(15);
+const LONGEST_CONTAINER: usize = 1 << 20;
 /// The limit of one event. Docker repeats a container's labels in each.
 const LONGEST_LINE: usize = 256 * 1024;
 /// The deadline for the end of a line that has begun.
@@ -74,7 +76,7 @@ pub(crate) trait Daemon: Send + Sync {
     async fn is_safe(&self) -> Result<(), DockerError>;
 
     /// All running containers.
-    async fn list(&self) -> Result<Vec<Container>, DockerError>;
+    async fn list(&self) -> Result<Containers, DockerError>;
 
     /// A container's acme-companion variables; `None` if the container is gone.
     ///
@@ -172,11 +174,28 @@ impl Daemon for DockerApi {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Container>, DockerError> {
-        let answer = self.api.get(LIST, LONGEST_LIST).await;
-        let (status, body) = answer.map_err(|error| self.unreachable(error))?;
-        self.success(LIST, status)?;
-        read_list(&body).map_err(|detail| invalid(&self.host, &detail))
+    async fn list(&self) -> Result<Containers, DockerError> {
+        let answer = self.api.open(LIST).await;
+        let answer = answer.map_err(|error| self.unreachable(error))?;
+        self.success(LIST, answer.status())?;
+        let mut body = answer.into_body().reader();
+        let read = async {
+            let mut list = ListReader::default();
+            loop {
+                let bytes = body.fill_buf().await;
+                let bytes = bytes.map_err(|error| self.unreachable(error))?;
+                if bytes.is_empty() {
+                    return list.end().map_err(|detail| invalid(&self.host, &detail));
+                }
+                let (read, length) = (list.read(bytes), bytes.len());
+                read.map_err(|detail| invalid(&self.host, &detail))?;
+                body.consume(length);
+                // A long list must not keep the other tasks from their turns.
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = tokio::time::timeout(LIST_WITHIN, read).await;
+        read.unwrap_or_else(|_| Err(self.unreachable(HttpError::TimedOut(LIST_WITHIN))))
     }
 
     async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {

@@ -1,7 +1,6 @@
 //! Parses the certificates that containers request from Docker's responses. Pure.
-//! Neither the API nor the author of a label is trusted: every size is bounded, an
-//! invalid list is an error as a whole, and an invalid label affects only its own
-//! container.
+//! Neither the API nor the author of a label is trusted: every size is bounded, and an
+//! invalid label affects only its own container.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +21,9 @@ const OTHERS: [&str; 4] = [
     "certs.profile",
 ];
 const PREFIX: &str = "certs.";
-const MOST_CONTAINERS: usize = 10_000;
-/// The limit of one label's value, in bytes.
+/// The certificates and the misplaced labels of one container.
+const MOST_OF_ONE: usize = 100;
+/// The limit of one label's or variable's value, in bytes.
 const LONGEST_VALUE: usize = 16 * 1024;
 const LONGEST_NAME: usize = 128;
 
@@ -76,6 +76,18 @@ pub(crate) struct InvalidLabel {
     pub hint: String,
 }
 
+impl InvalidLabel {
+    /// A container of which no label can be read.
+    pub(super) fn of_container(name: &str, message: String) -> Self {
+        Self {
+            container: printable_within(name, LONGEST_NAME),
+            label: "all labels".to_owned(),
+            message,
+            hint: "its labels are ignored: shorten or remove them".to_owned(),
+        }
+    }
+}
+
 /// The requests of one container, and its invalid labels.
 pub(crate) type Requests = (Vec<Request>, Vec<InvalidLabel>);
 
@@ -100,39 +112,6 @@ struct Listed {
     created: i64,
     /// Null for a container without labels.
     labels: Option<BTreeMap<String, String>>,
-}
-
-/// Reads the response to `GET /containers/json`.
-///
-/// # Errors
-/// Why the list is invalid; no part of it may be used then.
-pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
-    let listed: Vec<Listed> = serde_json::from_slice(answer)
-        .map_err(|error| format!("invalid list of containers: {error}"))?;
-    if listed.len() > MOST_CONTAINERS {
-        return Err(format!(
-            "more than {MOST_CONTAINERS} containers in the list"
-        ));
-    }
-    let mut seen = BTreeSet::new();
-    let container = |listed: Listed| {
-        let id = listed.id;
-        let is_id = (1..=LONGEST_NAME).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if !is_id || !seen.insert(id.clone()) {
-            return Err("a container without a unique identifier in the list".to_owned());
-        }
-        let name = listed.names.first().unwrap_or(&id);
-        let name = name.strip_prefix('/').unwrap_or(name);
-        let labels = listed.labels.unwrap_or_default().into_iter();
-        Ok(Container {
-            name: printable_within(name, LONGEST_NAME),
-            id,
-            created: listed.created,
-            labels: labels.filter(|(key, _)| key.starts_with(PREFIX)).collect(),
-        })
-    };
-    listed.into_iter().map(container).collect()
 }
 
 #[derive(Deserialize)]
@@ -161,6 +140,30 @@ pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>
 }
 
 impl Container {
+    /// Reads its part of the response to `GET /containers/json`.
+    ///
+    /// # Errors
+    /// Why it is invalid.
+    pub(super) fn read(part: &[u8]) -> Result<Self, String> {
+        let listed: Listed = serde_json::from_slice(part)
+            .map_err(|error| format!("its description is invalid: {error}"))?;
+        let id = listed.id;
+        let is_id = (1..=LONGEST_NAME).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !is_id {
+            return Err("its identifier is invalid".to_owned());
+        }
+        let name = listed.names.first().unwrap_or(&id);
+        let name = name.strip_prefix('/').unwrap_or(name);
+        let labels = listed.labels.unwrap_or_default().into_iter();
+        Ok(Self {
+            name: printable_within(name, LONGEST_NAME),
+            id,
+            created: listed.created,
+            labels: labels.filter(|(key, _)| key.starts_with(PREFIX)).collect(),
+        })
+    }
+
     /// Whether its labels request certificates, so that its environment is ignored.
     #[must_use]
     pub(crate) fn is_labelled(&self) -> bool {
@@ -176,7 +179,8 @@ impl Container {
     /// The requests of its labels.
     #[must_use]
     pub(crate) fn requests(&self) -> Requests {
-        let misplaced = self.labels.keys().filter_map(|key| self.misplaced(key));
+        let keys = self.labels.keys().take(MOST_OF_ONE);
+        let misplaced = keys.filter_map(|key| self.misplaced(key));
         let mut invalid: Vec<InvalidLabel> = misplaced.collect();
         let Some(domains) = self.labels.get(DOMAINS) else {
             return (Vec::new(), invalid);
@@ -187,8 +191,11 @@ impl Container {
             (!value.is_empty()).then(|| (key.to_owned(), value.to_owned()))
         });
         let keys: BTreeMap<String, String> = others.collect();
-        if let Some(key) = keys.iter().find(|(_, value)| value.len() > LONGEST_VALUE) {
-            let label = format!("{PREFIX}{}", key.0);
+        let domains_key = DOMAINS.strip_prefix(PREFIX).unwrap_or(DOMAINS);
+        let mut all = keys.iter().map(|(key, value)| (key.as_str(), value));
+        let mut all = all.by_ref().chain([(domains_key, domains)]);
+        if let Some((key, _)) = all.find(|(_, value)| value.len() > LONGEST_VALUE) {
+            let label = format!("{PREFIX}{key}");
             invalid.push(self.invalid(&label, "the value is too long", "shorten it"));
             return (Vec::new(), invalid);
         }
@@ -209,6 +216,10 @@ impl Container {
         let Some(hosts) = variable(COMPANION) else {
             return Requests::default();
         };
+        if hosts.len() > LONGEST_VALUE {
+            let invalid = self.invalid(COMPANION, "the value is too long", "shorten it");
+            return (Vec::new(), vec![invalid]);
+        }
         let email = variable("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
         let keys = email.map(|email| ("email".to_owned(), email.to_owned()));
         let keys = keys.into_iter().collect();
@@ -234,9 +245,10 @@ impl Container {
             if words.peek().is_none() {
                 continue;
             }
-            if group.len() > LONGEST_VALUE {
-                invalid.push(self.invalid(label, "the value is too long", hint));
-                continue;
+            if requests.len() + invalid.len() >= MOST_OF_ONE {
+                let message = format!("more than {MOST_OF_ONE} certificates");
+                invalid.push(self.invalid(label, &message, "use several containers"));
+                break;
             }
             match words.map(Identifier::parse).collect::<Result<_, _>>() {
                 Ok(names) => requests.push(Request {
@@ -293,7 +305,7 @@ mod tests {
             "Id": "4f1e", "Names": ["/web"], "Created": 7, "State": "running",
             "Labels": labels, "Ports": [{"PrivatePort": 80}],
         }]);
-        read_list(list.to_string().as_bytes()).unwrap().remove(0)
+        Container::read(list[0].to_string().as_bytes()).unwrap()
     }
 
     fn names(requests: &[Request]) -> Vec<String> {
@@ -390,33 +402,25 @@ mod tests {
     }
 
     #[test]
-    fn list_is_rejected_whole_if_invalid() {
-        let read = |text: &str| read_list(text.as_bytes());
-        assert_eq!(read("[]"), Ok(vec![]));
-        assert!(read(r#"[{"Id": "4f1e", "Labels": null}]"#).is_ok());
-        for wrong in [
-            "",
-            "{}",
-            "null",
-            "[{}]",
-            "[null]",
-            "[[]]",
-            "[",
-            "<html>",
-            r#"{"message": "forbidden"}"#,
-            r#"[{"Id": "../../etc"}]"#,
-            r#"[{"Id": ""}]"#,
-            r#"[{"Id": "4f1e"}, {"Id": "4f1e"}]"#,
-            r#"[{"Id": "4f1e", "Labels": []}]"#,
-            r#"[{"Id": "4f1e", "Labels": {"certs.domains": 7}}]"#,
-        ] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
-        let many: Vec<_> = (0..=MOST_CONTAINERS)
-            .map(|n| serde_json::json!({"Id": format!("{n:x}")}))
-            .collect();
-        assert!(read(&serde_json::Value::from(many).to_string()).is_err());
-        assert!(read(&"[".repeat(100_000)).is_err());
+    fn requests_of_one_container_are_bounded() {
+        let many: String = (0..900).map(|n| format!("n{n}.example;")).collect();
+        let (requests, invalid) = container(&[(DOMAINS, &many)]).requests();
+        assert_eq!((requests.len(), invalid.len()), (MOST_OF_ONE, 1));
+        let (requests, invalid) = container(&[(DOMAINS, &"!;".repeat(8000))]).requests();
+        assert_eq!((requests.len(), invalid.len()), (0, MOST_OF_ONE + 1));
+        let long = "a.example;".repeat(700_000);
+        let (requests, invalid) = container(&[(DOMAINS, &long)]).requests();
+        assert_eq!((requests.len(), invalid.len()), (0, 1));
+        let variables = BTreeMap::from([(COMPANION.to_owned(), long)]);
+        let (requests, invalid) = container(&[]).requests_of(&variables);
+        assert_eq!((requests.len(), invalid.len()), (0, 1));
+        let labels: Vec<_> = (0..900).map(|n| (format!("certs.x{n}"), "x")).collect();
+        let labels: Vec<_> = labels.iter().map(|(key, value)| (&**key, *value)).collect();
+        assert!(container(&labels).requests().1.len() <= MOST_OF_ONE);
+    }
+
+    #[test]
+    fn environment_is_read_whole_or_not() {
         assert!(read_environment(b"[]").is_err());
         assert!(read_environment(br#"{"Config": {"Env": null}}"#).is_ok());
     }

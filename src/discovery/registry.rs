@@ -32,6 +32,10 @@ struct Entry {
     /// Set by the first list without any of them.
     #[serde(default)]
     gone: Option<Absence>,
+    /// When the container of `request`, its first one, was first missing while others still
+    /// requested it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first_gone: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,20 +96,31 @@ impl fmt::Display for RequestChange {
 }
 
 impl Registry {
-    /// The requests to allow for a list's `requests`, in order of precedence: those renewed
-    /// already, then those of missing containers, then new ones. A container's new labels
-    /// replace its old ones.
+    /// The requests to allow for a list's `requests`, in order of precedence: those of the
+    /// first container of a certificate, then those renewed already, then those of missing
+    /// containers, then new ones. A container's new labels for a certificate replace its old
+    /// ones.
     #[must_use]
     pub(crate) fn candidates(&self, requests: &[Request]) -> Vec<Request> {
         let renewed = self.renewed();
         let sets: BTreeSet<_> = renewed.iter().map(|one| one.set()).collect();
-        let (known, new): (Vec<&Request>, Vec<&Request>) =
-            requests.iter().partition(|one| sets.contains(&one.set()));
-        let gone = renewed.into_iter().filter(|gone| {
-            let mut requests = requests.iter();
-            requests.all(|one| one.set() != gone.set() && one.container != gone.container)
+        let is_first = |one: &&Request| {
+            let mut renewed = renewed.iter();
+            renewed
+                .any(|known| known.container == one.container && known.lineage() == one.lineage())
+        };
+        let (first, others): (Vec<&Request>, Vec<&Request>) = requests.iter().partition(is_first);
+        let (known, new): (Vec<&Request>, Vec<&Request>) = others
+            .into_iter()
+            .partition(|one| sets.contains(&one.set()));
+        let gone = renewed.iter().copied().filter(|gone| {
+            let is_replaced = |one: &Request| {
+                let is_its = one.container == gone.container && one.lineage() == gone.lineage();
+                one.set() == gone.set() || is_its
+            };
+            !requests.iter().any(is_replaced)
         });
-        let all = known.into_iter().chain(gone).chain(new);
+        let all = first.into_iter().chain(known).chain(gone).chain(new);
         all.cloned().collect()
     }
 
@@ -120,8 +135,14 @@ impl Registry {
     ) -> Vec<RequestChange> {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.certificates);
-        for request in requests {
-            changes.extend(self.request(request, &mut before));
+        let is_first = |request: &&Request| {
+            let mut known = before.iter().map(|one| &one.request);
+            known
+                .any(|one| one.container == request.container && one.lineage() == request.lineage())
+        };
+        let (first, others): (Vec<_>, Vec<_>) = requests.iter().partition(is_first);
+        for request in first.into_iter().chain(others) {
+            changes.extend(self.request(request, &mut before, now, grace));
         }
         // Other names may have replaced a lineage's entry.
         let listed = self.certificates.iter();
@@ -142,7 +163,13 @@ impl Registry {
 
     /// Adds a request of the newest list, and takes its entry out of `before` if it is
     /// known.
-    fn request(&mut self, request: &Request, before: &mut Vec<Entry>) -> Option<RequestChange> {
+    fn request(
+        &mut self,
+        request: &Request,
+        before: &mut Vec<Entry>,
+        now: Timestamp,
+        grace: Duration,
+    ) -> Option<RequestChange> {
         let lineage = request.lineage()?;
         let same = |one: &Entry| one.request.set() == request.set();
         if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
@@ -157,16 +184,26 @@ impl Registry {
             None => Some(ChangeKind::Requested),
             Some(known) => known.gone.map(|_| ChangeKind::RequestedAgain),
         };
-        let mut request = request.clone();
+        let (mut request, container) = (request.clone(), request.container.clone());
+        let mut first_gone = None;
         if let Some(known) = known {
             // The first name gives the lineage, which must not change.
-            request.names = known.request.names;
+            request.names.clone_from(&known.request.names);
+            if known.request.container != container && known.is_renewed() {
+                // Another container does not replace the first one before its grace has passed.
+                let gone = known.gone.map(|gone| gone.since);
+                let since = known.first_gone.or(gone).unwrap_or(now);
+                if now < since + grace {
+                    first_gone = Some(since);
+                    request = known.request;
+                }
+            }
         }
-        let container = request.container.clone();
         self.certificates.push(Entry {
             containers: BTreeSet::from([container.clone()]),
             request,
             gone: None,
+            first_gone,
         });
         kind.map(|kind| RequestChange {
             lineage,
@@ -354,6 +391,57 @@ mod tests {
                 .is_empty()
         );
         assert_eq!(renewed(&registry), ["a.example.com"]);
+    }
+
+    /// What `certs run` does with a list of which all requests are valid.
+    fn granted(registry: &mut Registry, requests: &[Request], now: Timestamp) -> Vec<String> {
+        let (mut lineages, mut sets) = (BTreeSet::new(), Vec::new());
+        for one in registry.candidates(requests) {
+            if lineages.insert(one.lineage()) {
+                sets.push(one);
+            }
+        }
+        let is_allowed = |one: &&Request| sets.iter().any(|set| set.set() == one.set());
+        let allowed: Vec<_> = requests.iter().filter(is_allowed).cloned().collect();
+        registry.merge(&allowed, &none_unseen(), now, WEEK);
+        let stored = serde_json::to_string(registry).unwrap();
+        *registry = serde_json::from_str(&stored).unwrap();
+        let shown = |one: &Request| format!("{} of {}", one.names.len(), one.container);
+        registry.renewed().into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn certificate_belongs_to_its_first_container_until_that_is_gone() {
+        let web = request("web", "b.example.com");
+        let wider = request("web", "b.example.com www.b.example.com");
+        for other in ["b.example.com a.blocked.example", "b.example.com"] {
+            let other = request("other", other);
+            let mut registry = Registry::default();
+            granted(&mut registry, std::slice::from_ref(&web), START);
+            let both = [other.clone(), web.clone()];
+            assert_eq!(granted(&mut registry, &both, START + HOUR), ["1 of web"]);
+            // The container is deployed again, with other names, after a restart of ours.
+            let alone = std::slice::from_ref(&other);
+            assert_eq!(
+                granted(&mut registry, alone, START + HOUR * 2),
+                ["1 of web"]
+            );
+            let both = [other.clone(), wider.clone()];
+            assert_eq!(
+                granted(&mut registry, &both, START + HOUR * 3),
+                ["2 of web"]
+            );
+            // It is gone for good.
+            let gone = START + HOUR * 4;
+            assert_eq!(granted(&mut registry, alone, gone), ["2 of web"]);
+            assert_eq!(
+                granted(&mut registry, alone, gone + WEEK - HOUR),
+                ["2 of web"]
+            );
+            granted(&mut registry, alone, gone + WEEK);
+            let last = granted(&mut registry, alone, gone + WEEK + HOUR);
+            assert_eq!(last, [format!("{} of other", other.names.len())]);
+        }
     }
 
     #[test]

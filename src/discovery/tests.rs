@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use hyper::StatusCode;
 use tokio::sync::mpsc;
 
-use super::labels::read_list;
+use super::list::{Containers, read_list};
 use super::*;
 
 /// A daemon with scripted lists and errors.
@@ -75,7 +75,7 @@ impl Daemon for Script {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Container>, DockerError> {
+    async fn list(&self) -> Result<Containers, DockerError> {
         let hangs = self.state().hangs;
         if hangs {
             sleep(Duration::from_secs(15)).await;

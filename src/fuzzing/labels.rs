@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
 use crate::discovery::docker::is_relevant;
-use crate::discovery::labels::{Request, read_environment, read_list};
+use crate::discovery::labels::{Request, read_environment};
+use crate::discovery::list::read_list;
 use crate::discovery::registry::Registry;
 
 const GRACE: Duration = Duration::from_secs(3600);
@@ -28,7 +29,7 @@ pub fn labels(input: &[u8]) {
     for line in input.split(|byte| *byte == b'\n') {
         // Each line is read as each of the three.
         let _ = is_relevant(line);
-        containers.extend(read_list(line).unwrap_or_default());
+        containers.extend(read_list(line).unwrap_or_default().0);
         let variables = read_environment(line).unwrap_or_default();
         for container in &containers {
             for (more, complaints) in [container.requests(), container.requests_of(&variables)] {

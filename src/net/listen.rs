@@ -1,14 +1,13 @@
 //! The bounds of every listener for HTTP/1.1: the number of connections, in all and from
-//! one address, and the time for a TLS handshake, for the head of a request and for a
+//! one network, and the time for a TLS handshake, for the head of a request and for a
 //! connection.
 //!
-//! If there are too many connections, the oldest without a request in progress is closed: a
-//! client that opens many idle connections cannot lock out others, not even those behind
-//! the same address.
+//! If there are too many connections, the client with the most loses one without a request
+//! in progress ([`open`]): one that opens many idle connections cannot lock out others.
 
+mod open;
 mod progress;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -23,11 +22,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::unix::UCred;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::task::AbortHandle;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
+use self::open::{Full, Open, Stage};
 use self::progress::{Progress, Reply, Watched};
 use super::Stream;
 
@@ -35,12 +35,19 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most likely the process is out of file descriptors, which passes.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
+/// The limit of open files in which all listeners of `certs run` find their places.
+const USUAL_OPEN_FILES: usize = 1024;
+/// A lasting error is logged this often.
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
+
 /// The bounds of one listener.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections in all.
+    /// Open connections on which a client has sent nothing yet, half of them from one network.
+    pub(crate) silent: usize,
+    /// The other open connections.
     pub(crate) connections: usize,
-    /// Those from one address.
+    /// Those from one address, or from one /64 of IPv6.
     pub(crate) by_address: usize,
     /// For the head of a request, and so for an idle connection.
     pub(crate) head: Duration,
@@ -54,11 +61,27 @@ impl Default for Limits {
     /// For clients that this process serves for as long as they like.
     fn default() -> Self {
         Self {
+            silent: 256,
             connections: 256,
             by_address: 256,
             head: Duration::from_secs(30),
             connection: Duration::MAX,
             largest_head: 64 * 1024,
+        }
+    }
+}
+
+impl Limits {
+    /// The same, or fewer connections if this process may open few files.
+    fn within(self, open_files: Option<u64>) -> Self {
+        let files = open_files.and_then(|files| usize::try_from(files).ok());
+        let files = files.unwrap_or(usize::MAX).min(USUAL_OPEN_FILES);
+        let share = |most: usize| (most * files / USUAL_OPEN_FILES).max(2);
+        Self {
+            silent: share(self.silent),
+            connections: share(self.connections),
+            by_address: share(self.by_address),
+            ..self
         }
     }
 }
@@ -80,8 +103,14 @@ pub(crate) enum Socket {
     Unix(UnixListener),
 }
 
+/// An accepted connection, before anything is read.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 impl Socket {
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         let mut peer = Peer::default();
         match self {
             Self::Tcp(socket) => {
@@ -89,13 +118,30 @@ impl Socket {
                 peer.address = Some(address.ip());
                 // Only latency depends on it, so an error is ignored.
                 let _ = stream.set_nodelay(true);
-                Ok((Box::new(stream), peer))
+                Ok((Accepted::Tcp(stream), peer))
             }
             Self::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
                 peer.process = stream.peer_cred().ok();
-                Ok((Box::new(stream), peer))
+                Ok((Accepted::Unix(stream), peer))
             }
+        }
+    }
+}
+
+impl Accepted {
+    /// Waits until the client has sent something or has closed the connection.
+    async fn has_begun(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.readable().await,
+            Self::Unix(stream) => stream.readable().await,
+        }
+    }
+
+    fn into_stream(self) -> Box<dyn Stream> {
+        match self {
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Unix(stream) => Box::new(stream),
         }
     }
 }
@@ -105,7 +151,17 @@ pub(crate) type TlsConfig = Box<dyn FnMut() -> Arc<ServerConfig> + Send>;
 
 /// Serves `router` within the usual bounds until the future is dropped.
 pub(crate) async fn serve(socket: Socket, tls: Option<TlsConfig>, router: Router) {
-    let connections = Connections::new(Limits::default());
+    serve_within(Limits::default(), socket, tls, router).await;
+}
+
+/// The same within other bounds.
+pub(crate) async fn serve_within(
+    limits: Limits,
+    socket: Socket,
+    tls: Option<TlsConfig>,
+    router: Router,
+) {
+    let connections = Connections::new(limits);
     connections.serve(socket, tls, router).await;
 }
 
@@ -115,21 +171,11 @@ pub(crate) struct Connections {
     open: Mutex<Open>,
 }
 
-#[derive(Default)]
-struct Open {
-    by_age: BTreeMap<u64, OpenConnection>,
-    next: u64,
-}
-
-struct OpenConnection {
-    peer: Peer,
-    task: AbortHandle,
-}
-
 impl Connections {
     pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         Arc::new(Self {
-            limits,
+            limits: limits.within(open_files.current),
             open: Mutex::default(),
         })
     }
@@ -141,57 +187,66 @@ impl Connections {
         mut tls: Option<TlsConfig>,
         router: Router,
     ) {
+        let mut logged: Option<Instant> = None;
         loop {
             let (stream, peer) = match socket.accept().await {
                 Ok(accepted) => accepted,
                 // The client went away while it waited.
                 Err(error) if is_of_client(&error) => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if logged.is_none_or(|at| at.elapsed() >= LOGGED_EVERY) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        logged = Some(Instant::now());
+                    }
                     tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
                     continue;
                 }
             };
             let acceptor = tls.as_mut().map(|config| TlsAcceptor::from(config()));
             let (limits, router) = (self.limits, router.clone());
-            self.admit(peer.clone(), async move {
-                let stream = match acceptor {
-                    // Boxed: a connection without TLS must not take the memory for it.
-                    Some(acceptor) => Box::pin(handshake(acceptor, stream)).await,
-                    None => Some(stream),
+            self.admit(peer.clone(), async move |slot: Slot| {
+                let within = match acceptor {
+                    Some(_) => limits.head.min(HANDSHAKE_DEADLINE),
+                    None => limits.head,
                 };
-                if let Some(stream) = stream {
-                    converse(stream, limits, peer, router).await;
+                let begun = tokio::time::timeout(within, stream.has_begun()).await;
+                if !matches!(begun, Ok(Ok(()))) || slot.begin().is_err() {
+                    return;
                 }
+                // Boxed: a silent connection must not take the memory for it.
+                Box::pin(async {
+                    let stream = match acceptor {
+                        // Boxed: a connection without TLS must not take the memory for it.
+                        Some(acceptor) => Box::pin(handshake(acceptor, stream.into_stream())).await,
+                        None => Some(stream.into_stream()),
+                    };
+                    if let Some(stream) = stream {
+                        converse(stream, limits, peer, router).await;
+                    }
+                })
+                .await;
             });
         }
     }
 
     /// Runs `conversation` with `peer` in a task, if there is room or a connection to close.
-    fn admit(
+    fn admit<F: Future<Output = ()> + Send + 'static>(
         self: &Arc<Self>,
         peer: Peer,
-        conversation: impl Future<Output = ()> + Send + 'static,
+        conversation: impl FnOnce(Slot) -> F,
     ) {
         let mut open = self.open();
-        let Ok(surplus) = open.make_room(self.limits, peer.address) else {
+        let Ok(surplus) = open.make_room(&self.limits, Stage::Silent, &peer) else {
             return;
         };
-        let id = open.next;
-        open.next += 1;
+        let id = open.next_id();
         let slot = Slot(Arc::downgrade(self), id);
-        // Boxed: a task that captures a future to await it takes its memory twice.
-        let conversation = Box::pin(conversation);
         // Spawned under the lock, so that it is listed before it can end.
-        let task = tokio::spawn(async move {
-            conversation.await;
-            drop(slot);
-        });
-        let task = task.abort_handle();
-        open.by_age.insert(id, OpenConnection { peer, task });
+        let task = tokio::spawn(conversation(slot));
+        open.insert(id, peer, task.abort_handle());
         drop(open);
         if let Some(surplus) = surplus {
-            surplus.task.abort();
+            surplus.abort();
         }
     }
 
@@ -200,33 +255,10 @@ impl Connections {
     }
 }
 
-impl Open {
-    /// Takes out the connection to close for one more of `address`; an error if all are busy.
-    fn make_room(
-        &mut self,
-        limits: Limits,
-        address: Option<IpAddr>,
-    ) -> Result<Option<OpenConnection>, ()> {
-        let own = self
-            .by_age
-            .values()
-            .filter(|one| one.peer.address == address);
-        let is_crowded = own.count() >= limits.by_address;
-        if !is_crowded && self.by_age.len() < limits.connections {
-            return Ok(None);
-        }
-        let mut closable = self.by_age.iter().filter(|(_, one)| {
-            (!is_crowded || one.peer.address == address) && one.peer.progress.is_idle()
-        });
-        let oldest = closable.next().map(|(id, _)| *id).ok_or(())?;
-        Ok(self.by_age.remove(&oldest))
-    }
-}
-
 impl Drop for Connections {
     fn drop(&mut self) {
-        for connection in self.open().by_age.values() {
-            connection.task.abort();
+        for task in self.open().tasks() {
+            task.abort();
         }
     }
 }
@@ -234,10 +266,22 @@ impl Drop for Connections {
 /// Removes a connection from the list when dropped.
 struct Slot(Weak<Connections>, u64);
 
+impl Slot {
+    /// Its client has sent something.
+    fn begin(&self) -> Result<(), Full> {
+        let connections = self.0.upgrade().ok_or(Full)?;
+        let surplus = connections.open().begin(self.1, &connections.limits)?;
+        if let Some(surplus) = surplus {
+            surplus.abort();
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(connections) = self.0.upgrade() {
-            connections.open().by_age.remove(&self.1);
+            connections.open().remove(self.1);
         }
     }
 }
@@ -281,13 +325,13 @@ pub(crate) async fn converse(stream: impl Stream, limits: Limits, peer: Peer, ro
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::net::http::{Longest, Origin};
     use crate::tls::fakes::{Authority, identifier, is_served, lineage, listener, publisher};
 
     const LIMITS: Limits = Limits {
+        silent: 64,
         connections: 128,
         by_address: 64,
         head: HANDSHAKE_DEADLINE,
@@ -295,83 +339,11 @@ mod tests {
         largest_head: 8 * 1024,
     };
 
-    fn host(last: u8) -> Peer {
-        Peer {
-            address: Some(IpAddr::from([192, 0, 2, last])),
-            ..Peer::default()
-        }
-    }
-
-    fn busy(last: u8) -> Peer {
-        let peer = host(last);
-        peer.progress.set(Progress::ANSWERING);
-        peer
-    }
-
-    fn open(connections: &Arc<Connections>, peer: Peer) {
-        connections.admit(peer, std::future::pending());
-    }
-
-    fn of(connections: &Connections, peer: &Peer) -> usize {
-        let open = connections.open();
-        let own = open.by_age.values();
-        own.filter(|one| one.peer.address == peer.address).count()
-    }
-
-    #[tokio::test]
-    async fn connections_never_exceed_their_limits() {
-        let connections = Connections::new(LIMITS);
-        for last in 0..=255 {
-            for _ in 0..3 {
-                open(&connections, host(last));
-            }
-        }
-        assert_eq!(connections.open().by_age.len(), LIMITS.connections);
-        for _ in 0..2 * LIMITS.connections {
-            open(&connections, host(255));
-        }
-        assert_eq!(of(&connections, &host(255)), LIMITS.by_address);
-    }
-
-    #[tokio::test]
-    async fn connection_with_a_request_is_never_closed_for_another() {
-        let connections = Connections::new(LIMITS);
-        for _ in 0..LIMITS.by_address - 1 {
-            open(&connections, busy(1));
-        }
-        for _ in 0..9 {
-            open(&connections, host(1));
-        }
-        let is_busy = |one: &OpenConnection| !one.peer.progress.is_idle();
-        let busy_ones = || {
-            connections
-                .open()
-                .by_age
-                .values()
-                .filter(|one| is_busy(one))
-                .count()
-        };
-        assert_eq!(busy_ones(), LIMITS.by_address - 1);
-        assert_eq!(of(&connections, &host(1)), LIMITS.by_address);
-        // The busy ones of all addresses fill the listener, and a further one is refused.
-        for last in 2..=255 {
-            open(&connections, busy(last));
-        }
-        let oldest = || connections.open().by_age.keys().next().copied();
-        let (first, full) = (oldest(), LIMITS.connections);
-        open(&connections, host(255));
-        assert_eq!((busy_ones(), oldest()), (full, first));
-        let ended = connections.open().by_age.pop_first();
-        ended.unwrap().1.task.abort();
-        open(&connections, host(255));
-        assert_eq!(connections.open().by_age.len(), full);
-    }
-
     #[tokio::test]
     async fn connection_is_removed_when_it_ends() {
         let connections = Connections::new(LIMITS);
-        connections.admit(host(1), std::future::ready(()));
-        while !connections.open().by_age.is_empty() {
+        connections.admit(Peer::default(), async |_| ());
+        while connections.open().tasks().count() > 0 {
             tokio::task::yield_now().await;
         }
     }
@@ -425,7 +397,7 @@ mod tests {
         let tls: TlsConfig = Box::new(move || config.clone());
         let serving = connections.clone();
         tokio::spawn(serving.serve(Socket::Tcp(listener), Some(tls), Router::new()));
-        let count = || connections.open().by_age.len();
+        let count = || connections.open().tasks().count();
         let mut stalled = Vec::new();
         for opened in 1..=8 {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -494,18 +466,24 @@ mod tests {
         let read = slow.read_exact(&mut vec![0; LENGTH]).await;
         assert_eq!(read.unwrap(), LENGTH);
         // All is read, so this connection is idle, and the oldest one.
-        while !connections
-            .open()
-            .by_age
-            .values()
-            .any(|one| one.peer.progress.is_idle())
-        {
+        while !connections.open().has_idle_request() {
             tokio::task::yield_now().await;
         }
+        tokio::time::sleep(open::SETTLED).await;
         for _ in 0..2 {
-            TcpStream::connect(address).await.unwrap();
+            let mut other = TcpStream::connect(address).await.unwrap();
+            other.write_all(b"G").await.unwrap();
+            others.push(other);
         }
         closed(&mut slow).await;
+    }
+
+    #[test]
+    fn process_with_few_files_keeps_fewer_connections() {
+        assert_eq!(LIMITS.within(None).connections, LIMITS.connections);
+        assert_eq!(LIMITS.within(Some(1 << 20)).silent, LIMITS.silent);
+        let few = LIMITS.within(Some(256));
+        assert_eq!((few.connections, few.by_address), (32, 16));
     }
 
     #[test]

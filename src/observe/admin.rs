@@ -1,14 +1,22 @@
 //! The read-only endpoints of `[admin] listen`. They answer only GET, so that no web
-//! page can change anything.
+//! page can change anything, and only under a name of this machine, so that none can read
+//! anything by a name of its own that resolves to this machine (DNS rebinding).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
 use super::status::{Board, ProofState, Status};
+use crate::net::listen::Limits;
 use crate::record::Generation;
 use crate::time::{Clock, SystemClock, Timestamp};
 
@@ -21,8 +29,85 @@ pub(crate) struct Shown {
     pub metrics: Metrics,
 }
 
+/// A monitor and a few people. With the port 80 and the control socket they need fewer
+/// than the usual 1,024 open files.
+pub(crate) const LIMITS: Limits = Limits {
+    silent: 64,
+    connections: 64,
+    by_address: 48,
+    head: Duration::from_secs(10),
+    connection: Duration::from_secs(60),
+    largest_head: 16 * 1024,
+};
+
+/// The names under which the endpoints are requested.
+#[derive(Clone, Debug)]
+pub(crate) struct HostNames {
+    listen: IpAddr,
+    names: Vec<String>,
+}
+
+/// The host name of this machine; empty if the kernel does not show it.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_owned()
+}
+
+impl HostNames {
+    /// Those of this machine for a listener on `listen`, and `further` ones.
+    pub(crate) fn new(listen: SocketAddr, further: &[String]) -> Self {
+        let own = host_name();
+        let names = ["localhost".to_owned(), own].into_iter();
+        let names = names.chain(further.iter().cloned());
+        Self {
+            listen: listen.ip(),
+            names: names.map(|name| name.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// Whether the value of a `Host` header names this machine.
+    fn has(&self, host: &str) -> bool {
+        let Ok(authority) = host.parse::<Authority>() else {
+            return false;
+        };
+        let name = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        match name.parse::<IpAddr>() {
+            Ok(address) => {
+                self.listen.is_unspecified() || address == self.listen || address.is_loopback()
+            }
+            Err(_) => {
+                let name = name.trim_end_matches('.').to_ascii_lowercase();
+                let is_local = name.ends_with(".localhost");
+                is_local || (!name.is_empty() && self.names.contains(&name))
+            }
+        }
+    }
+}
+
+/// Refuses other names, and lets no reply be cached or reinterpreted.
+async fn guarded(State(hosts): State<Arc<HostNames>>, request: Request, next: Next) -> Response {
+    let headers = request.headers().get_all(header::HOST);
+    let is_ours = |value: &HeaderValue| value.to_str().is_ok_and(|host| hosts.has(host));
+    let mut reply = match headers.iter().all(is_ours) {
+        true => next.run(request).await,
+        false => {
+            let text = "the Host header names another machine; hint: use the address or the host name of this one, or add the name to [admin] hosts\n";
+            (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+        }
+    };
+    let headers = reply.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    reply
+}
+
 /// Routes `/healthz`, `/readyz`, `/metrics`, `/api/v1/certificates` and `/`.
-pub(crate) fn router(shown: Shown) -> Router {
+pub(crate) fn router(shown: Shown, hosts: HostNames) -> Router {
+    let guard = middleware::from_fn_with_state(Arc::new(hosts), guarded);
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -30,6 +115,7 @@ pub(crate) fn router(shown: Shown) -> Router {
         .route("/api/v1/certificates", get(certificates))
         .route("/", get(page))
         .with_state(shown)
+        .layer(guard)
 }
 
 async fn readyz(State(shown): State<Shown>) -> Response {
@@ -157,4 +243,41 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
         .replace('"', "&quot;")
         .replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_answered() {
+        let further = ["Certs".to_owned()];
+        let of = |listen: &str| HostNames::new(listen.parse().unwrap(), &further);
+        let own = host_name();
+        let local = of("127.0.0.1:9180");
+        for host in [
+            "localhost:9180",
+            "LOCALHOST",
+            "a.localhost",
+            "127.0.0.1:1",
+            "[::1]:9180",
+            "certs:9180",
+            &own,
+        ] {
+            assert!(local.has(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "192.0.2.1",
+            "",
+            "127.0.0.1.evil.example",
+            "a b",
+        ] {
+            assert!(!local.has(host), "{host}");
+        }
+        let all = of("0.0.0.0:9180");
+        assert!(all.has("192.0.2.1:9180") && all.has("[2001:db8::1]") && !all.has("evil.example"));
+        assert!(of("192.0.2.1:9180").has("192.0.2.1") && !of("192.0.2.1:9180").has("192.0.2.2"));
+    }
 }

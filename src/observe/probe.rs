@@ -33,6 +33,7 @@ pub(crate) async fn query(address: SocketAddr, path: &str) -> Result<(bool, Stri
 
 #[cfg(test)]
 mod tests {
+    use super::super::admin::{self, HostNames};
     use super::*;
     use crate::net::listen::{self, Socket};
 
@@ -40,7 +41,8 @@ mod tests {
     async fn endpoints_are_reached_on_an_unspecified_address() {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = super::super::admin::router(Default::default());
+        let hosts = HostNames::new(address, &[]);
+        let router = admin::router(Default::default(), hosts);
         let serving = tokio::spawn(listen::serve(Socket::Tcp(listener), None, router));
         let alive = query(address, "/healthz").await.unwrap();
         assert_eq!(alive, (true, "ok\n".to_owned()));

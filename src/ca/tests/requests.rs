@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::certificate::SecretBytes;
 
 #[tokio::test]
 async fn request_without_valid_signature_is_refused() {
@@ -110,9 +111,10 @@ fn bind(secret: &[u8], kid: &str, jwk: &Value) -> Value {
 #[tokio::test]
 async fn new_account_needs_binding_and_valid_contacts() {
     let (server, _) = server(|settings| {
-        settings
-            .external_accounts
-            .insert("customer".into(), b"0123456789abcdef".to_vec());
+        settings.external_accounts.insert(
+            "customer".into(),
+            SecretBytes::new(b"0123456789abcdef".to_vec()),
+        );
     });
     let directory = send(&server, "GET", &format!("{BASE}/directory"), "", vec![]).await;
     assert_eq!(directory.json()["meta"]["externalAccountRequired"], true);

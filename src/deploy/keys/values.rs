@@ -11,6 +11,7 @@ use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::deploy::owner::{self, Owner};
+use crate::net::url::SecretUrl;
 
 /// The type of a key's value, which may be a path.
 pub(crate) trait HoldsPath {
@@ -21,6 +22,7 @@ pub(crate) trait HoldsPath {
 }
 
 impl HoldsPath for String {}
+impl HoldsPath for SecretUrl {}
 impl HoldsPath for bool {}
 impl HoldsPath for Argv {}
 impl<T> HoldsPath for AsWritten<T> {}

@@ -37,7 +37,7 @@ fn short_form_is_read_back_and_stored_as_written() {
         "https://hooks.example/x?y",
     ] {
         let spec = text.parse::<DeployTarget>().unwrap();
-        assert_eq!(spec.to_string(), text);
+        assert_eq!(spec.short_form(), text);
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(json, format!("{text:?}"));
         assert_eq!(serde_json::from_str::<DeployTarget>(&json).unwrap(), spec);
@@ -57,6 +57,43 @@ fn short_form_is_read_back_and_stored_as_written() {
         "envoy",
     ] {
         assert!(text.parse::<DeployTarget>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn secrets_of_a_target_are_shown_nowhere() {
+    let urls = [
+        "https://u:TOKEN@h.example/TOKEN?TOKEN",
+        "http://h.example/TOKEN",
+    ];
+    for url in urls {
+        let spec = url.parse::<DeployTarget>().unwrap();
+        let shown = format!("{spec} {spec:?} {}", spec.target().name());
+        assert!(
+            shown.contains("h.example") && !shown.contains("TOKEN"),
+            "{shown}"
+        );
+    }
+    for mistyped in [
+        "htps://h/TOKEN",
+        "https:/h/TOKEN",
+        "slack:TOKEN",
+        "webhook:https://h/TOKEN",
+    ] {
+        let error = mistyped.parse::<DeployTarget>().unwrap_err();
+        assert!(!error.contains("TOKEN"), "{error}");
+    }
+    let address = "tcp://u:TOKEN@h:2375";
+    for (kind, given) in [
+        ("webhook", keys(&[("url", &["//h/TOKEN"])])),
+        ("caddy", keys(&[("admin", &["http://u:TOKEN@h:2019"])])),
+        (
+            "docker",
+            keys(&[("container", &["web"]), ("host", &[address])]),
+        ),
+    ] {
+        let error = DeployTarget::long(kind, given).unwrap_err().message;
+        assert!(!error.contains("TOKEN"), "{error}");
     }
 }
 
@@ -180,9 +217,9 @@ fn unknown_word_suggests_the_nearest_known_one() {
     );
     assert_eq!(
         message("hapoxy:/run/a.sock"),
-        "unknown deploy target `hapoxy:/run/a.sock`; did you mean `haproxy`?"
+        "unknown deploy target `hapoxy`; did you mean `haproxy`?"
     );
-    assert_eq!(message("apache:web"), "unknown deploy target `apache:web`");
+    assert_eq!(message("apache:web"), "unknown deploy target `apache`");
     assert_eq!(message("haproxy"), "`haproxy`: haproxy needs `socket`");
     let long = |kind: &str, given| DeployTarget::long(kind, keys(given)).unwrap_err().message;
     assert_eq!(

@@ -32,7 +32,9 @@ impl TargetSettings for Settings {
     const STAGE: DeployStage = DeployStage::AllCertificates;
 
     fn invalid_key(&self) -> Option<InvalidTarget> {
-        None
+        // Such as a URL, whose user and password would be part of the target's name.
+        let is_address = !self.admin().contains(['/', '@']);
+        (!is_address).then(|| InvalidTarget::key("admin", "write HOST:PORT"))
     }
 
     fn rights(&self) -> Rights {

@@ -53,6 +53,13 @@ host = "tcp://docker-proxy:2375""#;
                 key,
                 "only letters, digits, `_`, `.` and `-` are allowed here",
             ),
+            None if self
+                .host
+                .as_deref()
+                .is_some_and(|host| Api::at(host).is_err()) =>
+            {
+                ("host", "write tcp://HOST:PORT or unix:///PATH")
+            }
             None if self.signal.is_some() && self.command.is_some() => {
                 ("command", "`signal` and `command` exclude each other")
             }

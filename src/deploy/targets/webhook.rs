@@ -13,6 +13,7 @@ use crate::certificate::Secret;
 use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
 use crate::net::http::{Longest, Origin};
+use crate::net::url::{self, SecretUrl};
 
 /// The header with `sha256=` and the code in hexadecimal digits.
 const SIGNATURE: &str = "x-certs-signature";
@@ -27,7 +28,7 @@ settings! {
     /// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
     struct Settings {
         /// An http:// or https:// URL
-        url: String,
+        url: SecretUrl,
         /// A file with the secret that signs the requests
         secret_file: Option<PathKey>,
     }
@@ -41,7 +42,8 @@ secret_file = "/etc/certs/webhook-secret""#;
     const STAGE: DeployStage = DeployStage::EachCertificate;
 
     fn invalid_key(&self) -> Option<InvalidTarget> {
-        let is_url = self.url.starts_with("https://") || self.url.starts_with("http://");
+        let url = self.url.expose();
+        let is_url = url.starts_with("https://") || url.starts_with("http://");
         (!is_url).then(|| InvalidTarget::key("url", "a webhook is an http:// or https:// URL"))
     }
 
@@ -56,6 +58,10 @@ secret_file = "/etc/certs/webhook-secret""#;
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
+    }
+
+    fn shown(&self) -> String {
+        self.url.to_string()
     }
 }
 
@@ -75,10 +81,14 @@ impl Settings {
     ) -> Result<Request<Full<Bytes>>, DeployCause> {
         let body = body(delivery);
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        let (host, user) = url::authority(uri);
         let mut request = Request::post(target)
-            .header("host", uri.authority().map_or("", |place| place.as_str()))
+            .header("host", host)
             .header("content-type", "application/json")
             .header("user-agent", concat!("certs/", env!("CARGO_PKG_VERSION")));
+        if let Some(user) = user {
+            request = request.header("authorization", user);
+        }
         if let Some(secret) = self.secret().await? {
             request = request.header(SIGNATURE, signature(&secret, body.as_bytes()));
         }
@@ -88,10 +98,8 @@ impl Settings {
 
     async fn send(&self, delivery: &Delivery) -> Result<(), (bool, DeployCause)> {
         let fails = |error: DeployCause| (false, error);
-        let uri: Uri = self
-            .url
-            .parse()
-            .map_err(|_| fails(DeployCause::unreachable("invalid URL")))?;
+        let uri = self.url.uri();
+        let uri = uri.map_err(|_| fails(DeployCause::unreachable("invalid URL")))?;
         let origin = Origin::of(&uri).map_err(|detail| fails(DeployCause::unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
         match origin.send(request, WITHIN, LARGEST_REPLY).await {
@@ -111,7 +119,7 @@ impl Settings {
 #[async_trait]
 impl Target for Settings {
     fn name(&self) -> String {
-        shown(&self.url)
+        self.url.origin()
     }
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
@@ -129,17 +137,6 @@ impl Target for Settings {
             tokio::time::sleep(PAUSE).await;
         }
     }
-}
-
-/// The URL without the parts that may be secret: user, password, path and query.
-fn shown(url: &str) -> String {
-    let Ok(uri) = url.parse::<Uri>() else {
-        return "webhook".to_owned();
-    };
-    let port = uri.port().map_or(String::new(), |port| format!(":{port}"));
-    let (scheme, host) = (uri.scheme_str(), uri.host());
-    let (scheme, host) = (scheme.unwrap_or_default(), host.unwrap_or_default());
-    format!("{scheme}://{host}{port}")
 }
 
 fn body(delivery: &Delivery) -> String {
@@ -217,6 +214,11 @@ mod tests {
         assert!(head.starts_with("POST /hook?token=x HTTP/1.1"), "{head}");
         let code = signature(&Secret::new("key".into()), body.as_bytes());
         assert!(head.contains(&format!("{SIGNATURE}: {code}")), "{head}");
+        assert!(head.contains("\r\nhost: 127.0.0.1:"), "{head}");
+        assert!(
+            head.contains("\r\nauthorization: Basic dXNlcjpwdw==\r\n"),
+            "{head}"
+        );
         assert!(body.contains("\"generation\":7"), "{body}");
     }
 

@@ -1,0 +1,136 @@
+//! The names that a root permits, and the orders that an account may have.
+
+use std::collections::BTreeSet;
+
+use rcgen::{KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use serde_json::json;
+
+use super::super::authority::Authority;
+use super::super::constraints::{PRIVATE, Permitted};
+use super::*;
+use crate::time::{Clock, SystemClock};
+
+fn permitted(further: &[&str]) -> Vec<Permitted> {
+    let all = PRIVATE.iter().chain(further);
+    all.map(|one| one.parse().unwrap()).collect()
+}
+
+/// Whether a client that trusts the root accepts a certificate that it signed for `name`.
+fn is_accepted(authority: &Authority, name: &str) -> bool {
+    let (identifier, now) = (Identifier::parse(name).unwrap(), SystemClock.now());
+    let key = KeyPair::generate().unwrap();
+    let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).unwrap();
+    let validity = (now - super::super::HOUR, now + super::super::DAY);
+    let names = BTreeSet::from([identifier]);
+    let (_, chain) = authority.sign(&public, &names, validity, now).unwrap();
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
+    let chain: Vec<_> = chain.collect::<Result<_, _>>().unwrap();
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.root_pem().as_bytes());
+    roots.add(root.unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
+    let name = ServerName::try_from(name).unwrap();
+    let verified = verifier.build().unwrap().verify_server_cert(
+        &chain[0],
+        &chain[1..],
+        &name,
+        &[],
+        UnixTime::now(),
+    );
+    verified.is_ok()
+}
+
+#[test]
+fn root_permits_private_names_and_those_of_its_start_only() {
+    let now = SystemClock.now();
+    let authority = Authority::open(None, &permitted(&["example.com"]), now).unwrap();
+    for (name, is_permitted) in [
+        ("localhost", true),
+        ("web.test", true),
+        ("a.b.home.arpa", true),
+        ("example.com", true),
+        ("www.example.com", true),
+        ("127.0.0.1", true),
+        ("192.168.7.7", true),
+        ("fd00::1", true),
+        ("example.org", false),
+        ("notexample.com", false),
+        ("atest", false),
+        ("192.0.2.1", false),
+        ("2001:db8::1", false),
+    ] {
+        let identifier = Identifier::parse(name).unwrap();
+        assert_eq!(authority.permits(&identifier), is_permitted, "{name}");
+        assert_eq!(is_accepted(&authority, name), is_permitted, "{name}");
+    }
+    let all = Authority::open(None, &[], now).unwrap();
+    assert!(all.permits(&Identifier::parse("example.org").unwrap()));
+    assert!(is_accepted(&all, "example.org"));
+}
+
+#[test]
+fn existing_root_keeps_its_constraints() {
+    let (directory, now) = (tempfile::tempdir().unwrap(), SystemClock.now());
+    let other = Identifier::parse("example.org").unwrap();
+    let open = |permitted: &[Permitted]| {
+        let opened = Authority::open(Some(directory.path()), permitted, now);
+        opened.unwrap().permits(&other)
+    };
+    assert!(open(&[]));
+    assert!(
+        open(&permitted(&[])),
+        "a root without constraints stays as it is"
+    );
+}
+
+#[tokio::test]
+async fn order_of_a_name_that_the_root_does_not_permit_is_refused() {
+    let (server, _) = server(|settings| settings.permitted = permitted(&[]));
+    let client = Client::registered(&server).await;
+    let url = format!("{BASE}/acme/new-order");
+    let order = |name: &str| json!({"identifiers": identifiers(&["web.test", name])}).to_string();
+    let refused = client.send(&server, &url, &order("example.org")).await;
+    assert_eq!(refused.problem(), kind(403, "rejectedIdentifier"));
+    let subproblems = refused.json()["subproblems"].as_array().unwrap().len();
+    assert_eq!(subproblems, 1);
+    let placed = client.send(&server, &url, &order("db.internal")).await;
+    assert_eq!(placed.status.as_u16(), 201);
+}
+
+#[tokio::test]
+async fn orders_of_an_account_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let (server, _) = server(|settings| settings.directory = Some(path));
+    let client = Client::registered(&server).await;
+    let url = format!("{BASE}/acme/new-order");
+    let names: Vec<_> = (0..100).map(|n| format!("n{n}.example")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let body = json!({"identifiers": identifiers(&names)}).to_string();
+    let mut placed = Vec::new();
+    for _ in 0..10 {
+        placed.push(client.send(&server, &url, &body).await);
+    }
+    assert!(placed.iter().all(|reply| reply.status.as_u16() == 201));
+    let refused = client.send(&server, &url, &body).await;
+    assert_eq!(refused.problem().1, "rateLimited");
+    // Each is deactivated, and so finished: many of them leave a small state.
+    for _ in 0..60 {
+        let order = placed.pop().unwrap().json();
+        let authorization = order["authorizations"][0].as_str().unwrap();
+        let update = r#"{"status":"deactivated"}"#;
+        client.send(&server, authorization, update).await;
+        placed.push(client.send(&server, &url, &body).await);
+        assert_eq!(placed.last().unwrap().status.as_u16(), 201);
+    }
+    let size = std::fs::metadata(directory.path().join("state.json"))
+        .unwrap()
+        .len();
+    assert!(size < 2 << 20, "{size}");
+}
