@@ -24,6 +24,7 @@ mod problem;
 mod read;
 mod remembered;
 mod resolve;
+mod rights;
 mod schema;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! nginx accepts the signal and may continue with the previous pair.
 
 pub(crate) mod coalesce;
+pub(crate) mod confirmed;
 mod copy;
 mod dbus;
 pub(crate) mod docker;
@@ -191,6 +192,8 @@ pub enum DeployCause {
     Signal { pid: u32, detail: String },
     #[error("the helper process does not answer: {0}")]
     Helper(String),
+    #[error("the right to {0} is stored, but neither configured nor confirmed")]
+    Unconfirmed(String),
     #[error("the server's configuration is invalid: {0}")]
     Check(String),
     #[error("{0}")]
@@ -241,6 +244,9 @@ impl DeployCause {
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
             Self::Helper(_) => {
                 "restart certs run; with CERTS_HARDEN=off no helper process is needed"
+            }
+            Self::Unconfirmed(_) => {
+                "as root, or as the user of certs run, repeat certs issue with this target: it confirms it, and orders nothing before it is due"
             }
             Self::Pair { .. } => {
                 "the server keeps the pair that it has; the next pass publishes the stored pair again"

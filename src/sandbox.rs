@@ -13,8 +13,10 @@ mod landlock;
 mod paths;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod seccomp;
+mod user;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,10 +26,13 @@ use rustix::thread::set_no_new_privs;
 
 use crate::config::{CertificateSettings, Settings};
 use crate::deploy::Target;
-use crate::deploy::helper::Helper;
+use crate::deploy::confirmed::Confirmed;
+use crate::deploy::helper::{Helper, Permits};
+use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
-use paths::{Paths, specs};
+use paths::{Paths, answers, permitted, specs};
+use user::ServiceUser;
 
 pub(crate) use paths::Surroundings;
 
@@ -58,15 +63,30 @@ pub(crate) struct Sandbox {
     helper: Option<Arc<Helper>>,
     /// The accessible paths, if the kernel enforces them.
     paths: Option<Paths>,
+    /// Whether this process was root and is another user now.
+    gave_up_root: bool,
+    /// Whether the helper gives the output's files to their owner.
+    gives_files: bool,
 }
 
 impl Sandbox {
     /// The target of `spec`, reloaded by this process or by the helper process.
     pub(crate) fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         match &self.helper {
-            Some(helper) if spec.needs_helper() => helper.target(spec),
+            Some(helper) if self.is_for_helper(spec) => helper.target(spec),
             _ => spec.target(),
         }
+    }
+
+    /// The first target: files that only the helper can give to the owner of the output.
+    pub(crate) fn file_owner(&self) -> Option<Arc<dyn Target>> {
+        let helper = self.helper.as_ref().filter(|_| self.gives_files)?;
+        Some(helper.file_owner())
+    }
+
+    /// The helper process keeps root's right to files that are not ours.
+    fn is_for_helper(&self, spec: &DeployTarget) -> bool {
+        spec.needs_helper() || self.gave_up_root && spec.uses_files()
     }
 
     /// Whether the sandbox allows all paths of `settings`. It never widens: a new
@@ -77,6 +97,7 @@ impl Sandbox {
         };
         let lineage = &settings.lineage;
         let specs = settings.deploy.iter();
+        let specs = specs.filter(|spec| !self.is_for_helper(spec));
         let written = specs.clone().filter_map(|spec| {
             let spec = spec.for_lineage(lineage);
             let directory = spec.writes_in()?;
@@ -123,46 +144,149 @@ fn outside_sandbox(path: &Path) -> Failure {
 }
 
 /// Drops all rights that `known` does not need; `known` is `settings` and the stored
-/// certificates. Call it after all sockets are bound and before another thread starts:
-/// capabilities, Landlock and seccomp apply to the calling thread and its children.
+/// certificates. Call it after all sockets are bound and before another thread starts: the
+/// user, capabilities, Landlock and seccomp apply to the calling thread and its children.
+///
+/// # Errors
+/// When this process is root, and its files cannot be given to the user that it becomes.
 pub(crate) fn confine(
     surroundings: &Surroundings<'_>,
     settings: &Settings,
     known: &Settings,
-) -> Sandbox {
-    let programs = specs(known).filter(DeployTarget::runs_program);
-    let programs = Vec::from_iter(programs.collect::<BTreeSet<_>>());
-    let Some(helper) = helper::start(surroundings.environment, settings, &programs) else {
-        return Sandbox::default();
+) -> Result<Sandbox, Failure> {
+    let permits = Permits {
+        targets: Vec::from_iter(permitted(settings).collect::<BTreeSet<_>>()),
+        confirmed: Confirmed::file_for(&settings.data_dir),
+        output: settings.output.directory.clone(),
+        owner: output_owner(settings),
+    };
+    let Some(helper) = helper::start(surroundings.environment, settings, &permits) else {
+        return Ok(Sandbox::default());
     };
     // A directory created now needs no right on its parent later.
     specs(known).for_each(|spec| spec.prepare());
-    let paths = Paths::of(surroundings, known);
-    let confined = restrict(surroundings, settings, &paths);
-    Sandbox {
+    let user = successor(settings, known)?;
+    let mut paths = Paths::of(surroundings, known, may_read_all(known, user.as_ref()));
+    if user.is_some() {
+        paths.leave_to_helper(known);
+    }
+    let confined = restrict(surroundings, settings, &paths, user.as_ref())?;
+    Ok(Sandbox {
         helper: Some(helper),
         paths: confined.then_some(paths),
+        gave_up_root: user.is_some(),
+        gives_files: settings.output.is_given_by_helper && user.is_some(),
+    })
+}
+
+/// Notes that this process will be another user than root, so that only its helper can give
+/// files to the owner of the output.
+pub(crate) fn settle_output(settings: &mut Settings) {
+    let has_owner = settings.output.owner.is_some();
+    settings.output.is_given_by_helper = has_owner && settings.harden && user::may_change();
+}
+
+/// The owner of the output.
+fn output_owner(settings: &Settings) -> Owner {
+    let output = &settings.output;
+    Owner {
+        user: { output.owner.as_deref() }.and_then(|user| owner::user(user).ok()),
+        group: { output.group.as_deref() }.and_then(|group| owner::group(group).ok()),
+    }
+}
+
+/// The user that this process becomes if it is root, with all files that it needs.
+fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser>, Failure> {
+    if !user::may_change() {
+        if rustix::process::geteuid().is_root() {
+            tracing::warn!(
+                "the process stays root: it lacks CAP_SETUID, CAP_SETGID or CAP_CHOWN; hint: start certs run as another user, or with these capabilities"
+            );
+        }
+        return Ok(None);
+    }
+    let (data, output) = (&settings.data_dir, &settings.output);
+    for directory in [data, &output.directory] {
+        if let Some(link) = paths::foreign_link(directory, &[data]) {
+            return Err(Failure::store(format!(
+                "{}: the link {} is not root's",
+                directory.display(),
+                link.display()
+            )));
+        }
+    }
+    let unread = |error| Failure::store(format!("{}: {error}", data.display()));
+    let socket = paths::docker_socket(known).and_then(|socket| std::fs::metadata(socket).ok());
+    let user = { ServiceUser::of(data).map_err(unread)? }
+        .in_group(output_owner(settings).group_alone().group)
+        .in_group(socket.map(|socket| socket.gid()));
+    user.take_over(data, &output.directory)?;
+    for webroot in answers(known) {
+        if let Err(error) = user.answer_below(webroot) {
+            tracing::warn!("the webroot {}: {error}", webroot.display());
+        }
+    }
+    Ok(Some(user))
+}
+
+/// Whether only Landlock keeps this process, or the `user` that it becomes, from any file.
+fn may_read_all(settings: &Settings, user: Option<&ServiceUser>) -> bool {
+    let needed = [&settings.data_dir, &settings.output.directory];
+    match user {
+        Some(user) => !needed.into_iter().all(|path| user.can_reach(path)),
+        None => rustix::process::geteuid().is_root(),
     }
 }
 
 /// The same for a server that reloads no other server, so it needs no helper process.
-pub(crate) fn confine_alone(surroundings: &Surroundings<'_>, settings: &Settings) {
-    if settings.harden {
-        restrict(surroundings, settings, &Paths::of(surroundings, settings));
+///
+/// # Errors
+/// As for [`confine`].
+pub(crate) fn confine_alone(
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    if !settings.harden {
+        return Ok(());
     }
+    let user = successor(settings, settings)?;
+    let paths = Paths::of(
+        surroundings,
+        settings,
+        may_read_all(settings, user.as_ref()),
+    );
+    restrict(surroundings, settings, &paths, user.as_ref()).map(drop)
 }
 
 /// Applies all restrictions; whether the kernel enforces `paths`.
-fn restrict(surroundings: &Surroundings<'_>, settings: &Settings, paths: &Paths) -> bool {
+fn restrict(
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+    paths: &Paths,
+    user: Option<&ServiceUser>,
+) -> Result<bool, Failure> {
     if let Some(threads) = threads().filter(|threads| *threads != 1) {
         tracing::warn!("{threads} threads are running: only one of them is sandboxed");
     }
     // Files for other users get their modes explicitly.
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    capabilities::drop_all_but_needed(settings, paths);
+    match user {
+        None => capabilities::drop_all_but_needed(settings, paths),
+        Some(user) => {
+            let changed = capabilities::drop_bounds();
+            let changed = changed
+                .map_err(Into::into)
+                .and_then(|()| user.replace_root());
+            let changed = changed.and_then(|()| Ok(capabilities::drop_all_but_search(paths)?));
+            // Half a change is none: root with its files given away.
+            changed.map_err(|error| {
+                Failure::unexpected(format!("root cannot be given up: {error}"))
+            })?;
+        }
+    }
     let confined = landlock::enter(paths, notifies_abstractly(surroundings));
     restrict_calls();
-    confined
+    Ok(confined)
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -185,17 +185,35 @@ fn open(
     })
 }
 
-/// The number of workers that finish their connections and accept no new ones.
-fn draining(nginx: &Nginx) -> usize {
+/// The child processes of nginx's master process.
+fn workers(nginx: &Nginx) -> Vec<String> {
     let master = fs::read_to_string(&nginx.pid_file).unwrap();
     let master = master.trim();
     let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap();
-    let titles = children
-        .split_whitespace()
-        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
+    children.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The number of workers that finish their connections and accept no new ones.
+fn draining(nginx: &Nginx) -> usize {
+    let titles = workers(nginx).into_iter();
     titles
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok())
         .filter(|title| title.contains("shutting down"))
         .count()
+}
+
+/// In seconds. `certs` tells generations of workers apart by their start.
+fn youngest_worker_age(nginx: &Nginx) -> f64 {
+    const STARTED: usize = 19;
+    let number = |text: &str| text.parse::<f64>().unwrap();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let started = workers(nginx).into_iter().filter_map(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(STARTED).map(number)
+    });
+    let youngest = started.fold(0.0, f64::max) / 100.0;
+    number(uptime.split_whitespace().next().unwrap()) - youngest
 }
 
 #[test]
@@ -213,8 +231,9 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
         // A worker accepts connections until it has received the signal to quit.
         until("draining workers", || draining(&nginx) == held);
         open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
-        // Generations of workers differ in their start time.
-        std::thread::sleep(Duration::from_millis(400));
+        until("workers older than the next ones", || {
+            youngest_worker_age(&nginx) > 0.3
+        });
         renew(0);
     }
     until("draining workers", || draining(&nginx) == 3);

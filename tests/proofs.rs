@@ -151,3 +151,34 @@ fn sources_are_guarded_by_a_proof_beside_mutants() {
 
 /// Sources that `tests/run` alone covers.
 const QUICK: [&str; 0] = [];
+
+/// All checkouts on a machine share one build directory. Cargo must not take the build of another tree for this
+/// one's: a script either calls `tests/checkout` first or builds a tree with a version of its own.
+#[test]
+fn scripts_that_build_keep_checkouts_apart() {
+    let builds = ["build", "test", "check", "clippy", "doc"].map(|verb| format!("cargo {verb} "));
+    let quiet = builds
+        .each_ref()
+        .map(|build| build.replace("cargo ", "cargo --quiet "));
+    let mut found = 0;
+    for file in ["tests", ".ci"].into_iter().flat_map(files_below) {
+        let text = read(&file);
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        let code = code.collect::<Vec<_>>().join("\n");
+        let is_script = text.starts_with("#!") && code.contains("CARGO_TARGET_DIR");
+        if is_script
+            && builds
+                .iter()
+                .chain(&quiet)
+                .any(|build| code.contains(build))
+        {
+            found += 1;
+            let has_own_version =
+                code.contains("tree=$CARGO_TARGET_DIR/") && code.contains("s//&+");
+            assert!(code.contains("tests/checkout") || has_own_version, "{file}");
+        }
+    }
+    assert!(found >= 5, "{found} scripts");
+}

@@ -60,6 +60,12 @@ impl SolverSettings for Settings {
     }
 }
 
+/// Opens the directory of the answers below `webroot`, which is created.
+pub(crate) fn answers_below(webroot: &Path) -> io::Result<Directory> {
+    let settings = Settings::new(webroot.to_owned());
+    settings.challenges().map_err(io::Error::other)
+}
+
 impl Settings {
     /// Opens the directory of the answers, which is created.
     fn challenges(&self) -> Result<Directory, SolverError> {

@@ -86,7 +86,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     let stop = |kind| signal(kind).map_err(Failure::unexpected);
     let mut terminate = stop(SignalKind::terminate())?;
     let mut interrupt = stop(SignalKind::interrupt())?;
-    sandbox::confine_alone(&call.surroundings(), &process);
+    sandbox::confine_alone(&call.surroundings(), &process)?;
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
         _ = terminate.recv() => Ok(()),

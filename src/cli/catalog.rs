@@ -2,11 +2,12 @@
 //! settings. It orders nothing.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::{
     CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, shared_file,
 };
+use crate::deploy::confirmed::{Confirmed, Right};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -56,12 +57,52 @@ pub(super) async fn recall(
 ) -> Result<Vec<Recalled>, Failure> {
     let stored = unconfigured(configured).await;
     let stored = stored.map_err(Failure::on("stored certificates"))?;
+    let confirmed = confirmed(configured)?;
     let recalled = stored.into_iter().map(|(lineage, stored)| {
         let stored = stored.map_err(Failure::on(lineage.as_str()));
-        let settings = stored.and_then(|stored| Ok(sources.remembered(&stored)?));
+        let settings = stored.and_then(|stored| {
+            let mut settings = sources.remembered(&stored)?;
+            // The same without what is stored: the rights that the configuration grants.
+            let bare = Remembered::Record {
+                lineage: lineage.clone(),
+                names: settings.names.clone(),
+                directory: Some(settings.ca.directory.clone()),
+                profile: None,
+            };
+            let own = sources.remembered(&bare);
+            let own = own.map_or_else(|_| BTreeSet::new(), |own| own.rights());
+            deny(&mut settings, |right| {
+                confirmed.has(right) || own.contains(right)
+            });
+            Ok(settings)
+        });
         (lineage, settings)
     });
     Ok(recalled.collect())
+}
+
+/// The rights that the administrator has confirmed for stored certificates.
+fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
+    let file = Confirmed::file_for(&settings.data_dir);
+    Confirmed::read(&file).map_err(|error| Failure::store(format!("{}: {error}", file.display())))
+}
+
+/// Denies the rights that are not granted.
+fn deny(settings: &mut CertificateSettings, is_granted: impl Fn(&Right) -> bool) {
+    settings.unconfirmed = settings.rights();
+    settings.unconfirmed.retain(|right| !is_granted(right));
+}
+
+/// Confirms the rights of certificates that a command stores, for later runs. They are the
+/// caller's own words.
+pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) {
+    let file = Confirmed::file_for(data_dir);
+    if let Err(error) = Confirmed::add(&file, rights) {
+        tracing::warn!(
+            "{} cannot be written: {error}; hint: later runs deny what only the store names: put it into the configuration, or repeat this command as root",
+            file.display()
+        );
+    }
 }
 
 /// Adds the certificates that were imported from another client and are not
@@ -150,10 +191,14 @@ pub(super) async fn all_known(sources: &Sources, settings: &Settings) -> Result<
     // A command can still renew a certificate that is no longer configured.
     let mut known = settings.clone();
     let stored = recall(sources, settings).await?.into_iter();
-    known
-        .certificates
-        .extend(stored.filter_map(|(_, stored)| stored.ok()));
+    let stored = stored.filter_map(|(_, stored)| stored.ok());
     // This process's environment and options may differ from those of the command.
-    known.certificates.extend(as_stored(settings).await);
+    let confirmed = confirmed(settings)?;
+    let raw = as_stored(settings).await.into_iter().map(|mut one| {
+        deny(&mut one, |right| confirmed.has(right));
+        one
+    });
+    let all = stored.chain(raw).map(CertificateSettings::stripped);
+    known.certificates.extend(all);
     Ok(known)
 }

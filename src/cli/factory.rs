@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use futures_util::TryFutureExt;
 
 use super::Call;
@@ -18,12 +19,13 @@ use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
 use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, Settings};
 use crate::control::{Done, Task};
-use crate::deploy::Target;
 use crate::deploy::coalesce::Coalesced;
+use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
+use crate::deploy::{Delivery, DeployCause, Target};
 use crate::failure::Failure;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
@@ -108,6 +110,10 @@ impl Factory {
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
+        let denied = settings.unconfirmed.iter();
+        if let Some(right) = { denied }.find(|right| !matches!(right, Right::Deploy(_))) {
+            return Err(unconfirmed(settings, right));
+        }
         self.sandbox.covers(settings)?;
         // A rehearsal has no fallback CA.
         let fallback = settings.fallback.as_ref().filter(|_| !rehearsal);
@@ -132,7 +138,13 @@ impl Factory {
         let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_copy());
         let all = copies.into_iter().chain(servers);
         let all = all.map(|spec| spec.for_lineage(&settings.lineage));
-        let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
+        let target = |spec: &DeployTarget| match Right::to_deploy(spec) {
+            Some(right) if settings.unconfirmed.contains(&right) => {
+                Coalesced::new(Arc::new(UnconfirmedTarget(spec.target(), right)), false)
+            }
+            _ => self.target(spec),
+        };
+        let all: Vec<_> = all.map(|spec| (target(&spec), spec)).collect();
         let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
             let same = |(other, _): &&(Coalesced, DeployTarget)| other.name() == target.name();
             Arc::new(match all.iter().filter(same).count() {
@@ -141,7 +153,9 @@ impl Factory {
                 _ => target.named(spec.to_string()),
             })
         });
-        named.collect()
+        { self.sandbox.file_owner().into_iter() }
+            .chain(named)
+            .collect()
     }
 
     /// The target of one server, shared by certificates to coalesce its reloads.
@@ -176,6 +190,19 @@ impl Factory {
                 let facts = self.display.during(lineage, work).await;
                 let subject = format!("dry run: {lineage}");
                 facts.map(Done::Rehearsed).map_err(Failure::on(&subject))
+            }
+        }
+    }
+
+    /// Reads the files of all CAs in `known`, as long as this process may.
+    pub(super) fn prepare_issuers(&self, known: &Settings) {
+        for settings in &known.certificates {
+            for ca in [Some(&settings.ca), settings.fallback.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                // The pass reports the error.
+                let _ = self.shared_issuer(ca, settings, false);
             }
         }
     }
@@ -290,6 +317,32 @@ impl Factory {
     }
 }
 
+fn unconfirmed(settings: &CertificateSettings, right: &Right) -> Failure {
+    let lineage = &settings.lineage;
+    Failure::usage(
+        format!("{lineage}: the right to {right} is stored, but neither configured nor confirmed"),
+        "as root, or as the user of certs run, repeat certs issue with its options: it confirms them, and orders nothing before it is due",
+    )
+}
+
+/// A target that only the store names.
+struct UnconfirmedTarget(Arc<dyn Target>, Right);
+
+#[async_trait]
+impl Target for UnconfirmedTarget {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
+        Err(DeployCause::Unconfirmed(self.1.to_string()))
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        self.check(delivery).await
+    }
+}
+
 fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     match (&renew.schedule, renew.deploy) {
         (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
@@ -308,6 +361,10 @@ pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
     let owner = Owner {
         user: user.map(owner::user).transpose().map_err(refused)?,
         group: group.map(owner::group).transpose().map_err(refused)?,
+    };
+    let owner = match output.is_given_by_helper {
+        true => owner.group_alone(),
+        false => owner,
     };
     Ok(Output::new(output.directory.clone()).owned_by(owner))
 }

@@ -6,7 +6,7 @@ mod account;
 mod report;
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -14,7 +14,7 @@ use clap::Args;
 use self::account::Accounts;
 use self::report::Report;
 use super::Call;
-use super::catalog::open_store;
+use super::catalog::{confirm, open_store};
 use super::factory::output_for;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
@@ -85,6 +85,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         report: Report::new(call, options.dry_run),
         target,
         insists: !options.keys.is_empty(),
+        confirms_in: (!dry_run).then(|| settings.data_dir.clone()),
         now: SystemClock.now(),
     };
     work.import(found).await;
@@ -127,6 +128,8 @@ struct Work<'a> {
     target: Destination,
     /// Whether the command line sets renewal options.
     insists: bool,
+    /// The data directory; None in a dry run.
+    confirms_in: Option<PathBuf>,
     now: Timestamp,
 }
 
@@ -242,7 +245,9 @@ impl Work<'_> {
         let mut remarks = Vec::new();
         let known = accounts.of(directory);
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
+        let mut rights = BTreeSet::new();
         let foreign = wanted.and_then(|settings| {
+            rights = settings.rights();
             Ok(ImportedPair {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
@@ -265,6 +270,9 @@ impl Work<'_> {
         self.report
             .certificate(&subject, &imported, facts, &live, self.now);
         if let Imported::Stored(..) = imported {
+            if let Some(data_dir) = &self.confirms_in {
+                confirm(data_dir, rights);
+            }
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
             }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::catalog::open_store;
+use super::catalog::{confirm, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
 use super::output::say;
@@ -40,6 +40,11 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
         at_staging(&mut settings)?;
         return work(call, &settings, Task::Rehearsal).await;
     }
+    let rights = settings
+        .certificates
+        .iter()
+        .flat_map(CertificateSettings::rights);
+    confirm(&settings.data_dir, rights.collect());
     let trigger = match options.force {
         true => Trigger::Forced,
         false => Trigger::Requested,

@@ -42,7 +42,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut configured = call.sources.settings(&Purpose::All)?;
     keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir);
-    let settings = with_labels(&call.sources, &configured, &labels);
+    let mut settings = with_labels(&call.sources, &configured, &labels);
+    sandbox::settle_output(&mut settings);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;
     let shown = Shown {
@@ -147,7 +148,8 @@ async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<
     factory.services.output.prepare();
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
-    factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known);
+    factory.prepare_issuers(&known);
+    factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
     Ok(Arc::new(factory))
 }
 

@@ -24,6 +24,7 @@ use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
+use crate::deploy::confirmed::Right;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
 use crate::identifier::Identifier;
@@ -298,6 +299,7 @@ impl Settings {
                 directory: data_dir.join("public"),
                 owner: None,
                 group: None,
+                is_given_by_helper: false,
             },
             data_dir,
             log_format: LogFormat::default(),
@@ -317,6 +319,8 @@ pub(crate) struct OutputSettings {
     pub directory: PathBuf,
     pub owner: Option<String>,
     pub group: Option<String>,
+    /// Whether the helper process gives the files to the owner.
+    pub is_given_by_helper: bool,
 }
 
 /// When certificates are renewed and deployed.
@@ -348,6 +352,9 @@ pub(crate) struct CertificateSettings {
     /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
+    /// The rights that only the store names, which are denied.
+    #[serde(skip)]
+    pub unconfirmed: BTreeSet<Right>,
 }
 
 impl CertificateSettings {
@@ -366,6 +373,7 @@ impl CertificateSettings {
             deploy: Vec::new(),
             verify: Vec::new(),
             imported: None,
+            unconfirmed: BTreeSet::new(),
         }
     }
 

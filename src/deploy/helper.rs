@@ -2,16 +2,18 @@
 //! such as `nginx -t` needs, its parent must be allowed as well; so the process that
 //! holds keys and talks to the network sends requests to another one, started before it
 //! gave up its rights. A request names a target and one of four actions. The helper takes
-//! no process number from here, and it runs a program of the user's own only if that was
-//! configured when the helper was started.
+//! no process number from here. A target that runs a program or uses files must have been
+//! configured when the helper was started, or be confirmed ([`super::confirmed`]).
 
 pub(crate) mod restart;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -20,16 +22,23 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
+use super::confirmed::{Confirmed, Right};
+use super::output::Output;
+use super::owner::Owner;
 use super::target::DeployTarget;
-use super::{Delivery, DeployCause, Target};
+use super::target::USUAL_DEADLINE;
+use super::{Delivery, DeployCause, Target, copy};
+use crate::lineage::Lineage;
 
 /// A request to the helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum HelperRequest {
-    Check(Delivery),
-    Apply(Delivery),
-    ListensOn,
-    Obstacle(Delivery),
+    Check(DeployTarget, Delivery),
+    Apply(DeployTarget, Delivery),
+    ListensOn(DeployTarget),
+    Obstacle(DeployTarget, Delivery),
+    /// To give the files of the published pair to the owner of the output.
+    GiveFiles(Delivery),
 }
 
 /// The reply of the helper, with the field that the request asks for.
@@ -46,6 +55,48 @@ type HelperResult = Result<HelperReply, DeployCause>;
 struct Numbered<T> {
     number: u64,
     value: T,
+}
+
+/// The rights of the helper, which it gets before its parent reads data from the network.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Permits {
+    /// The configured targets.
+    pub targets: Vec<DeployTarget>,
+    /// The file with the confirmed rights.
+    pub confirmed: PathBuf,
+    /// The directory of the pairs to deploy.
+    pub output: PathBuf,
+    /// The owner of the files in it.
+    pub owner: Owner,
+}
+
+impl Permits {
+    /// Whether the helper may deploy `lineage` to `target`.
+    fn allow(&self, target: &DeployTarget, lineage: Option<&Lineage>) -> Result<(), DeployCause> {
+        let Some(right) = Right::to_deploy(target) else {
+            return Ok(());
+        };
+        let is_meant = |one: &DeployTarget| {
+            one == target || lineage.is_some_and(|lineage| one.for_lineage(lineage) == *target)
+        };
+        if self.targets.iter().any(is_meant) {
+            return Ok(());
+        }
+        // Read again each time: a command of the administrator may have added it.
+        let confirmed = Confirmed::read(&self.confirmed).map_err(|error| {
+            DeployCause::Unconfirmed(format!("{target} ({}: {error})", self.confirmed.display()))
+        })?;
+        match confirmed.has(&right) {
+            true => Ok(()),
+            false => Err(DeployCause::Unconfirmed(right.to_string())),
+        }
+    }
+
+    /// The delivery with the pair below our own output, whatever the parent says.
+    fn confine(&self, delivery: Delivery) -> Delivery {
+        let live = self.output.join("live").join(delivery.lineage.as_str());
+        Delivery { live, ..delivery }
+    }
 }
 
 /// `value` as a line of JSON.
@@ -75,14 +126,13 @@ impl PendingRequests {
 }
 
 impl Helper {
-    /// Sends requests through `stream`, whose other end runs [`serve`]. Of the user's own
-    /// programs, the helper runs only `programs`.
+    /// Sends requests through `stream`, whose other end runs [`serve`] with `permits`.
     pub(crate) fn new(
         mut stream: std::os::unix::net::UnixStream,
-        programs: &[DeployTarget],
+        permits: &Permits,
     ) -> io::Result<Arc<Self>> {
-        // Before any data from the network is read; the helper accepts this list only once.
-        stream.write_all(&line_of(&programs)?)?;
+        // Before any data from the network is read; the helper accepts them only once.
+        stream.write_all(&line_of(permits)?)?;
         let (receiver, sender) = asynchronous(stream)?.into_split();
         let pending = Arc::new(PendingRequests(Mutex::new(Some(BTreeMap::new()))));
         tokio::spawn(receive(receiver, pending.clone()));
@@ -100,7 +150,23 @@ impl Helper {
         Arc::new(RemoteTarget { helper, spec })
     }
 
-    async fn exchange(&self, value: (DeployTarget, HelperRequest)) -> io::Result<HelperResult> {
+    /// A target that gives the published files to the configured owner of the output.
+    #[must_use]
+    pub(crate) fn file_owner(self: &Arc<Self>) -> Arc<dyn Target> {
+        Arc::new(FileOwner(self.clone()))
+    }
+
+    /// Sends a request in a task of its own: a dropped caller must not leave half a line.
+    async fn request(self: &Arc<Self>, request: HelperRequest, within: Duration) -> HelperResult {
+        let helper = self.clone();
+        let exchange = tokio::spawn(async move { helper.exchange(request).await });
+        let late = |_| DeployCause::Helper(format!("no answer within {} s", within.as_secs()));
+        let ended = tokio::time::timeout(within, exchange).await.map_err(late)?;
+        let reply = ended.map_err(|error| DeployCause::Helper(error.to_string()))?;
+        reply.map_err(|error| DeployCause::Helper(error.to_string()))?
+    }
+
+    async fn exchange(&self, value: HelperRequest) -> io::Result<HelperResult> {
         let ended = || io::Error::other("it has ended");
         let (sender, reply) = oneshot::channel();
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
@@ -141,15 +207,14 @@ struct RemoteTarget {
 }
 
 impl RemoteTarget {
-    async fn request(&self, request: HelperRequest) -> HelperResult {
-        let (helper, request) = (self.helper.clone(), (self.spec.clone(), request));
-        // In a task of its own: a dropped caller must not leave half a line.
-        let exchange = tokio::spawn(async move { helper.exchange(request).await });
+    async fn request(
+        &self,
+        request: impl FnOnce(DeployTarget) -> HelperRequest + Send,
+    ) -> HelperResult {
         let within = self.spec.answers_within();
-        let late = |_| DeployCause::Helper(format!("no answer within {} s", within.as_secs()));
-        let ended = tokio::time::timeout(within, exchange).await.map_err(late)?;
-        let reply = ended.map_err(|error| DeployCause::Helper(error.to_string()))?;
-        reply.map_err(|error| DeployCause::Helper(error.to_string()))?
+        self.helper
+            .request(request(self.spec.clone()), within)
+            .await
     }
 }
 
@@ -160,12 +225,12 @@ impl Target for RemoteTarget {
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let request = HelperRequest::Check(delivery.clone());
+        let request = |spec| HelperRequest::Check(spec, delivery.clone());
         self.request(request).await.map(drop)
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let request = HelperRequest::Apply(delivery.clone());
+        let request = |spec| HelperRequest::Apply(spec, delivery.clone());
         self.request(request).await.map(drop)
     }
 
@@ -174,9 +239,32 @@ impl Target for RemoteTarget {
         reply.ok()?.addresses
     }
 
+    fn copy_of(&self, lineage: &Lineage) -> Option<PathBuf> {
+        self.spec.target().copy_of(lineage)
+    }
+
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        let request = HelperRequest::Obstacle(delivery.clone());
+        let request = |spec| HelperRequest::Obstacle(spec, delivery.clone());
         self.request(request).await.ok()?.obstacle
+    }
+}
+
+/// The owner of the output, to whom only the helper can give files.
+struct FileOwner(Arc<Helper>);
+
+#[async_trait]
+impl Target for FileOwner {
+    fn name(&self) -> String {
+        "output".to_owned()
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
+        Ok(())
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let request = HelperRequest::GiveFiles(delivery.clone());
+        self.0.request(request, USUAL_DEADLINE).await.map(drop)
     }
 }
 
@@ -184,13 +272,15 @@ impl Target for RemoteTarget {
 /// and skipped.
 ///
 /// # Errors
-/// Those of the socket, and a first line that does not list the allowed programs.
+/// Those of the socket, and a first line that is not [`Permits`].
 pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let mut lines = BufReader::new(receiver).lines();
-    let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
-    let allowed: Arc<Vec<DeployTarget>> = Arc::new(serde_json::from_str(&allowed)?);
+    let Some(permits) = lines.next_line().await? else {
+        return Ok(());
+    };
+    let permits: Arc<Permits> = Arc::new(serde_json::from_str(&permits)?);
     while let Some(line) = lines.next_line().await? {
         let Numbered { number, value } = match serde_json::from_str(&line) {
             Ok(request) => request,
@@ -199,9 +289,9 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
                 continue;
             }
         };
-        let (sender, allowed) = (sender.clone(), allowed.clone());
+        let (sender, permits) = (sender.clone(), permits.clone());
         tokio::spawn(async move {
-            let value = run(value, &allowed).await;
+            let value = run(value, &permits).await;
             let line = line_of(&Numbered { number, value }).unwrap_or_default();
             // The parent may have ended.
             let _ = sender.lock().await.write_all(&line).await;
@@ -210,24 +300,41 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
     Ok(())
 }
 
-async fn run(
-    (spec, request): (DeployTarget, HelperRequest),
-    allowed: &[DeployTarget],
-) -> HelperResult {
-    let refused = |detail: &str| Err(DeployCause::Helper(detail.to_owned()));
-    if !spec.needs_helper() {
-        return refused("this target does not need the helper process");
-    }
-    if spec.runs_program() && !allowed.contains(&spec) {
-        return refused("the helper runs no program that was not configured when it was started");
-    }
-    let target = spec.target();
+async fn run(request: HelperRequest, permits: &Permits) -> HelperResult {
+    let permitted = |spec: &DeployTarget, lineage: Option<&Lineage>| {
+        if !spec.needs_helper() && !spec.uses_files() {
+            let detail = "this target does not need the helper process";
+            return Err(DeployCause::Helper(detail.to_owned()));
+        }
+        permits.allow(spec, lineage)?;
+        Ok(spec.target())
+    };
     let mut reply = HelperReply::default();
     match request {
-        HelperRequest::Check(delivery) => target.check(&delivery).await?,
-        HelperRequest::Apply(delivery) => target.apply(&delivery).await?,
-        HelperRequest::ListensOn => reply.addresses = target.listens_on().await,
-        HelperRequest::Obstacle(delivery) => reply.obstacle = target.obstacle(&delivery).await,
+        HelperRequest::Check(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
+            target.check(&permits.confine(delivery)).await?;
+        }
+        HelperRequest::Apply(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
+            target.apply(&permits.confine(delivery)).await?;
+        }
+        HelperRequest::ListensOn(spec) => {
+            reply.addresses = permitted(&spec, None)?.listens_on().await;
+        }
+        HelperRequest::Obstacle(spec, delivery) => {
+            let target = permitted(&spec, Some(&delivery.lineage))?;
+            reply.obstacle = target.obstacle(&permits.confine(delivery)).await;
+        }
+        HelperRequest::GiveFiles(Delivery {
+            lineage,
+            generation,
+            ..
+        }) => {
+            let output = Output::new(permits.output.clone()).owned_by(permits.owner);
+            let given = output.give_files(&lineage, generation);
+            given.map_err(|error| copy::failed(&permits.output, error.is_refusal(), error))?;
+        }
     }
     Ok(reply)
 }
@@ -246,7 +353,10 @@ mod tests {
 
     fn pair() -> (Arc<Helper>, tokio::task::JoinHandle<io::Result<()>>) {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        (Helper::new(one, &[]).unwrap(), tokio::spawn(serve(other)))
+        (
+            Helper::new(one, &Permits::default()).unwrap(),
+            tokio::spawn(serve(other)),
+        )
     }
 
     #[tokio::test]
@@ -304,7 +414,7 @@ mod tests {
     async fn request_fails_when_the_helper_never_replies() {
         let (one, _never_answers) = std::os::unix::net::UnixStream::pair().unwrap();
         let spec: DeployTarget = "nginx".parse().unwrap();
-        let target = Helper::new(one, &[]).unwrap().target(&spec);
+        let target = Helper::new(one, &Permits::default()).unwrap().target(&spec);
         let begun = tokio::time::Instant::now();
         let error = target.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
@@ -314,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn request_fails_with_a_hint_after_the_helper_ended() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let target = Helper::new(one, &[])
+        let target = Helper::new(one, &Permits::default())
             .unwrap()
             .target(&"nginx".parse().unwrap());
         drop(other);
@@ -336,20 +446,28 @@ mod tests {
         assert!(made.unwrap().success());
         let spec: DeployTarget = format!("exec:{}", hook.display()).parse().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let helper = Helper::new(one, std::slice::from_ref(&spec)).unwrap();
+        let permits = Permits {
+            targets: vec![spec.clone()],
+            confirmed: directory.path().join("confirmed"),
+            ..Permits::default()
+        };
+        let helper = Helper::new(one, &permits).unwrap();
         tokio::spawn(serve(other));
 
         let hangs = helper.target(&spec);
         let waits = tokio::spawn(async move { hangs.apply(&sample()).await });
         let absent = helper.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         assert!(absent.check(&sample()).await.is_err());
-        let unknown = helper.target(&"exec:/bin/true".parse().unwrap());
-        let error = unknown.apply(&sample()).await.unwrap_err();
-        assert!(error.to_string().contains("not configured"), "{error}");
-        // A compromised sidecar cannot make the helper write files.
-        let file = helper.target(&"file:/absent/file.pem".parse().unwrap());
-        let error = file.check(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployCause::Helper(_)), "{error}");
+        // A compromised sidecar cannot make the helper run programs or write files.
+        for unknown in ["exec:/bin/true", "file:/absent/file.pem", "systemd:sshd"] {
+            let unknown: DeployTarget = unknown.parse().unwrap();
+            let error = helper.target(&unknown).check(&sample()).await.unwrap_err();
+            assert!(matches!(error, DeployCause::Unconfirmed(_)), "{error}");
+        }
+        let confirmed: DeployTarget = "exec:/bin/true".parse().unwrap();
+        let right = Right::to_deploy(&confirmed).unwrap();
+        Confirmed::add(&permits.confirmed, [right].into()).unwrap();
+        helper.target(&confirmed).apply(&sample()).await.unwrap();
         assert!(!waits.is_finished());
         tokio::fs::write(&fifo, "go\n").await.unwrap();
         waits.await.unwrap().unwrap();

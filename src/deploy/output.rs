@@ -229,6 +229,29 @@ impl Output {
             && contents.iter().all(|(file, mode, _)| is_given(file, *mode))
     }
 
+    /// Gives the files of a published generation to the configured owner. The directories
+    /// stay their owner's, who wrote the files.
+    pub(super) fn give_files(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<(), OutputError> {
+        let place = self.place(lineage, &generation.to_string());
+        let place = place.map_err(at("open", &self.root))?;
+        let failed = at("set the owner of", place.path());
+        let writer = place.stat().map_err(&failed)?.st_uid;
+        for name in place.names().map_err(&failed)? {
+            let path = place.path().join(&name);
+            let file = place.file(&name).map_err(&failed)?;
+            let found = file.metadata().map_err(&failed)?;
+            if found.uid() == writer && found.nlink() == 1 {
+                let given = self.owner.apply_or_warn(&file, &path, found.mode() & 0o777);
+                given.map_err(&failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The directory of a generation.
     fn place(&self, lineage: &Lineage, generation: &str) -> io::Result<Directory> {
         let archive = Directory::open(&self.root)?.child("archive")?;

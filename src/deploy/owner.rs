@@ -48,6 +48,12 @@ impl Owner {
         }
     }
 
+    /// The group that gets access, without the user.
+    pub(crate) fn group_alone(self) -> Self {
+        let group = self.with_own_group().group;
+        Self { user: None, group }
+    }
+
     /// Changes the owner of `file`, if this names one.
     fn chown(self, file: &File) -> io::Result<()> {
         if self == Self::default() {

@@ -23,7 +23,7 @@ use crate::lineage::Lineage;
 use crate::text::{nearest, printable};
 
 /// The longest check or reload of a target that runs no program of the user's own.
-const USUAL_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const USUAL_DEADLINE: Duration = Duration::from_secs(30);
 
 fn unknown(written: &str, kind: &str) -> String {
     let mut message = format!("unknown deploy target `{}`", printable(written));
@@ -108,6 +108,20 @@ impl DeployTarget {
     #[must_use]
     pub(crate) fn needs_helper(&self) -> bool {
         self.rights().processes != Processes::Untouched
+    }
+
+    /// Whether it uses files or sockets beside the output.
+    #[must_use]
+    pub(crate) fn uses_files(&self) -> bool {
+        let rights = self.rights();
+        rights.writes != Writes::Nothing || rights.connects_to.is_some()
+    }
+
+    /// Whether it can do more than reload a server that it recognizes, or send a request over
+    /// the network.
+    #[must_use]
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.runs_program() || self.uses_files() || self.rights().reads.is_some()
     }
 
     /// Whether it runs a program that the configuration names.

@@ -3,7 +3,7 @@
 //! capabilities are needed is tried out, not guessed.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::{self, Errno};
@@ -25,6 +25,35 @@ pub(super) fn drop_all_but_needed(settings: &Settings, paths: &Paths) {
     if let Err(error) = dropped {
         tracing::warn!("cannot drop capabilities: {error}");
     }
+}
+
+/// Keeps none, after this process has become another user; only where that user cannot reach
+/// `paths` through the directories above them, the one to search these.
+pub(super) fn drop_all_but_search(paths: &Paths) -> io::Result<()> {
+    let is_out_of_reach = |path: &&PathBuf| is_denied(path, WRITE);
+    let unreachable = [&paths.data, &paths.output]
+        .into_iter()
+        .find(is_out_of_reach);
+    let needed = match unreachable {
+        None => CapabilitySet::empty(),
+        Some(path) => {
+            tracing::warn!(
+                "kept: CAP_DAC_READ_SEARCH: only root can reach {}; hint: chmod o+x the directories above it",
+                path.display()
+            );
+            CapabilitySet::DAC_READ_SEARCH
+        }
+    };
+    keep(needed)
+}
+
+/// Denies all capabilities to the programs of this process and to later users of it.
+pub(super) fn drop_bounds() -> io::Result<()> {
+    let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
+    for capability in CapabilitySet::all().iter().filter(|one| bounds(*one)) {
+        remove_capability_from_bounding_set(capability)?;
+    }
+    Ok(())
 }
 
 fn needed(own: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {

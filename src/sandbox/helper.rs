@@ -13,28 +13,27 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
-use crate::deploy::helper::{self, Helper, restart};
-use crate::deploy::target::DeployTarget;
+use crate::deploy::helper::{self, Helper, Permits, restart};
 use crate::failure::Failure;
 
 /// Starts the helper process, or logs why this process runs without a sandbox.
-/// `programs` are the only programs that the helper process may run.
+/// `permits` are all rights that it gets.
 pub(super) fn start(
     environment: &BTreeMap<String, String>,
     settings: &Settings,
-    programs: &[DeployTarget],
+    permits: &Permits,
 ) -> Option<Arc<Helper>> {
     if !settings.harden {
         tracing::warn!("no sandbox: harden is off");
         return None;
     }
     let log = |error: &_| tracing::warn!("no sandbox: cannot start the helper process: {error}");
-    spawn(environment, programs).inspect_err(log).ok()
+    spawn(environment, permits).inspect_err(log).ok()
 }
 
 fn spawn(
     environment: &BTreeMap<String, String>,
-    programs: &[DeployTarget],
+    permits: &Permits,
 ) -> std::io::Result<Arc<Helper>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
@@ -48,7 +47,7 @@ fn spawn(
     }
     command.stdin(OwnedFd::from(distant));
     command.stdout(Stdio::null()).spawn()?;
-    Helper::new(near, programs)
+    Helper::new(near, permits)
 }
 
 /// `certs helper`: starts the serving process and restarts it after a crash, until the

@@ -2,6 +2,7 @@
 //! reading, and those that the system's resolver reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Settings;
@@ -12,8 +13,7 @@ use crate::files::beneath::{self, Directory, REFUSED_HINT};
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
 /// while we run.
-const SYSTEM: [&str; 14] = [
-    "/etc",
+const SYSTEM: [&str; 13] = [
     "/usr",
     "/lib",
     "/lib32",
@@ -27,6 +27,26 @@ const SYSTEM: [&str; 14] = [
     "/run/nscd",
     "/var/lib/sss",
     "/sys/devices/system/cpu",
+];
+
+/// The files of /etc that the resolver and the C library read. Links lead to one of [`SYSTEM`].
+const ETC: [&str; 16] = [
+    "resolv.conf",
+    "hosts",
+    "hostname",
+    "host.conf",
+    "nsswitch.conf",
+    "gai.conf",
+    "services",
+    "protocols",
+    "networks",
+    "passwd",
+    "group",
+    "localtime",
+    "timezone",
+    "ld.so.cache",
+    "ld.so.conf",
+    "nscd.conf",
 ];
 
 /// The environment and configuration files of this process.
@@ -53,13 +73,23 @@ pub(super) struct Paths {
 }
 
 impl Paths {
-    pub(super) fn of(surroundings: &Surroundings<'_>, settings: &Settings) -> Self {
+    pub(super) fn of(
+        surroundings: &Surroundings<'_>,
+        settings: &Settings,
+        reads_all: bool,
+    ) -> Self {
         let environment = &surroundings.environment;
         let mut files = files(environment, settings);
         files.extend(surroundings.files.iter().cloned());
         let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
         let resolver = real(Path::new("/etc/resolv.conf"));
-        read.extend(resolver.parent().map(Path::to_owned));
+        read.extend(
+            resolver
+                .parent()
+                .filter(|parent| *parent != Path::new("/etc"))
+                .map(Path::to_owned),
+        );
+        read.extend(etc(&resolver, reads_all));
         let libraries = environment.get("LD_LIBRARY_PATH");
         read.extend(libraries.into_iter().flat_map(std::env::split_paths));
         // The directory, because the file may be replaced by rename.
@@ -71,9 +101,10 @@ impl Paths {
         // The root directory would lift the restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
-        let shared = answers(settings).chain([settings.output.directory.as_path()]);
-        let shared = shared.filter(|path| !is_refused(path)).map(real);
-        let named = shared.chain([data.clone()]);
+        let ours = [data.as_path(), output.as_path()];
+        let named = [&settings.data_dir, &settings.output.directory].map(PathBuf::as_path);
+        let named = named.into_iter().chain(answers(settings));
+        let named = named.filter(|path| may_resolve(path, &ours)).map(real);
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         // Not of the output, which other users may change: no link in it is followed.
@@ -91,6 +122,19 @@ impl Paths {
         }
     }
 
+    /// Denies what only the helper process uses, once this process is another user.
+    pub(super) fn leave_to_helper(&mut self, settings: &Settings) {
+        let own = Self {
+            written: BTreeSet::new(),
+            ..self.clone()
+        };
+        let copies = copy_directories(settings);
+        let is_own =
+            |path: &PathBuf| !copies.contains(path) || *path == own.data || *path == own.output;
+        self.written.retain(is_own);
+        self.sockets.clear();
+    }
+
     pub(super) fn may_write(&self, path: &Path) -> bool {
         within(&self.written, path)
     }
@@ -98,6 +142,23 @@ impl Paths {
     pub(super) fn may_read(&self, path: &Path) -> bool {
         self.may_write(path) || within(&self.read, path)
     }
+}
+
+/// What is read of /etc. A DHCP client replaces a `resolv.conf` that is a plain file by a
+/// rename, which a rule for the file would not outlive: then it is the whole directory, of
+/// which an unprivileged process reads only what every user may read.
+fn etc(resolver: &Path, reads_all: bool) -> Vec<PathBuf> {
+    let etc = Path::new("/etc");
+    let is_replaced = resolver == etc.join("resolv.conf") && !is_mount_point(resolver);
+    match is_replaced && !reads_all {
+        true => vec![etc.to_owned()],
+        false => ETC.map(|name| etc.join(name)).to_vec(),
+    }
+}
+/// Whether a file is mounted there, as in a container: it can only be written in place.
+fn is_mount_point(file: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    device(file) != file.parent().and_then(device)
 }
 
 /// A missing path counts as within: the code that needs it reports the error.
@@ -121,14 +182,21 @@ pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
     certificates.chain(from_labels.filter(|spec| !spec.has_directory_for_each()))
 }
 
+/// All configured targets, those that a label may name among them.
+pub(super) fn permitted(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
+    let docker = settings.docker.iter();
+    let from_labels = docker.flat_map(|docker| docker.deploy.iter().cloned());
+    specs(settings).chain(from_labels)
+}
+
 /// The socket of Docker's API, if labels are read.
-fn docker_socket(settings: &Settings) -> Option<PathBuf> {
+pub(super) fn docker_socket(settings: &Settings) -> Option<PathBuf> {
     let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
     api.socket().map(Path::to_owned)
 }
 
 /// The directories for challenge answers.
-fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
+pub(super) fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
     all.filter_map(|challenge| challenge.writes_in())
@@ -150,12 +218,13 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
         .collect()
 }
 
-/// The targets of links directly below `directory`: part of the state may be on
+/// The targets of links of root's directly below `directory`: part of the state may be on
 /// another disk.
 fn linked_from(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter(|entry| may_resolve(&entry.path(), &[directory]))
         .filter_map(|entry| std::fs::canonicalize(entry.path()).ok())
         .filter(|target| target.is_dir())
         .collect()
@@ -180,7 +249,7 @@ fn existing_or_parent(directory: &Path) -> Option<PathBuf> {
 fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
     let mut directories: BTreeSet<_> = specs(settings)
         .filter_map(|spec| spec.writes_in())
-        .filter(|directory| !is_refused(directory))
+        .filter(|directory| may_resolve(directory, &[]))
         .map(|directory| real(&directory))
         .collect();
     directories.retain(|directory| {
@@ -201,6 +270,51 @@ fn is_refused(directory: &Path) -> bool {
         tracing::warn!("{error}, and stays outside the sandbox; hint: {REFUSED_HINT}");
     }
     refused.is_some()
+}
+
+/// Whether no link on the way to `path` is another user's: it could lead anywhere. Below `ours`
+/// the sandbox itself can make links, so that there only root's count.
+fn may_resolve(path: &Path, ours: &[&Path]) -> bool {
+    let foreign = foreign_link(path, ours);
+    if let Some(link) = &foreign {
+        tracing::warn!(
+            "{} is outside the sandbox: the link {} is not root's; hint: name the directory itself, or make the link as root",
+            path.display(),
+            link.display()
+        );
+    }
+    foreign.is_none() && !is_refused(path)
+}
+
+/// The first link on the way to `path` that is not to be trusted.
+pub(super) fn foreign_link(path: &Path, ours: &[&Path]) -> Option<PathBuf> {
+    /// As many as the kernel follows.
+    const MOST_LINKS: usize = 40;
+    let user = rustix::process::geteuid().as_raw();
+    let mut rest = std::path::absolute(path).unwrap_or(path.to_owned());
+    for _ in 0..=MOST_LINKS {
+        let is_link = |path: &&Path| path.is_symlink();
+        // The first one from the root on.
+        let Some(link) = rest.ancestors().filter(is_link).last().map(Path::to_owned) else {
+            return None;
+        };
+        let owner = std::fs::symlink_metadata(&link)
+            .map(|found| found.uid())
+            .ok();
+        let is_inside = ours.iter().any(|ours| link.starts_with(ours));
+        let is_trusted = owner.is_some_and(|owner| owner == 0 || owner == user && !is_inside);
+        let target = std::fs::read_link(&link).ok().filter(|_| is_trusted);
+        let Some(target) = target else {
+            return Some(link);
+        };
+        let after = rest.strip_prefix(&link).unwrap_or(Path::new("")).to_owned();
+        rest = link
+            .parent()
+            .unwrap_or(Path::new("/"))
+            .join(target)
+            .join(after);
+    }
+    Some(rest)
 }
 
 fn warn_outside(directory: &Path) {

@@ -1,6 +1,6 @@
 //! Restarts the helper process after its death. The sandboxed process may not start one,
 //! so that a third process does: it forwards the requests, and replies to those that the
-//! dead helper left without a reply. The allowed programs arrive once, before any data
+//! dead helper left without a reply. The permits arrive once, before any data
 //! from the network was read. It never runs a request itself.
 
 use std::collections::BTreeSet;
@@ -56,12 +56,13 @@ pub(crate) async fn run_with_restarts(
     let (receiver, replies) = asynchronous(stream)?.into_split();
     let requests = BufReader::new(receiver).lines();
     let mut sidecar = Sidecar { requests, replies };
-    let programs = sidecar.requests.next_line().await?;
-    let programs = programs.unwrap_or_else(|| "[]".to_owned());
+    let Some(permits) = sidecar.requests.next_line().await? else {
+        return Ok(());
+    };
     let mut pause = PAUSE;
     loop {
         let begun = Instant::now();
-        let Some(why) = run_one(&mut sidecar, &programs, &start).await? else {
+        let Some(why) = run_one(&mut sidecar, &permits, &start).await? else {
             return Ok(());
         };
         if begun.elapsed() > LONGEST_PAUSE {
@@ -84,7 +85,7 @@ pub(crate) async fn run_with_restarts(
 /// Why the helper has ended; `None` after the sandboxed process has.
 async fn run_one(
     sidecar: &mut Sidecar,
-    programs: &str,
+    permits: &str,
     start: &impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<Option<String>> {
     let (near, far) = Blocking::pair()?;
@@ -96,7 +97,7 @@ async fn run_one(
     let mut replies = BufReader::new(receiver).lines();
     let mut pending = BTreeSet::new();
     let mut lives = requests
-        .write_all(format!("{programs}\n").as_bytes())
+        .write_all(format!("{permits}\n").as_bytes())
         .await
         .is_ok();
     while lives {
@@ -138,7 +139,7 @@ mod tests {
     use std::process::Stdio;
     use std::sync::Arc;
 
-    use super::super::Helper;
+    use super::super::{Helper, Permits};
     use super::*;
     use crate::deploy::{Target, sample};
 
@@ -152,7 +153,7 @@ mod tests {
             let command = command.stdin(Stdio::from(OwnedFd::from(stream)));
             command.stdout(Stdio::from(OwnedFd::from(answers))).spawn()
         }));
-        Helper::new(one, &[]).unwrap()
+        Helper::new(one, &Permits::default()).unwrap()
     }
 
     fn nginx(helper: &Arc<Helper>) -> Arc<dyn Target> {
@@ -161,9 +162,9 @@ mod tests {
 
     #[tokio::test]
     async fn next_request_goes_to_a_new_helper_after_a_death() {
-        // It reads its programs, replies to the first request, and ends.
+        // It reads its permits, replies to the first request, and ends.
         let helper = with_restarts(
-            "read programs; [ \"$programs\" = '[]' ] || exit 9; read request; number=${request#*:}; \
+            "read permits; [ \"${permits#?}\" != \"$permits\" ] || exit 9; read request; number=${request#*:}; \
              printf '{\"number\":%s,\"value\":{\"Ok\":{\"addresses\":null,\"obstacle\":null}}}\\n' ${number%%,*}",
         );
         let (mut answered, mut message) = (0, String::new());
@@ -188,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn pending_request_fails_at_once_after_a_death() {
-        let helper = with_restarts("read programs; read request; exit 3");
+        let helper = with_restarts("read permits; read request; exit 3");
         let error = nginx(&helper).apply(&sample()).await.unwrap_err();
         assert!(matches!(error, DeployCause::Helper(_)), "{error}");
         assert!(error.to_string().contains("exit status: 3"), "{error}");

@@ -2,6 +2,7 @@
 //! org.freedesktop.systemd1 over D-Bus, and waits for the job's result.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::deploy::dbus::Bus;
@@ -38,7 +39,10 @@ impl TargetSettings for Settings {
     }
 
     fn rights(&self) -> Rights {
-        Rights::over(Processes::Controls)
+        Rights {
+            connects_to: Some(self.socket()),
+            ..Rights::over(Processes::Controls)
+        }
     }
 
     fn target(&self) -> Arc<dyn Target> {
@@ -47,6 +51,15 @@ impl TargetSettings for Settings {
 }
 
 impl Settings {
+    /// The socket of the bus.
+    fn socket(&self) -> PathBuf {
+        let named = self
+            .bus
+            .as_deref()
+            .and_then(|bus| bus.strip_prefix("unix:path="));
+        named.unwrap_or("/run/dbus/system_bus_socket").into()
+    }
+
     /// The unit; without a suffix it is a service.
     fn unit(&self) -> String {
         match self.unit.contains('.') {

@@ -1,0 +1,50 @@
+//! The rights that the settings of a certificate need.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::CertificateSettings;
+use crate::challenge::ChallengeSettings;
+use crate::deploy::confirmed::Right;
+
+impl CertificateSettings {
+    /// Its rights beyond its own files.
+    pub(crate) fn rights(&self) -> BTreeSet<Right> {
+        let targets = self
+            .deploy
+            .iter()
+            .map(|spec| spec.for_lineage(&self.lineage));
+        let targets = targets.filter_map(|spec| Right::to_deploy(&spec));
+        let answers = self
+            .challenge
+            .writes_in()
+            .map(|path| Right::Write(path.to_owned()));
+        let files = self.ca_files().cloned().map(Right::Read);
+        targets.chain(answers).chain(files).collect()
+    }
+
+    /// Without what needs an unconfirmed right.
+    pub(crate) fn stripped(mut self) -> Self {
+        let denied = std::mem::take(&mut self.unconfirmed);
+        let lineage = self.lineage.clone();
+        self.deploy.retain(|spec| {
+            let right = Right::to_deploy(&spec.for_lineage(&lineage));
+            right.is_none_or(|right| !denied.contains(&right))
+        });
+        let answers = self.challenge.writes_in().map(Path::to_owned);
+        if answers.is_some_and(|path| denied.contains(&Right::Write(path))) {
+            self.challenge = ChallengeSettings::default();
+        }
+        for ca in [Some(&mut self.ca), self.fallback.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            for file in [&mut ca.root, &mut ca.eab_hmac_file] {
+                *file = file
+                    .take()
+                    .filter(|path| !denied.contains(&Right::Read(path.clone())));
+            }
+        }
+        self
+    }
+}

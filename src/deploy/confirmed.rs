@@ -1,0 +1,115 @@
+//! The rights that the administrator has confirmed for stored certificates.
+//!
+//! A record in the data directory is written by the sidecar, which talks to the network. What
+//! it names (programs, files, sockets) must not become a right of the next start. So each
+//! command of the administrator that stores such a right also writes it into a file beside
+//! the data directory, which the sandbox denies to the sidecar. What the configuration
+//! names needs no entry.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::target::DeployTarget;
+use crate::files;
+
+const MODE: u32 = 0o644;
+const LONGEST: u64 = 1 << 20;
+
+/// A right beyond a certificate's own files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Right {
+    /// To deploy to a target that runs a program or uses files or sockets.
+    Deploy(DeployTarget),
+    /// To write below a directory.
+    Write(PathBuf),
+    /// To read a file.
+    Read(PathBuf),
+}
+
+impl Right {
+    /// The right that `target` needs; `None` for one that reaches only a server which it
+    /// recognizes, or the network.
+    #[must_use]
+    pub(crate) fn to_deploy(target: &DeployTarget) -> Option<Self> {
+        target.is_privileged().then(|| Self::Deploy(target.clone()))
+    }
+}
+
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deploy(target) => write!(f, "deploy to {target}"),
+            Self::Write(path) => write!(f, "write below {}", path.display()),
+            Self::Read(path) => write!(f, "read {}", path.display()),
+        }
+    }
+}
+
+/// The confirmed rights.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Confirmed {
+    rights: BTreeSet<Right>,
+}
+
+impl Confirmed {
+    /// The file for a data directory: beside it, with the suffix `.confirmed`.
+    #[must_use]
+    pub(crate) fn file_for(data_dir: &Path) -> PathBuf {
+        let directory = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+        let mut name = directory.into_os_string();
+        name.push(".confirmed");
+        name.into()
+    }
+
+    /// Those in `file`; none if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be read, is damaged, or another user than root or ours could have
+    /// written it.
+    pub(crate) fn read(file: &Path) -> io::Result<Self> {
+        let found = match std::fs::symlink_metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            found => found?,
+        };
+        let is_ours = [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
+        if !found.is_file() || !is_ours || found.mode() & 0o022 != 0 || found.len() > LONGEST {
+            return Err(io::Error::other(
+                "it is not a short regular file that only root or this user may write",
+            ));
+        }
+        serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::other)
+    }
+
+    /// Adds `rights` to those in `file`.
+    ///
+    /// # Errors
+    /// As for [`Confirmed::read`], and when the file cannot be written.
+    pub(crate) fn add(file: &Path, rights: BTreeSet<Right>) -> io::Result<()> {
+        let mut confirmed = Self::read(file)?;
+        if rights.is_subset(&confirmed.rights) {
+            return Ok(());
+        }
+        confirmed.rights.extend(rights);
+        let json = serde_json::to_vec_pretty(&confirmed)?;
+        files::replace(file, MODE, &json)
+    }
+
+    /// Whether `right` is confirmed.
+    #[must_use]
+    pub(crate) fn has(&self, right: &Right) -> bool {
+        self.rights.contains(right)
+    }
+}
+
+impl FromIterator<Right> for Confirmed {
+    fn from_iter<I: IntoIterator<Item = Right>>(rights: I) -> Self {
+        let rights = rights.into_iter().collect();
+        Self { rights }
+    }
+}
