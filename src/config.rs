@@ -41,16 +41,24 @@ pub(crate) use check::shared_file;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
 pub(crate) use key::{EVERY, IMPORT, ISSUE, RUN};
-pub(crate) use keys::{CertificateSettings, RenewSettings, Settings};
+pub(crate) use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
 pub(crate) use origin::Origin;
 pub(crate) use problem::ConfigProblem;
 pub(crate) use remembered::Remembered;
-pub(crate) use resolve::{Purpose, Sources};
+pub(crate) use resolve::{Purpose, Sources, USUAL_DATA_DIR};
 pub(crate) use schema::schema;
 
 const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
 impl Settings {
+    /// Where `certificate` is published.
+    pub(crate) fn output_of(&self, certificate: &CertificateSettings) -> OutputSettings {
+        let own = certificate.output.as_ref();
+        let mut output = own.unwrap_or(&self.output).clone();
+        output.directory = self.data_dir.join(&output.directory);
+        output
+    }
+
     /// Where this process must answer HTTP-01: nowhere (`None`), at these addresses,
     /// or, when the list is empty, on port 80 of every address. If there is no
     /// certificate yet, or containers may request some, the default challenge decides

@@ -11,6 +11,7 @@ pub(crate) mod helper;
 pub(crate) mod key_access;
 pub(crate) mod keys;
 pub(crate) mod output;
+pub(crate) mod outputs;
 pub(crate) mod owner;
 mod process;
 pub(crate) mod removal;

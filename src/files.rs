@@ -2,11 +2,15 @@
 //! open, the content is written to a temporary file, flushed and renamed, and the
 //! directory is flushed.
 
+mod owner;
+
 use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
+
+pub(crate) use owner::DirectoryOwner;
 
 /// Writes a file that does not exist with `mode` and flushes it to the disk.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {

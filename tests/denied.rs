@@ -11,7 +11,8 @@ use certs::lineage::Lineage;
 use certs::record::{Record, Revision};
 use certs::store::{Store, fs::FileStore};
 
-use crate::support::{as_nobody, certs, run};
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{NOBODY, as_nobody, certs, run};
 
 /// A data directory with a record of each name.
 async fn stored(directory: &Path, names: &[&str]) {
@@ -144,4 +145,75 @@ fn nothing_stored_is_no_failure() {
         !directory.path().join("data").exists(),
         "a reader made the data directory"
     );
+}
+
+#[test]
+fn root_leaves_files_to_the_owner_of_the_data_directory() {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: a data directory of another user: needs root");
+        return;
+    }
+    let ca = EmbeddedCa::start();
+    let (data, output) = (ca.path("data"), ca.path("data/public"));
+    set_permissions(ca.path(""), Permissions::from_mode(0o755)).unwrap();
+    create_dir(&data).unwrap();
+    chown(&data, Some(NOBODY), Some(NOBODY)).unwrap();
+    let at_output = |mut command: Command| {
+        command.env("CERTS_OUTPUT_DIR", &output);
+        command
+    };
+    run(&mut at_output(ca.issue(&["example.com"])), 0);
+    let mut open = vec![data.clone()];
+    let mut seen = 0;
+    while let Some(path) = open.pop() {
+        let found = path.symlink_metadata().unwrap();
+        assert_eq!(
+            (found.uid(), found.gid()),
+            (NOBODY, NOBODY),
+            "{}",
+            path.display()
+        );
+        seen += 1;
+        if found.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        }
+    }
+    assert!(seen > 15, "{seen} files");
+    // The service's own user renews it, as a timer does, and root finds the result.
+    let mut renew = at_output(certs(&ca.path("")));
+    renew.args(["renew", "--force"]);
+    let printed = run(&mut as_nobody(&renew, &ca.path("")), 0);
+    assert!(printed.contains("generation 0002"), "{printed}");
+    let printed = run(&mut at_output(ca.issue(&["example.com", "--force"])), 0);
+    assert!(printed.contains("generation 0003"), "{printed}");
+    // A link of that user leads root nowhere.
+    let (records, roots) = (data.join("records/example.com"), ca.path("roots"));
+    rename(&records, &roots).unwrap();
+    symlink(&roots, &records).unwrap();
+    set_permissions(&roots, Permissions::from_mode(0o700)).unwrap();
+    chown(&roots, Some(0), Some(0)).unwrap();
+    run(&mut at_output(ca.issue(&["example.com", "--force"])), 8);
+    assert!(!roots.join("0004").exists());
+}
+
+#[test]
+fn state_at_the_place_of_an_earlier_package_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("data/data/records")).unwrap();
+    for verb in ["status", "renew", "reload"] {
+        let printed = run(certs(directory.path()).arg(verb), 2);
+        assert!(
+            printed.contains("an earlier package kept them there"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("hint: stop certs run and move them: mv "),
+            "{printed}"
+        );
+    }
 }

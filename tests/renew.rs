@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use crate::support::{Pebble, certs, free_port, run};
+use crate::support::embedded::EmbeddedCa;
+use crate::support::sidecar::Sidecar;
+use crate::support::{Pebble, certs, free_port, run, until};
 
 fn certs_here(pebble: &Pebble) -> Command {
     let mut command = certs(&pebble.path(""));
@@ -291,4 +293,47 @@ fn renew_in_backoff_is_not_success() {
     run(certs_here(&pebble).args(["issue", "other.example.com"]), 5);
     let printed = run(certs_here(&pebble).args(["renew", "other.example.com"]), 6);
     assert!(printed.contains("the next try is at"), "{printed}");
+}
+
+/// The pair of the live generation, as its number and directory.
+fn generation_in(output: &std::path::Path) -> Option<String> {
+    let target = std::fs::read_link(output.join("live/example.com")).ok()?;
+    Some(target.file_name()?.to_str()?.to_owned())
+}
+
+#[test]
+fn later_commands_use_the_output_of_the_first() {
+    let ca = EmbeddedCa::start();
+    let (own, usual) = (ca.path("own"), ca.path("out"));
+    let verb = |arguments: &[&str]| {
+        let mut command = certs(&ca.path(""));
+        command.args(arguments);
+        command
+    };
+    run(ca.issue(&["example.com", "--output-dir"]).arg(&own), 0);
+    assert_eq!(generation_in(&own).as_deref(), Some("0001"));
+    run(&mut verb(&["renew", "--force"]), 0);
+    assert_eq!(generation_in(&own).as_deref(), Some("0002"));
+    run(&mut verb(&["rollback", "example.com"]), 0);
+    assert_eq!(generation_in(&own).as_deref(), Some("0001"));
+    run(&mut verb(&["reload", "example.com"]), 0);
+    assert_eq!(generation_in(&own).as_deref(), Some("0002"));
+    let printed = run(&mut verb(&["status", "example.com"]), 0);
+    for line in [
+        format!("output.directory: {}", own.display()),
+        format!("ca.directory: {}", ca.server.directory_url()),
+        "names: example.com".to_owned(),
+    ] {
+        assert!(printed.contains(&line), "no `{line}` in {printed}");
+    }
+    // The sidecar renews what is stored, by its own output for all else.
+    let mut sidecar = Sidecar::start(&ca, &["other.example.com"]);
+    until("the sidecar", || sidecar.readiness() == 200);
+    run(&mut verb(&["renew", "example.com", "--force"]), 0);
+    assert_eq!(generation_in(&own).as_deref(), Some("0003"));
+    assert!(usual.join("live/other.example.com").exists());
+    sidecar.running.kill();
+    run(&mut verb(&["delete", "example.com", "--yes"]), 0);
+    assert!(!own.join("archive/example.com").exists());
+    assert!(!usual.join("live/example.com").is_symlink());
 }

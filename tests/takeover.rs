@@ -154,6 +154,33 @@ fn import_applies_options_to_stored_certificates() {
 }
 
 #[test]
+fn import_of_stored_names_under_another_name_is_the_same_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["b.example.com", "a.example.com"];
+    for (client, name, days, generation) in
+        [("one", "b.example.com", 40, 1), ("two", "site", 60, 2)]
+    {
+        let source = directory.path().join(client);
+        letsencrypt(&source, &[(name, "", &pair(&names, days))]);
+        let mut import = certs(directory.path());
+        // The account is missing.
+        let printed = import
+            .args(["import", "certbot"])
+            .arg(&source)
+            .output()
+            .unwrap();
+        let printed = crate::support::text(&printed);
+        assert!(printed.contains("certificate b.example.com"), "{printed}");
+        let live = directory.path().join("out/live/b.example.com");
+        let live = std::fs::read_link(live).unwrap();
+        assert!(live.ends_with(format!("{generation:04}")), "{printed}");
+    }
+    let status = run(certs(directory.path()).args(["status", "--json"]), 0);
+    let status: Value = serde_json::from_str(status.lines().next().unwrap()).unwrap();
+    assert_eq!(status.as_array().unwrap().len(), 1, "{status}");
+}
+
+#[test]
 fn import_writes_nothing_for_wrong_path_or_client() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();

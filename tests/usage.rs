@@ -116,7 +116,7 @@ fn read_only_commands_write_nothing() {
     for (arguments, said) in [
         (vec!["status"], "NAME"),
         (vec!["status", "--json"], "[]"),
-        (vec!["renew"], "no certificate is stored or configured"),
+        (vec!["renew"], "no certificate is stored in "),
         (vec!["renew", "--json"], ""),
     ] {
         let (output, wrote) = run(&arguments, &[]);

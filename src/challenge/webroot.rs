@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, fchmod, fchown, fstat, mkdirat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::responses::Responses;
@@ -76,9 +79,16 @@ impl Settings {
                 Err(Errno::EXIST) => false,
                 Err(error) => return Err(failed("create", &path, error)),
             };
+            let parent = fstat(&at).map_err(|error| failed("open", &path, error))?;
             let opened = openat(&at, name, directory | OFlags::NOFOLLOW, Mode::empty());
             at = opened.map_err(|error| failed("open", &path, error))?;
             if is_new {
+                // Made by root in a service's webroot, it is the service's.
+                if geteuid().is_root() {
+                    let owner = (Uid::from_raw(parent.st_uid), Gid::from_raw(parent.st_gid));
+                    fchown(&at, Some(owner.0), Some(owner.1))
+                        .map_err(|error| failed("set the owner of", &path, error))?;
+                }
                 // The server on port 80 may run as another user: our umask must not count.
                 fchmod(&at, DIRECTORY).map_err(|error| failed("set the mode of", &path, error))?;
             }

@@ -2,21 +2,50 @@
 //! settings. It orders nothing.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{CertificateSettings, DirectoryUrl, Remembered, Settings, Sources};
+use crate::config::{
+    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, USUAL_DATA_DIR,
+};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 
 pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
+    check_old_place(&directory)?;
     FileStore::open(directory).map_err(Failure::on("store"))
 }
 
 /// The store, for reading; `None` if nothing is stored.
 pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
+    check_old_place(&directory)?;
     FileStore::existing(directory).map_err(Failure::on("store"))
+}
+
+/// Earlier packages kept the data directory one level below.
+fn check_old_place(directory: &Path) -> Result<(), Failure> {
+    let (old, shown) = (directory.join("data"), directory.display());
+    let is_old = old.join("records").is_dir() && !directory.join("records").is_dir();
+    if !is_old {
+        return Ok(());
+    }
+    let old = old.display();
+    Err(Failure::usage(
+        format!("{shown} has no certificates, but {old} does: an earlier package kept them there"),
+        format!("stop certs run and move them: mv {old}/* {shown}/ && rmdir {old}"),
+    ))
+}
+
+/// Where else certificates may be, for a command that found none in `data_dir`.
+pub(super) fn none_in(data_dir: &Path) -> String {
+    let shown = data_dir.display();
+    let usual = Path::new(USUAL_DATA_DIR);
+    let other = match data_dir != usual && usual.try_exists().unwrap_or(true) {
+        true => format!("; root's data directory is {USUAL_DATA_DIR}"),
+        false => String::new(),
+    };
+    format!("no certificate is stored in {shown}{other}")
 }
 
 /// Keeps the marks of a certificate that a command or an import made: it is managed until

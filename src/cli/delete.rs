@@ -47,11 +47,14 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let record = store.load(lineage).await.map_err(&failed)?;
     let record = record.map(|(record, _)| record);
     let made_with = store.options(lineage).await.map_err(&failed)?;
-    let root = &settings.output.directory;
+    let is_remembered = made_with.is_some();
+    let made_with: Option<CertificateSettings> =
+        made_with.and_then(|json| serde_json::from_str(&json).ok());
+    let own = made_with.as_ref().map(|one| settings.output_of(one));
+    let root = &own.unwrap_or(settings.output.clone()).directory;
     let files = removal::present(root, lineage).map_err(Failure::on(lineage.as_str()))?;
-    let is_known = record.is_some() || made_with.is_some() || !files.is_empty();
+    let is_known = record.is_some() || is_remembered || !files.is_empty();
     if is_known {
-        let made_with = made_with.and_then(|json| serde_json::from_str(&json).ok());
         let notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
         confirm(call, options, &files, &notes)?;
     }

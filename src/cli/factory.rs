@@ -16,15 +16,19 @@ use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Iss
 use crate::ca;
 use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
-use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, Settings};
+use crate::config::{
+    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
+};
 use crate::control::{Done, Task};
 use crate::deploy::Target;
 use crate::deploy::coalesce::Coalesced;
 use crate::deploy::output::Output;
+use crate::deploy::outputs::Outputs;
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
 use crate::failure::Failure;
+use crate::files::DirectoryOwner;
 use crate::lineage::Lineage;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
@@ -46,7 +50,9 @@ pub(super) struct Factory {
     pub(super) display: Arc<Display>,
     pub(super) sandbox: Sandbox,
     responses: Responses,
-    data_dir: PathBuf,
+    outputs: Arc<Outputs>,
+    /// The settings of the process, without certificates.
+    process: Settings,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     limiters: Arc<Limiters>,
     concurrency: Concurrency,
@@ -66,10 +72,11 @@ impl Factory {
         responses: Responses,
     ) -> Result<Self, Failure> {
         let display = Arc::new(Display::new(call.terminal.clone()));
+        let outputs = Arc::new(outputs_for(settings)?);
         Ok(Self {
             services: Services {
                 store,
-                output: Arc::new(output_for(settings)?),
+                output: outputs.clone(),
                 verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),
@@ -88,9 +95,13 @@ impl Factory {
                 progress: Some(display.clone()),
             },
             display,
+            outputs,
+            process: Settings {
+                certificates: Vec::new(),
+                ..settings.clone()
+            },
             sandbox: Sandbox::default(),
             responses,
-            data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             limiters: Arc::default(),
             concurrency: Concurrency::default(),
@@ -106,6 +117,17 @@ impl Factory {
         settings: &CertificateSettings,
     ) -> Result<Certificate, Failure> {
         self.certificate_for(settings, false)
+    }
+
+    /// Publishes a certificate where its settings say, from now on.
+    pub(super) fn publish_by(&self, settings: &CertificateSettings) -> Result<(), Failure> {
+        let own = self.process.output_of(settings);
+        if own != self.process.output {
+            let owner = owner_of(&own, &self.process);
+            let lineage = settings.lineage.clone();
+            self.outputs.set(lineage, output_for(&own)?, owner);
+        }
+        Ok(())
     }
 
     fn certificate_for(
@@ -169,6 +191,7 @@ impl Factory {
         task: Task,
     ) -> Result<Done, Failure> {
         let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
+        self.publish_by(settings)?;
         let lineage = &settings.lineage;
         let permit = self.concurrency.take().await;
         match task {
@@ -220,10 +243,15 @@ impl Factory {
         self.done(settings, ended).await
     }
 
-    /// The root of the output that `lineage` is published in.
-    pub(super) fn output_root(&self, lineage: &Lineage) -> PathBuf {
-        let live = self.services.output.live_path(lineage);
-        live.ancestors().nth(2).unwrap_or(&live).to_owned()
+    /// The output of this process.
+    pub(super) fn output(&self) -> &OutputSettings {
+        &self.process.output
+    }
+
+    /// The root of the output of a certificate that was made with these settings.
+    pub(super) fn output_root(&self, made_with: Option<&CertificateSettings>) -> PathBuf {
+        let own = made_with.map(|settings| self.process.output_of(settings));
+        own.unwrap_or(self.process.output.clone()).directory
     }
 
     /// The result of a pass, for the user.
@@ -312,7 +340,11 @@ impl Factory {
         }
         let addresses = settings.challenge.http_listen();
         let answers_at = addresses.and_then(|all| all.first().copied());
-        let server = embedded::open(&self.data_dir, answers_at, self.services.clock.clone())?;
+        let server = embedded::open(
+            &self.process.data_dir,
+            answers_at,
+            self.services.clock.clone(),
+        )?;
         *opened = Some(server.clone());
         Ok(server)
     }
@@ -325,13 +357,28 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     }
 }
 
-/// The directory shared with consumers.
-pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
+/// The directories shared with consumers.
+pub(super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
+    let output = &settings.output;
+    let owner = owner_of(output, settings);
+    Ok(Outputs::new(output_for(output)?, owner))
+}
+
+/// Below the data directory of a service's user, files belong to that user, unless the
+/// configuration gives them to another.
+fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
+    let is_given = output.owner.is_some() || output.group.is_some();
+    match output.directory.starts_with(&process.data_dir) && !is_given {
+        true => DirectoryOwner::of(&output.directory),
+        false => DirectoryOwner::default(),
+    }
+}
+
+fn output_for(output: &OutputSettings) -> Result<Output, Failure> {
     let refused = |message: String| {
         let hint = "set [output] owner and group to existing names or to numbers";
         Failure::usage(message, hint)
     };
-    let output = &settings.output;
     let (user, group) = (output.owner.as_deref(), output.group.as_deref());
     let owner = Owner {
         user: user.map(owner::user).transpose().map_err(refused)?,

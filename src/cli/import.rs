@@ -6,7 +6,7 @@ mod account;
 mod report;
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,17 @@ use self::account::Accounts;
 use self::report::Report;
 use super::Call;
 use super::catalog::{existing_store, open_store};
-use super::factory::output_for;
+use super::factory::outputs_for;
+use super::meant;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
 use crate::control;
 use crate::deploy::Outlet;
-use crate::deploy::output::Output;
+use crate::deploy::outputs::Outputs;
 use crate::failure::Failure;
+use crate::identifier::Identifier;
 use crate::import::{self, Found, ImportedCertificate, IssuingCa, Tool};
-use crate::lineage::Lineage;
+use crate::lineage::{Known, Lineage};
 use crate::manage::import::{Imported, ImportedPair, import_pair, preview};
 use crate::random::SystemRandom;
 use crate::store::Store;
@@ -77,7 +79,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
     };
     let target = Destination {
         store,
-        output: output_for(&settings)?,
+        output: outputs_for(&settings)?,
         dry_run,
     };
     let mut work = Work {
@@ -88,6 +90,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         target,
         insists: !options.keys.is_empty(),
         now: SystemClock.now(),
+        known: meant::stored(&settings.data_dir).await?,
     };
     work.import(found).await;
     work.next_steps(&settings).await;
@@ -127,7 +130,7 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
 struct Destination {
     /// None in a dry run without a store, which must not be created.
     store: Option<FileStore>,
-    output: Output,
+    output: Outputs,
     dry_run: bool,
 }
 
@@ -142,6 +145,8 @@ struct Work<'a> {
     /// Whether the command line sets renewal options.
     insists: bool,
     now: Timestamp,
+    /// The stored certificates.
+    known: Vec<Known>,
 }
 
 /// A certificate that can be imported.
@@ -192,6 +197,7 @@ impl Work<'_> {
                     continue;
                 }
             };
+            let lineage = one.certificate.lineage.clone();
             let not_before = |one: &Valid| one.bundle.facts().not_before;
             let older = match valid.remove(&lineage) {
                 Some(known) if not_before(&known) >= not_before(&one) => {
@@ -215,13 +221,23 @@ impl Work<'_> {
         valid.into_values().collect()
     }
 
-    fn check(&self, certificate: ImportedCertificate) -> Result<Valid, String> {
+    /// The same names are the same certificate, whatever the other client calls it.
+    fn stored_name(&self, lineage: Lineage, names: &BTreeSet<Identifier>) -> Lineage {
+        if self.known.iter().any(|one| one.lineage == lineage) {
+            return lineage;
+        }
+        let mut same = self.known.iter().filter(|one| one.issued == *names);
+        same.next().map_or(lineage, |one| one.lineage.clone())
+    }
+
+    fn check(&self, mut certificate: ImportedCertificate) -> Result<Valid, String> {
         let directory = self.directory_of(&certificate.ca)?;
         let chain = &certificate.chain_pem;
         let facts = Facts::of_chain(chain).map_err(|error| error.to_string())?;
         if facts.identifiers.is_empty() {
             return Err("it has no subject alternative names".to_owned());
         }
+        certificate.lineage = self.stored_name(certificate.lineage, &facts.identifiers);
         let key = certificate.key_pem.clone();
         let bundle = Bundle::new(key, chain, &facts.identifiers, self.now, Freshness::Stored);
         Ok(Valid {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Call;
-use super::factory::output_for;
+use super::factory::outputs_for;
 use super::output::say;
 use crate::config::Settings;
 use crate::deploy::Outlet;
@@ -278,7 +278,7 @@ impl Work<'_> {
     }
 
     fn pair(&self, name: &Identifier) -> Result<Pair, Failure> {
-        let output = output_for(self.settings)?;
+        let output = outputs_for(self.settings)?;
         let lineage = Lineage::of(name);
         let live = output.live(&lineage);
         Ok(Pair {
@@ -301,7 +301,7 @@ impl Work<'_> {
         let names = plan.names.iter();
         let names = names.filter_map(|name| Identifier::parse(name).ok());
         let lineage = Lineage::of(&identifier(&plan.name)?);
-        let output = output_for(self.settings)?;
+        let output = outputs_for(self.settings)?;
         let made = output.placeholder(&lineage, &names.collect(), SystemClock.now());
         made.map_err(|error| Failure::store(error.to_string()))
     }

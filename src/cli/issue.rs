@@ -2,7 +2,6 @@
 //! process, or by the sidecar that runs on the same data directory.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -66,9 +65,8 @@ enum Worker {
     Here(Box<Factory>),
     /// The sidecar on the same data directory, which has port 80.
     Sidecar {
-        data_dir: PathBuf,
-        /// The output that this command expects.
-        output: Output,
+        /// The settings of this command, with the output that it expects.
+        settings: Box<Settings>,
         display: Display,
     },
 }
@@ -78,15 +76,14 @@ impl Worker {
         match self {
             Self::Here(factory) => factory.work(settings, task).await,
             Self::Sidecar {
-                data_dir,
-                output,
+                settings: own,
                 display,
             } => {
                 let lineage = &settings.lineage;
-                let delegated = control::delegate(data_dir, settings, task);
+                let delegated = control::delegate(&own.data_dir, settings, task);
                 let done = display.during(lineage, delegated).await?;
                 if let Done::Passed { path, .. } = &done
-                    && *path != output.live_path(lineage)
+                    && *path != Output::new(own.output_of(settings).directory).live_path(lineage)
                 {
                     tracing::warn!(%lineage, "the running `certs run` writes to {}", path.display());
                 }
@@ -100,8 +97,7 @@ impl Worker {
 pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
     if control::is_running(&settings.data_dir).await {
         let worker = Worker::Sidecar {
-            data_dir: settings.data_dir.clone(),
-            output: Output::new(settings.output.directory.clone()),
+            settings: Box::new(settings.clone()),
             display: Display::new(call.terminal.clone()),
         };
         return each(call, &worker, settings, task).await;

@@ -89,7 +89,7 @@ fn list<'n>(names: impl IntoIterator<Item = &'n Identifier>, between: &str) -> S
 }
 
 /// The stored certificates. An unreadable record is reported where it is used.
-async fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
+pub(super) async fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
     let Some(store) = existing_store(data_dir.to_owned())? else {
         return Ok(Vec::new());
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Call;
 use super::args::Renew;
-use super::catalog::recall;
+use super::catalog::{none_in, recall};
 use super::issue::{print_failure, work};
 use super::kept::skip_orphans;
 use super::meant;
@@ -52,7 +52,10 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
     }
     if settings.certificates.is_empty() && unusable.is_empty() {
         if !call.json {
-            say("no certificate is stored or configured");
+            say(format_args!(
+                "{}, and none is configured",
+                none_in(&settings.data_dir)
+            ));
         }
         return Ok(());
     }

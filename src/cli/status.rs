@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Call;
 use super::args::Health;
-use super::catalog::existing_store;
+use super::catalog::{existing_store, none_in};
 use super::kept::{notice, orphaned_for_command};
 use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
+use crate::config::{CertificateSettings, Settings};
 use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -40,8 +42,11 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
-        match row(call, store.as_ref(), &lineage, requested_by, now).await {
-            Ok(row) => rows.push(row),
+        match row(call, store.as_ref(), &settings, &lineage, requested_by, now).await {
+            Ok(mut row) => {
+                row.made_with.take_if(|_| only.is_none());
+                rows.push(row);
+            }
             Err(failure) => {
                 failure.show(&call.terminal);
                 ended = ended.and(Err(failure.code_only()));
@@ -50,8 +55,15 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     }
     if call.json {
         say(serde_json::to_value(&rows)?);
-    } else if ended.is_ok() || !rows.is_empty() {
+    } else if ended.is_ok() && rows.is_empty() {
         table(&rows, now);
+        call.terminal
+            .print(&format!("{}\n", none_in(&settings.data_dir)));
+    } else if !rows.is_empty() {
+        table(&rows, now);
+        if let ([row], Some(_)) = (rows.as_slice(), only) {
+            row.made_with.iter().try_for_each(show_settings)?;
+        }
     }
     ended
 }
@@ -90,6 +102,7 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
 async fn row(
     call: &Call,
     store: Option<&FileStore>,
+    process: &Settings,
     lineage: &Lineage,
     requested_by: Option<RequestedBy>,
     now: Timestamp,
@@ -106,17 +119,24 @@ async fn row(
     let (state, _) = known.map_err(Failure::on(&record.ca))?;
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
-    let options = store.options(lineage).await;
-    let options = options.map_err(Failure::on(lineage.as_str()))?;
-    let made_with = options.and_then(|json| serde_json::from_str(&json).ok());
-    let sidecar_runs = control::is_running(&call.sources.process_settings()?.data_dir).await;
+    let made_with = store.options(lineage).await;
+    let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
+    // Damaged settings fail the renewal, which names them.
+    let made_with: Option<CertificateSettings> =
+        made_with.and_then(|json| serde_json::from_str(&json).ok());
     let requested = requested_by.as_ref();
+    let sidecar_runs = control::is_running(&process.data_dir).await;
     let why = made_with
-        .and_then(|own| orphaned_for_command(&call.sources, &own, requested, sidecar_runs));
+        .as_ref()
+        .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
     status.orphaned = why.is_some();
     status.orphaned_why = why;
     status.requested_by = requested_by;
     Ok(Row {
+        made_with: made_with.map(|mut made_with| {
+            made_with.output = Some(process.output_of(&made_with));
+            made_with
+        }),
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
@@ -132,6 +152,9 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
+    /// The settings that it was made with, which its renewals use; only for one certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    made_with: Option<CertificateSettings>,
 }
 
 const COLUMNS: [&str; 8] = [
@@ -232,6 +255,37 @@ fn details(row: &Row, now: Timestamp) {
         say(format_args!(
             "  its CA {what} since {since}; next probe at {probe_at}"
         ));
+    }
+}
+
+/// Each stored setting in a line, as its JSON names it.
+fn show_settings(settings: &CertificateSettings) -> Result<(), Failure> {
+    let mut lines = Vec::new();
+    flatten("", &serde_json::to_value(settings)?, &mut lines);
+    say("  made with:");
+    for line in lines {
+        say(format_args!("    {line}"));
+    }
+    Ok(())
+}
+
+/// The values of `json` that are set, each below its name.
+fn flatten(name: &str, json: &Value, lines: &mut Vec<String>) {
+    match json {
+        Value::Object(members) => {
+            for (key, value) in members {
+                let dot = if name.is_empty() { "" } else { "." };
+                flatten(&format!("{name}{dot}{key}"), value, lines);
+            }
+        }
+        Value::Null => {}
+        Value::Array(values) if values.is_empty() => {}
+        Value::Array(values) if values.iter().all(Value::is_string) => {
+            let texts = values.iter().filter_map(Value::as_str);
+            lines.push(format!("{name}: {}", texts.collect::<Vec<_>>().join(" ")));
+        }
+        Value::String(text) => lines.push(format!("{name}: {text}")),
+        value => lines.push(format!("{name}: {value}")),
     }
 }
 

@@ -10,7 +10,9 @@ use super::layer::absolute;
 use super::problem::{Given, Problems, SettingOrigin};
 use super::read::Entry;
 use super::resolve::Sources;
-use super::{CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings};
+use super::{
+    CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, OutputSettings, Settings,
+};
 use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
@@ -122,7 +124,27 @@ impl Sources {
         });
         settings.challenge = challenge(&layers);
         settings.deploy = self.deploy(&layers, problems);
+        settings.output = Some(self.output(entry));
         settings
+    }
+
+    /// Where a certificate is published. A stored certificate stays in its tree, which a
+    /// server reads, whatever the environment of this process says; an option moves it.
+    fn output(&self, entry: &Entry) -> OutputSettings {
+        // Their problems are reported with the process's settings.
+        let process = self.process(&mut Problems::default());
+        let mut output = process.output;
+        if let Some(stored) = &entry.layer.stored_output {
+            output = stored.value.clone();
+            if let Some(given) = &self.options.output_dir {
+                output.directory.clone_from(&given.value);
+            }
+        }
+        // The data directory may be moved.
+        if let Ok(below) = output.directory.strip_prefix(&process.data_dir) {
+            output.directory = below.to_owned();
+        }
+        output
     }
 
     /// A certificate without targets of its own is deployed to all named tables.

@@ -123,6 +123,8 @@ layer! {
         stored_challenge: Option<Given<ChallengeSettings>>,
         /// Instead of `deploy`: the whole specs of a stored certificate.
         stored_deploy: Option<Given<Vec<DeployTarget>>>,
+        /// Where a stored certificate is published.
+        stored_output: Option<Given<OutputSettings>>,
         /// Keys with an invalid value: what follows from their absence is not worth
         /// reporting.
         invalid: BTreeSet<&'static str>,
@@ -136,7 +138,7 @@ layer! {
     group "Files and messages" {
         "data_dir", data_dir: PathBuf, path, PATH
             .doc("Private state: account keys, records")
-            .default_is("/var/lib/certs as root, else $XDG_DATA_HOME/certs").option(EVERY, "DIR")
+            .default_is("/var/lib/certs as root and its owner, else $XDG_DATA_HOME/certs").option(EVERY, "DIR")
             => .data_dir;
         "output_dir", output_dir: PathBuf, path, PATH
             .doc("Where certificates are written for the proxy")
@@ -356,6 +358,10 @@ pub(crate) struct CertificateSettings {
     pub challenge: ChallengeSettings,
     pub deploy: Vec<DeployTarget>,
     pub verify: Vec<Endpoint>,
+    /// Where it is published; a relative directory is below the data directory. `None`:
+    /// stored by a version that did not keep it, so that the process decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSettings>,
     /// The client that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
@@ -382,6 +388,7 @@ impl CertificateSettings {
             challenge: ChallengeSettings::default(),
             deploy: Vec::new(),
             verify: Vec::new(),
+            output: None,
             imported: None,
             origin: None,
             orphaned: None,

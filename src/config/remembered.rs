@@ -66,6 +66,7 @@ impl CertificateLayer {
                     fallback_eab_hmac_file: given(origin, hmac_file),
                     stored_challenge: given(origin, Some(&whole.challenge)),
                     stored_deploy: given(origin, Some(&whole.deploy)),
+                    stored_output: given(origin, whole.output.as_ref()),
                     ..Self::holding(whole, origin)
                 }
             }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::arguments::Options;
@@ -17,6 +18,9 @@ use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant};
+
+/// The data directory of root, and of the user that owns it.
+pub(crate) const USUAL_DATA_DIR: &str = "/var/lib/certs";
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
 
@@ -326,8 +330,11 @@ fn file(
 }
 
 fn default_data_dir(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some("/var/lib/certs".into());
+    let user = rustix::process::geteuid();
+    // The user of the service has the same one as root.
+    let is_ours = std::fs::metadata(USUAL_DATA_DIR).is_ok_and(|found| found.uid() == user.as_raw());
+    if user.is_root() || is_ours {
+        return Some(USUAL_DATA_DIR.into());
     }
     let set = |name: &str| environment.get(name).filter(|path| !path.is_empty());
     let base = set("XDG_DATA_HOME").map(PathBuf::from);

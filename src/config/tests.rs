@@ -2,6 +2,7 @@
 //! schema have the same keys as the reader.
 
 mod reference;
+mod stored;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -72,6 +72,7 @@ impl Paths {
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let named = [data.clone(), output.clone()].into_iter();
         let named = named.chain(answers(settings).map(real));
+        let named = named.chain(published(settings));
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         for directory in [&data, &output] {
@@ -124,6 +125,16 @@ pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
 fn docker_socket(settings: &Settings) -> Option<PathBuf> {
     let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
     api.socket().map(Path::to_owned)
+}
+
+/// The outputs of stored certificates, where these are published already: what only the
+/// store says must not open a directory to the process that writes the store.
+fn published(settings: &Settings) -> impl Iterator<Item = PathBuf> {
+    settings.certificates.iter().filter_map(|one| {
+        let output = real(&settings.output_of(one).directory);
+        let live = output.join("live").join(one.lineage.as_str());
+        live.is_symlink().then_some(output)
+    })
 }
 
 /// The directories for challenge answers.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
-use crate::files;
+use crate::files::{self, DirectoryOwner};
 use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
@@ -38,6 +38,7 @@ const PRIVATE_DIRECTORY: u32 = 0o700;
 #[derive(Debug)]
 pub struct FileStore {
     root: PathBuf,
+    owner: DirectoryOwner,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,7 +65,8 @@ impl FileStore {
     pub fn existing(root: PathBuf) -> Result<Option<Self>, StoreError> {
         let records = root.join("records");
         let there = records.try_exists().map_err(at("read", &records))?;
-        Ok(there.then_some(Self { root }))
+        let owner = DirectoryOwner::of(&records);
+        Ok(there.then_some(Self { root, owner }))
     }
 
     /// Opens the store in `root` and creates the directory (0700) if it is missing.
@@ -83,10 +85,12 @@ impl FileStore {
                 tracing::warn!(path = %root.display(), "cannot make the data directory private: {error}");
             }
         }
+        let owner = DirectoryOwner::of(&root.join("records"));
+        let _acting = owner.act();
         for part in ["records", "leases", "accounts", "authorities"] {
             make_directory(&root.join(part))?;
         }
-        Ok(Self { root })
+        Ok(Self { root, owner })
     }
 
     fn directory(&self, lineage: &Lineage) -> PathBuf {
@@ -154,6 +158,7 @@ impl FileStore {
 #[async_trait]
 impl Store for FileStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
+        let _acting = self.owner.act();
         let stored: Option<Stored> = read_json(&self.directory(lineage).join("record.json"))?;
         Ok(stored.map(|stored| (stored.record, stored.revision)))
     }
@@ -164,6 +169,7 @@ impl Store for FileStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
+        let _acting = self.owner.act();
         let directory = self.directory(&record.lineage);
         make_directory(&directory)?;
         let _locked = locked(&directory.join("lock"))?;
@@ -190,22 +196,26 @@ impl Store for FileStore {
         lineage: &Lineage,
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError> {
+        let _acting = self.owner.act();
         let place = self.directory(lineage).join(generation.to_string());
         let key = read_text(&place.join("privkey.pem"))?.map(Secret::new);
         Ok(key.zip(read_text(&place.join("fullchain.pem"))?))
     }
 
     async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
+        let _acting = self.owner.act();
         read_text(&self.directory(lineage).join("options.json"))
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
         let directory = self.directory(lineage);
         make_directory(&directory)?;
         replace(&directory.join("options.json"), json.as_bytes())
     }
 
     async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let _acting = self.owner.act();
         let directory = self.directory(lineage);
         let aside = directory.with_file_name(format!(".{lineage}.old"));
         // A killed process may have left it, with keys.
@@ -230,6 +240,7 @@ impl Store for FileStore {
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
+        let _acting = self.owner.act();
         let records = self.root.join("records");
         let mut lineages = Vec::new();
         for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
@@ -247,6 +258,7 @@ impl Store for FileStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
+        let _acting = self.owner.act();
         let path = self.root.join("leases").join(lineage.as_str());
         let mut file = open_lock(&path)?;
         file.try_lock().map_err(|error| match error {
@@ -262,10 +274,12 @@ impl Store for FileStore {
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        let _acting = self.owner.act();
         Ok(read_text(&self.path_of("accounts", ca))?.map(Secret::new))
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        let _acting = self.owner.act();
         let lock = self.path_of("authorities", ca).with_extension("lock");
         let _locked = locked(&lock)?;
         if let Some(stored) = self.account(ca).await? {
@@ -279,11 +293,13 @@ impl Store for FileStore {
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
         let path = self.path_of("accounts", ca);
         replace(&path, credentials.expose().as_bytes())
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
+        let _acting = self.owner.act();
         let stored: Option<StoredCa> = match read_json(&self.path_of("authorities", ca)) {
             Err(error @ StoreError::Corrupt { .. }) => {
                 // No certificate may expire because a count is lost: counting restarts.
@@ -301,6 +317,7 @@ impl Store for FileStore {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
+        let _acting = self.owner.act();
         let path = self.path_of("authorities", ca);
         let _locked = locked(&path.with_extension("lock"))?;
         let (_, found) = self.ca_state(ca).await?;

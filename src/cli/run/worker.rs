@@ -31,6 +31,13 @@ impl Sidecar {
             self.handle.ping().await;
         }
     }
+
+    /// The settings that a certificate was made with, if they can be read.
+    async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
+        let stored = self.factory.services.store.options(lineage).await;
+        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+        Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
+    }
 }
 
 #[async_trait]
@@ -51,21 +58,27 @@ impl Worker for Sidecar {
         let Task::Pass(trigger) = task else {
             return factory.work(settings, task).await;
         };
-        let certificate = factory.certificate(settings)?;
-        let is_kept = self.handle.manages(&settings.lineage).await;
-        let pass = self.handle.work(certificate, trigger);
-        if is_kept {
+        if self.handle.manages(&settings.lineage).await {
             // The settings of `certs run` apply, not those of the command.
+            let pass = self.handle.work(factory.certificate(settings)?, trigger);
             return factory.done(settings, pass.await).await;
         }
-        let done = factory.remembering(settings, pass).await;
+        // Nor does its output, but a stored certificate stays in its own.
+        let stored = self.stored(&settings.lineage).await?;
+        let mut settings = settings.clone();
+        settings.output = stored.map_or(Some(factory.output().clone()), |stored| stored.output);
+        let certificate = factory.certificate(&settings)?;
+        factory.publish_by(&settings)?;
+        let pass = self.handle.work(certificate, trigger);
+        let done = factory.remembering(&settings, pass).await;
         self.restock().await;
         done
     }
 
     async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure> {
         let services = &self.factory.services;
-        let root = self.factory.output_root(lineage);
+        let stored = self.stored(lineage).await?;
+        let root = self.factory.output_root(stored.as_ref());
         let root = (!keep_files).then_some(root.as_path());
         let deleted = delete(services.store.as_ref(), lineage, root).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;

@@ -1,0 +1,99 @@
+//! The outputs of one process: the usual one, and those of certificates that were made with
+//! another. Each certificate is published in its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::Outlet;
+use super::output::{Output, OutputError};
+use crate::certificate::Bundle;
+use crate::files::DirectoryOwner;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
+use crate::record::Generation;
+use crate::time::Timestamp;
+
+/// An output, and the owner that its files get from its directory.
+type Owned = (Arc<Output>, DirectoryOwner);
+
+/// The usual output, and the others by certificate.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    usual: Owned,
+    own: RwLock<BTreeMap<Lineage, Owned>>,
+}
+
+impl Outputs {
+    /// Every certificate is published in `usual`, of which `owner` is the owner.
+    #[must_use]
+    pub(crate) fn new(usual: Output, owner: DirectoryOwner) -> Self {
+        let usual = Arc::new(usual);
+        Self {
+            usual: (usual, owner),
+            own: RwLock::default(),
+        }
+    }
+
+    /// The directory with the live pairs of the usual output.
+    #[must_use]
+    pub(crate) fn live_path_of_all(&self) -> PathBuf {
+        self.usual.0.live_path_of_all()
+    }
+
+    /// Publishes `lineage` in `own` from now on.
+    pub(crate) fn set(&self, lineage: Lineage, own: Output, owner: DirectoryOwner) {
+        let mut all = self.own.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(lineage, (Arc::new(own), owner));
+    }
+
+    fn of(&self, lineage: &Lineage) -> Owned {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.get(lineage).unwrap_or(&self.usual).clone()
+    }
+}
+
+impl Outlet for Outputs {
+    fn prepare(&self) {
+        let _acting = self.usual.1.act();
+        self.usual.0.prepare();
+    }
+
+    fn publish(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        bundle: &Bundle,
+    ) -> Result<(), OutputError> {
+        let (output, owner) = self.of(lineage);
+        let _acting = owner.act();
+        output.publish(lineage, generation, bundle)
+    }
+
+    fn live(&self, lineage: &Lineage) -> Option<Generation> {
+        let (output, owner) = self.of(lineage);
+        let _acting = owner.act();
+        output.live(lineage)
+    }
+
+    fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
+        let (output, owner) = self.of(lineage);
+        let _acting = owner.act();
+        output.is_live(lineage, generation, bundle)
+    }
+
+    fn placeholder(
+        &self,
+        lineage: &Lineage,
+        identifiers: &BTreeSet<Identifier>,
+        now: Timestamp,
+    ) -> Result<bool, OutputError> {
+        let (output, owner) = self.of(lineage);
+        let _acting = owner.act();
+        output.placeholder(lineage, identifiers, now)
+    }
+
+    fn live_path(&self, lineage: &Lineage) -> PathBuf {
+        self.of(lineage).0.live_path(lineage)
+    }
+}
