@@ -119,13 +119,13 @@ async fn row(
     let (state, _) = known.map_err(Failure::on(&record.ca))?;
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
-    let options = store.options(lineage).await;
-    let options = options.map_err(Failure::on(lineage.as_str()))?;
+    let made_with = store.options(lineage).await;
+    let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
     // Damaged settings fail the renewal, which names them.
     let made_with: Option<CertificateSettings> =
-        options.and_then(|json| serde_json::from_str(&json).ok());
-    let sidecar_runs = control::is_running(&call.sources.process_settings()?.data_dir).await;
+        made_with.and_then(|json| serde_json::from_str(&json).ok());
     let requested = requested_by.as_ref();
+    let sidecar_runs = control::is_running(&process.data_dir).await;
     let why = made_with
         .as_ref()
         .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
@@ -133,7 +133,7 @@ async fn row(
     status.orphaned_why = why;
     status.requested_by = requested_by;
     Ok(Row {
-        made_with: made_with.map(|mut made_with: CertificateSettings| {
+        made_with: made_with.map(|mut made_with| {
             made_with.output = Some(process.output_of(&made_with));
             made_with
         }),

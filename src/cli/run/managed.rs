@@ -114,8 +114,7 @@ impl ManagedCertificates<'_> {
         let mut all = certificates(&self.factory, &self.configured)?;
         self.requested = self.labels.certificates(&self.sources, &self.configured);
         for settings in &self.requested {
-            let certificate = self.factory.certificate(settings);
-            match certificate.and_then(|one| self.factory.publish_by(settings).map(|()| one)) {
+            match published(&self.factory, settings) {
                 Ok(certificate) => all.push(certificate),
                 Err(failure) => tracing::error!("{}: {}", settings.lineage, failure.in_a_line()),
             }
@@ -138,7 +137,7 @@ impl ManagedCertificates<'_> {
             if !announced.contains(lineage) {
                 tracing::warn!(%lineage, "{}", notice(lineage, why));
             }
-            match self.factory.certificate(settings) {
+            match published(&self.factory, settings) {
                 Ok(certificate) => watched.push(Certificate {
                     keeper: Keeper::Nothing,
                     ..certificate
@@ -191,14 +190,17 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
     fixed(one) == fixed(other)
 }
 
+/// The certificate, which is published in the output of its settings.
+fn published(factory: &Factory, settings: &CertificateSettings) -> Result<Certificate, Failure> {
+    let certificate = factory.certificate(settings)?;
+    factory.publish_by(settings)?;
+    Ok(certificate)
+}
+
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
     let mut built = Vec::new();
     for settings in &settings.certificates {
-        let certificate = factory.certificate(settings).and_then(|certificate| {
-            factory.publish_by(settings)?;
-            Ok(certificate)
-        });
-        match certificate {
+        match published(factory, settings) {
             Ok(certificate) => built.push(certificate),
             // A stored one does not affect the others.
             Err(failure) if settings.origin != Some(Origin::Configuration) => {

@@ -24,19 +24,19 @@ pub(super) struct Sidecar {
 }
 
 impl Sidecar {
-    /// The settings that a certificate was made with, if they can be read.
-    async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
-        let stored = self.factory.services.store.options(lineage).await;
-        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
-        Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
-    }
-
     /// Manages what the store has now.
     async fn restock(&self) {
         let (reply, reloaded) = oneshot::channel();
         if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
             self.handle.ping().await;
         }
+    }
+
+    /// The settings that a certificate was made with, if they can be read.
+    async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
+        let stored = self.factory.services.store.options(lineage).await;
+        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+        Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
     }
 }
 
