@@ -156,7 +156,7 @@ fn root_leaves_files_to_the_owner_of_the_data_directory() {
     }
     let ca = EmbeddedCa::start();
     let (data, output) = (ca.path("data"), ca.path("data/public"));
-    set_permissions(&ca.path(""), Permissions::from_mode(0o755)).unwrap();
+    set_permissions(ca.path(""), Permissions::from_mode(0o755)).unwrap();
     create_dir(&data).unwrap();
     chown(&data, Some(NOBODY), Some(NOBODY)).unwrap();
     let at_output = |mut command: Command| {
