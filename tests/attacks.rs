@@ -392,7 +392,8 @@ fn group_of_root_may_not_order_from_a_sidecar_of_root() {
             .arg("http://certs/v1/work");
         text(&post.uid(user).gid(group).output().unwrap())
     };
-    assert_eq!(post(NOBODY, 0), "403");
+    // Refused, or not even connected once the sidecar is another user than root.
+    assert!(["403", "000"].contains(&&*post(NOBODY, 0)));
     // Not an order, but it was read.
     assert_eq!(post(0, 0), "422");
 }

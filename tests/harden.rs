@@ -411,12 +411,14 @@ fn webroot_of_another_user_is_written_without_capability() {
     // The webroot is used: the answer was written, and only then the CA came to port 80.
     sidecar.until_logged("control was not proven");
     let answers = std::fs::metadata(webroot.join(".well-known/acme-challenge")).unwrap();
-    let user = sidecar.status()["Uid"]
+    // It stays the service's, and the sidecar writes by its group.
+    let group = sidecar.status()["Gid"]
         .split('\t')
         .next()
         .map(str::to_owned);
-    assert_eq!(user, Some(answers.uid().to_string()));
-    assert_eq!(answers.mode() & 0o777, 0o755);
+    let found = (answers.uid(), Some(answers.gid().to_string()));
+    assert_eq!(found, (NOBODY, group));
+    assert_eq!(answers.mode() & 0o7777, 0o2775);
 }
 
 #[test]

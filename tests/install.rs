@@ -407,7 +407,7 @@ fn site_of_another_user(what: &str) -> Option<(Machine, PathBuf)> {
     let secret = machine.path("shadow");
     std::fs::write(&secret, "root's own").unwrap();
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
-    for path in ["", "sites-available", "sites-available/site"] {
+    for path in ["sites-available", "sites-available/site"] {
         chown(machine.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
     }
     Some((machine, secret))
@@ -461,6 +461,7 @@ fn undo_follows_no_link_of_another_user() {
         std::fs::hard_link(&secret, path).unwrap();
     }
     std::os::unix::fs::symlink(&other, &sites).unwrap();
+    std::os::unix::fs::lchown(&sites, Some(NOBODY), Some(NOBODY)).unwrap();
     let printed = run(&mut machine.install(&["--undo"]), 8);
     for word in [
         "sites-available is a link that another user can replace",

@@ -132,6 +132,9 @@ fn deny(settings: &mut CertificateSettings, is_granted: impl Fn(&Right) -> bool)
 /// Confirms the rights of certificates that a command stores, for later runs. They are the
 /// caller's own words.
 pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) {
+    if rights.is_empty() {
+        return;
+    }
     let file = Confirmed::file_for(data_dir);
     if let Err(error) = Confirmed::add(&file, rights) {
         tracing::warn!(

@@ -1,6 +1,7 @@
 //! `certs issue`, and the work that it shares with `certs renew`: done by this
 //! process, or by the sidecar that runs on the same data directory.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control::{self, Done, Task};
 use crate::deploy::Outlet;
+use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
 use crate::manage::Trigger;
@@ -35,18 +37,15 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     meant::check_command(&call.sources, &settings).await?;
     if options.dry_run {
         at_staging(&mut settings)?;
-        return work(call, &settings, Task::Rehearsal).await;
+        return work(call, &settings, Task::Rehearsal, BTreeSet::new()).await;
     }
-    let rights = settings
-        .certificates
-        .iter()
-        .flat_map(CertificateSettings::rights);
-    confirm(&settings.data_dir, rights.collect());
+    let all = settings.certificates.iter();
+    let rights = all.flat_map(CertificateSettings::rights).collect();
     let trigger = match options.force {
         true => Trigger::Forced,
         false => Trigger::Requested,
     };
-    work(call, &settings, Task::Pass(trigger)).await
+    work(call, &settings, Task::Pass(trigger), rights).await
 }
 
 /// Replaces each CA's directory by its staging directory.
@@ -98,9 +97,16 @@ impl Worker {
     }
 }
 
-/// Does `task` for each certificate, in the sidecar if one runs.
-pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
+/// Does `task` for each certificate, in the sidecar if one runs, and confirms `rights` once
+/// it can begin.
+pub(crate) async fn work(
+    call: &Call,
+    settings: &Settings,
+    task: Task,
+    rights: BTreeSet<Right>,
+) -> Result<(), Failure> {
     if control::is_running(&settings.data_dir).await {
+        confirm(&settings.data_dir, rights);
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),
             display: Display::new(call.terminal.clone()),
@@ -116,6 +122,7 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
         Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
+    confirm(&settings.data_dir, rights);
     let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,

@@ -67,7 +67,7 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         ended = ended.and(Err(failure.code_only()));
     }
     if !settings.certificates.is_empty() {
-        ended = ended.and(work(call, &settings, task).await);
+        ended = ended.and(work(call, &settings, task, BTreeSet::new()).await);
     }
     ended
 }

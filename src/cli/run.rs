@@ -73,11 +73,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let started = supervisor.keep(managed.certificates()?).await;
     started.map_err(Failure::on("certs run"))?;
     factory.remember_all(&settings).await;
-    if settings.certificates.is_empty() && settings.docker.is_none() {
-        tracing::warn!(
-            "no certificate is configured: set CERTS_DOMAINS, or add [[certificate]] to the configuration and send SIGHUP"
-        );
-    }
+    warn_if_empty(&settings);
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
@@ -104,6 +100,14 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     // The challenge listener serves until the last step in progress has ended.
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
     ended.and(supervising.await.map_err(failed))
+}
+
+fn warn_if_empty(settings: &Settings) {
+    if settings.certificates.is_empty() && settings.docker.is_none() {
+        tracing::warn!(
+            "no certificate is configured: set CERTS_DOMAINS, or add [[certificate]] to the configuration and send SIGHUP"
+        );
+    }
 }
 
 /// All listeners, bound before the sandbox, which denies new ones.

@@ -135,7 +135,11 @@ impl Sources {
         let process = self.process(&mut Problems::default());
         let mut output = process.output;
         if let Some(stored) = &entry.layer.stored_output {
+            let (owner, group) = (output.owner, output.group);
             output = stored.value.clone();
+            // The readers of the files are the configuration's, if it names them.
+            output.owner = owner.or(output.owner);
+            output.group = group.or(output.group);
             if let Some(given) = &self.options.output_dir {
                 output.directory.clone_from(&given.value);
             }

@@ -360,10 +360,18 @@ mod tests {
     use super::super::sample;
     use super::*;
 
+    /// The output of the sample.
+    fn permits() -> Permits {
+        Permits {
+            outputs: [("/certs".into(), Owner::default())].into(),
+            ..Permits::default()
+        }
+    }
+
     fn pair() -> (Arc<Helper>, tokio::task::JoinHandle<io::Result<()>>) {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         (
-            Helper::new(one, &Permits::default()).unwrap(),
+            Helper::new(one, &permits()).unwrap(),
             tokio::spawn(serve(other, None)),
         )
     }
@@ -423,7 +431,7 @@ mod tests {
     async fn request_fails_when_the_helper_never_replies() {
         let (one, _never_answers) = std::os::unix::net::UnixStream::pair().unwrap();
         let spec: DeployTarget = "nginx".parse().unwrap();
-        let target = Helper::new(one, &Permits::default()).unwrap().target(&spec);
+        let target = Helper::new(one, &permits()).unwrap().target(&spec);
         let begun = tokio::time::Instant::now();
         let error = target.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
@@ -433,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn request_fails_with_a_hint_after_the_helper_ended() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let target = Helper::new(one, &Permits::default())
+        let target = Helper::new(one, &permits())
             .unwrap()
             .target(&"nginx".parse().unwrap());
         drop(other);
@@ -458,7 +466,7 @@ mod tests {
         let permits = Permits {
             targets: vec![spec.clone()],
             confirmed: directory.path().join("confirmed"),
-            ..Permits::default()
+            ..permits()
         };
         let helper = Helper::new(one, &permits).unwrap();
         tokio::spawn(serve(other, None));

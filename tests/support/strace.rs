@@ -330,7 +330,9 @@ fn has_tracer(task: &Path) -> bool {
 /// Whether the call is about a file below one of `roots`.
 pub(crate) fn is_about(call: &Call, roots: &[&Path]) -> bool {
     let mut roots = roots.iter().map(|root| root.to_str().unwrap());
-    roots.any(|root| call.arguments.contains(root))
+    // A name in an open directory: `14</DIRECTORY>, "NAME"`.
+    let joined = call.arguments.replace(">, \"", "/");
+    roots.any(|root| call.arguments.contains(root) || joined.contains(root))
 }
 
 /// The same for the trace of a single thread, which has no thread ids.

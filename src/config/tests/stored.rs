@@ -7,6 +7,7 @@ const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("data_dir", "it is where the certificate is stored"),
     ("log_format", "the messages of one process"),
     ("admin.listen", "the endpoints of one process"),
+    ("admin.hosts", "the endpoints of one process"),
     ("harden", "the sandbox of one process"),
     ("verify.every", "when a process looks"),
     ("renew.schedule", "when a process works"),
