@@ -17,7 +17,7 @@
 use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
@@ -174,7 +174,9 @@ impl Walk {
         let mode = found.mode();
         let group = !geteuid().is_root() && found.gid() == getegid().as_raw();
         let others = if group { 0o002 } else { 0o022 };
-        let is_open = mode & others != 0 && !is_read_only(&self.real);
+        // What is written to `/dev/null` is not read from it.
+        let is_device = found.file_type().is_char_device();
+        let is_open = mode & others != 0 && !is_device && !is_read_only(&self.real);
         let is_sticky = found.is_dir() && mode & STICKY != 0 && !self.rest.is_empty();
         self.is_shared = is_open;
         match is_open && !is_sticky && !is_its_directory {
@@ -324,6 +326,7 @@ mod tests {
         let path = format!("/proc/self/fd/{number}");
         assert!(resolve(Path::new(&path)).is_ok());
         assert!(resolve(Path::new("/proc/self/fd/99999")).is_err());
+        assert!(resolve(Path::new("/dev/null")).is_ok());
     }
 
     #[test]
