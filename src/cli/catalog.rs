@@ -98,18 +98,7 @@ pub(super) async fn recall(
         let stored = stored.map_err(Failure::on(lineage.as_str()));
         let settings = stored.and_then(|stored| {
             let mut settings = sources.remembered(&stored)?;
-            // The same without what is stored: the rights that the configuration grants.
-            let bare = Remembered::Record {
-                lineage: lineage.clone(),
-                names: settings.names.clone(),
-                directory: Some(settings.ca.directory.clone()),
-                profile: None,
-            };
-            let own = sources.remembered(&bare);
-            let own = own.map_or_else(|_| BTreeSet::new(), |own| own.rights());
-            deny(&mut settings, |right| {
-                confirmed.has(right) || own.contains(right)
-            });
+            deny_unconfirmed(sources, configured, &confirmed, &mut settings);
             Ok(settings)
         });
         (lineage, settings)
@@ -123,10 +112,27 @@ fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
     Confirmed::read(&file).map_err(|error| Failure::store(format!("{}: {error}", file.display())))
 }
 
-/// Denies the rights that are not granted.
-fn deny(settings: &mut CertificateSettings, is_granted: impl Fn(&Right) -> bool) {
+/// Denies the rights that only the store names.
+fn deny_unconfirmed(
+    sources: &Sources,
+    configured: &Settings,
+    confirmed: &Confirmed,
+    settings: &mut CertificateSettings,
+) {
+    // The same without what is stored: the rights that the configuration grants.
+    let bare = Remembered::Record {
+        lineage: settings.lineage.clone(),
+        names: settings.names.clone(),
+        directory: Some(settings.ca.directory.clone()),
+        profile: None,
+    };
+    let own = sources.remembered(&bare);
+    let own = own.map_or_else(|_| BTreeSet::new(), |own| own.rights());
+    let usual = Right::Write(configured.output.directory.clone());
     settings.unconfirmed = settings.rights();
-    settings.unconfirmed.retain(|right| !is_granted(right));
+    settings
+        .unconfirmed
+        .retain(|right| !confirmed.has(right) && !own.contains(right) && *right != usual);
 }
 
 /// Confirms the rights of certificates that a command stores, for later runs. They are the
@@ -146,12 +152,15 @@ pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) {
 
 /// The stored settings of every certificate that `configured` does not name, if they are
 /// readable.
-pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+pub(super) async fn as_stored(
+    sources: &Sources,
+    configured: &Settings,
+) -> Vec<CertificateSettings> {
     let stored = unconfigured(configured).await.unwrap_or_default();
     let confirmed = confirmed(configured).unwrap_or_default();
     let stored = stored.into_iter().filter_map(|(_, stored)| match stored {
         Ok(Remembered::Whole(mut settings)) => {
-            deny(&mut settings, |right| confirmed.has(right));
+            deny_unconfirmed(sources, configured, &confirmed, &mut settings);
             Some(*settings)
         }
         _ => None,
@@ -206,7 +215,7 @@ pub(super) async fn all_known(sources: &Sources, settings: &Settings) -> Result<
     let stored = recall(sources, settings).await?.into_iter();
     let stored = stored.filter_map(|(_, stored)| stored.ok());
     // This process's environment and options may differ from those of the command.
-    let raw = as_stored(settings).await;
+    let raw = as_stored(sources, settings).await;
     let all = stored.chain(raw).map(CertificateSettings::stripped);
     known.certificates.extend(all);
     Ok(known)

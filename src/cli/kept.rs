@@ -56,7 +56,7 @@ pub(super) async fn keep_stored(
     let requests = labels.requests();
     let granted = labels.certificates(sources, configured);
     let granted: BTreeSet<&Lineage> = granted.iter().map(|one| &one.lineage).collect();
-    let whole = as_stored(configured).await;
+    let whole = as_stored(sources, configured).await;
     let mut orphans = Vec::new();
     for (lineage, settings) in recall(sources, configured).await? {
         let mut settings = match settings {

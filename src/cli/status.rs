@@ -62,7 +62,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     } else if !rows.is_empty() {
         table(&rows, now);
         if let ([row], Some(_)) = (rows.as_slice(), only) {
-            row.made_with.iter().try_for_each(show_settings)?;
+            row.made_with.iter().for_each(show_settings);
         }
     }
     ended
@@ -133,10 +133,7 @@ async fn row(
     status.orphaned_why = why;
     status.requested_by = requested_by;
     Ok(Row {
-        made_with: made_with.map(|mut made_with| {
-            made_with.output = Some(process.output_of(&made_with));
-            made_with
-        }),
+        made_with: made_with.map(|own| shown(own, process)).transpose()?,
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
@@ -154,7 +151,17 @@ struct Row {
     outage: Option<Outage>,
     /// The settings that it was made with, which its renewals use; only for one certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    made_with: Option<CertificateSettings>,
+    made_with: Option<Value>,
+}
+
+/// Stored settings with their output's whole path, and without the secrets of targets.
+fn shown(mut settings: CertificateSettings, process: &Settings) -> Result<Value, Failure> {
+    settings.output = Some(process.output_of(&settings));
+    let targets = settings.deploy.iter().map(ToString::to_string);
+    let targets: Vec<String> = targets.collect();
+    let mut json = serde_json::to_value(settings)?;
+    json["deploy"] = targets.into();
+    Ok(json)
 }
 
 const COLUMNS: [&str; 8] = [
@@ -259,14 +266,13 @@ fn details(row: &Row, now: Timestamp) {
 }
 
 /// Each stored setting in a line, as its JSON names it.
-fn show_settings(settings: &CertificateSettings) -> Result<(), Failure> {
+fn show_settings(settings: &Value) {
     let mut lines = Vec::new();
-    flatten("", &serde_json::to_value(settings)?, &mut lines);
+    flatten("", settings, &mut lines);
     say("  made with:");
     for line in lines {
         say(format_args!("    {line}"));
     }
-    Ok(())
 }
 
 /// The values of `json` that are set, each below its name.
