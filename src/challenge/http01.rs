@@ -34,9 +34,9 @@ const LIMITS: Limits = Limits {
     // A silent connection costs about 1 KiB, and one that has begun some 23 KiB in a debug
     // build: all of them stay below 4 MiB.
     silent: 512,
-    connections: 128,
+    connections: 96,
     // A CA validates from a handful of addresses, none of which needs more.
-    by_address: 64,
+    by_address: 48,
     head: Duration::from_secs(5),
     // Validations take milliseconds, and so does the redirect of a browser.
     connection: Duration::from_secs(30),

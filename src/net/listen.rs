@@ -213,6 +213,8 @@ impl Connections {
                 if !matches!(begun, Ok(Ok(()))) || slot.begin().is_err() {
                     return;
                 }
+                // A connection closed for this one first returns its memory.
+                tokio::task::yield_now().await;
                 // Boxed: a silent connection must not take the memory for it.
                 Box::pin(async {
                     let stream = match acceptor {
