@@ -95,7 +95,8 @@
 //! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |
 //! | trusted | of a path: only root and our own user can change where it leads ([`files::trust`]) |
 //! | helper process | runs and signals servers for the sandboxed sidecar ([`deploy::helper`]) |
-//! | sandbox | the rights that a process gives up: capabilities, Landlock, seccomp ([`sandbox`]) |
+//! | sandbox | the rights that a process gives up: its user, capabilities, Landlock, seccomp ([`sandbox`]) |
+//! | right, confirmed | what a stored certificate may use beyond its own files; denied until the administrator confirms it ([`deploy::confirmed`]) |
 //! | sidecar | the long-running process, `certs run` |
 //! | discovery | finds the certificates that containers request ([`discovery`]) |
 //!
@@ -123,8 +124,11 @@
 //! - DNS lookups use the system's resolver.
 //! - Files, verification and keys are services behind traits, so that [`simulate`] runs
 //!   the real flows.
-//! - The helper process ([`deploy::helper`]) keeps the rights that the sidecar gives up,
-//!   and reloads the servers that need a signal or a program.
+//! - `certs run` started by root becomes another user once its ports are bound
+//!   ([`sandbox`]). The helper process ([`deploy::helper`]) keeps root's rights: it reloads
+//!   the servers that need a signal or a program, writes copies, and connects to sockets.
+//! - A record grants no right: what a stored certificate names must be configured, or
+//!   confirmed in a file that the sidecar cannot write ([`deploy::confirmed`]).
 //! - A further copy of a pair is a target like a server ([`deploy::targets::file`]): it is
 //!   written before the servers reload, and rolled back with them.
 //! - A failed deployment rolls back only while the previous certificate has a tenth of
