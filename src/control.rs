@@ -5,7 +5,6 @@
 //! a peer orders can run a program as root, and a process with group 0 need not be root.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use http_body_util::Full;
+use rustix::fs::Mode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
@@ -140,12 +140,14 @@ impl Control {
 
 fn bind(path: &Path) -> io::Result<Control> {
     crate::files::remove_if_there(path)?;
-    let bound = Control {
-        listener: UnixListener::bind(path)?,
+    // By the umask: a mode set by path could reach another file in another user's directory.
+    let before = rustix::process::umask(Mode::from_raw_mode(0o117));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    Ok(Control {
+        listener: listener?,
         path: RemoveOnDrop(path.to_owned()),
-    };
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
-    Ok(bound)
+    })
 }
 
 fn is_trusted(peer: &Peer) -> bool {

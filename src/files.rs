@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use owner::DirectoryOwner;
+pub(crate) use owner::{DirectoryOwner, may_search};
 
 /// Writes a file that does not exist with `mode` and flushes it to the disk.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
@@ -141,6 +141,15 @@ pub(crate) fn read_short(path: &Path) -> io::Result<(String, Metadata)> {
     let mut text = String::new();
     file.take(LONGEST).read_to_string(&mut text)?;
     Ok((text, found))
+}
+
+/// The path beside `directory` with a suffix: what belongs to it, and its user may not change.
+pub(crate) fn beside(directory: &Path, suffix: &str) -> PathBuf {
+    let directory = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    let mut name = directory.into_os_string();
+    name.push(".");
+    name.push(suffix);
+    name.into()
 }
 
 /// Creates the data directory with mode 0700, and gives an empty one that mode: the mount

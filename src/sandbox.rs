@@ -312,6 +312,10 @@ fn restrict(
     user: Option<&ServiceUser>,
 ) -> Result<bool, Failure> {
     if let Some(threads) = threads().filter(|threads| *threads != 1) {
+        if user.is_some() {
+            let message = format!("root cannot be given up: {threads} threads are running");
+            return Err(Failure::unexpected(message));
+        }
         tracing::warn!("{threads} threads are running: only one of them is sandboxed");
     }
     // Files for other users get their modes explicitly.

@@ -299,7 +299,7 @@ fn install_never_activates_what_nginx_refuses() {
         assert!(printed.contains(word), "{word}: {printed}");
     }
     assert_eq!(machine.files(), before);
-    assert!(!machine.path("data/install/0001").exists());
+    assert!(!machine.path("data.install/0001").exists());
 }
 
 #[test]
@@ -311,11 +311,11 @@ fn next_command_recovers_from_crash_between_writes() {
     run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     let installed = machine.site();
     // The state after a crash behind the last rename.
-    std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
+    std::fs::remove_file(machine.path("data.install/0001/done")).unwrap();
     let printed = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     assert!(printed.contains("cut off"), "{printed}");
     assert_eq!(machine.site(), installed);
-    std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
+    std::fs::remove_file(machine.path("data.install/0001/done")).unwrap();
     let conf = machine.path("nginx.conf");
     run(machine.install(&["--undo"]).arg("--conf").arg(conf), 0);
     assert_eq!(machine.files(), before);
@@ -330,7 +330,7 @@ fn undo_keeps_manual_edit_and_names_original() {
     let edited = machine.site() + "# mine\n";
     machine.write_site(&edited);
     let printed = run(&mut machine.install(&["--undo"]), 2);
-    assert!(printed.contains("data/install/0001/0"), "{printed}");
+    assert!(printed.contains("data.install/0001/0"), "{printed}");
     assert_eq!(machine.site(), edited);
 }
 
@@ -363,7 +363,7 @@ fn install_as_nobody(machine: &Machine) {
     // Root obeys no configuration in another user's directory.
     chown(machine.directory.path(), Some(0), Some(0)).unwrap();
     std::fs::remove_file(machine.path("certs")).unwrap();
-    for made in ["data", "data-webroot"] {
+    for made in ["data", "data.install", "data-webroot"] {
         std::fs::remove_dir_all(machine.path(made)).unwrap();
     }
 }

@@ -128,11 +128,11 @@ fn deny_unconfirmed(
     };
     let own = sources.remembered(&bare);
     let own = own.map_or_else(|_| BTreeSet::new(), |own| own.rights());
-    let usual = Right::Write(configured.output.directory.clone());
+    let usual: BTreeSet<Right> = configured.output.rights().collect();
     settings.unconfirmed = settings.rights();
     settings
         .unconfirmed
-        .retain(|right| !confirmed.has(right) && !own.contains(right) && *right != usual);
+        .retain(|right| !confirmed.has(right) && !own.contains(right) && !usual.contains(right));
 }
 
 /// Confirms the rights of certificates that a command stores, for later runs. They are the

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::ca::{directory_in, failed};
 use crate::ca::{Resolve, Server, Settings, Validation};
 use crate::failure::Failure;
+use crate::files::DirectoryOwner;
 use crate::net::sockets::reachable;
 use crate::time::Clock;
 
@@ -20,6 +21,8 @@ pub(super) fn open(
     answers_at: Option<SocketAddr>,
     clock: Arc<dyn Clock>,
 ) -> Result<Server, Failure> {
+    let owner = DirectoryOwner::of(data_dir);
+    let _acting = owner.act();
     let directory = directory_in(data_dir)?;
     let root = directory.join("root.pem");
     let found = root.try_exists();

@@ -423,7 +423,7 @@ pub(super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
 fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
     let is_given = output.owner.is_some() || output.group.is_some();
     match output.directory.starts_with(&process.data_dir) && !is_given {
-        true => DirectoryOwner::of(&output.directory),
+        true => DirectoryOwner::of(&process.data_dir),
         false => DirectoryOwner::default(),
     }
 }

@@ -3,9 +3,23 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-use super::CertificateSettings;
+use super::{CertificateSettings, OutputSettings};
 use crate::challenge::ChallengeSettings;
 use crate::deploy::confirmed::Right;
+
+impl OutputSettings {
+    /// Its rights. A directory below the data directory is the certificate's own.
+    pub(crate) fn rights(&self) -> impl Iterator<Item = Right> {
+        let parts = self.directory.components();
+        let leads_out = parts.into_iter().any(|part| part == Component::ParentDir);
+        let is_outside = self.directory.is_absolute() || leads_out;
+        let write = is_outside.then(|| Right::Write(self.directory.clone()));
+        let (owner, group) = (self.owner.clone(), self.group.clone());
+        let is_given = owner.is_some() || group.is_some();
+        let give = is_given.then_some(Right::Give { owner, group });
+        write.into_iter().chain(give)
+    }
+}
 
 impl CertificateSettings {
     /// Its rights beyond its own files.
@@ -20,12 +34,7 @@ impl CertificateSettings {
             .writes_in()
             .map(|path| Right::Write(path.to_owned()));
         let files = self.ca_files().cloned().map(Right::Read);
-        // One below the data directory is its own.
-        let is_outside = |path: &Path| {
-            path.is_absolute() || path.components().any(|part| part == Component::ParentDir)
-        };
-        let output = self.output.iter().map(|output| output.directory.clone());
-        let output = output.filter(|path| is_outside(path)).map(Right::Write);
+        let output = self.output.iter().flat_map(OutputSettings::rights);
         targets.chain(answers).chain(files).chain(output).collect()
     }
 
@@ -38,7 +47,7 @@ impl CertificateSettings {
             right.is_none_or(|right| !denied.contains(&right))
         });
         self.output
-            .take_if(|output| denied.contains(&Right::Write(output.directory.clone())));
+            .take_if(|output| output.rights().any(|right| denied.contains(&right)));
         let answers = self.challenge.writes_in().map(Path::to_owned);
         if answers.is_some_and(|path| denied.contains(&Right::Write(path))) {
             self.challenge = ChallengeSettings::default();

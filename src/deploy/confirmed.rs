@@ -7,14 +7,14 @@
 //! names needs no entry.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::target::DeployTarget;
-use crate::files;
+use crate::files::{self, trust};
+use crate::text::printable;
 
 const MODE: u32 = 0o644;
 const LONGEST: u64 = 1 << 20;
@@ -29,6 +29,11 @@ pub(crate) enum Right {
     Write(PathBuf),
     /// To read a file.
     Read(PathBuf),
+    /// To let this user and group read keys.
+    Give {
+        owner: Option<String>,
+        group: Option<String>,
+    },
 }
 
 impl Right {
@@ -46,6 +51,11 @@ impl std::fmt::Display for Right {
             Self::Deploy(target) => write!(f, "deploy to {target}"),
             Self::Write(path) => write!(f, "write below {}", path.display()),
             Self::Read(path) => write!(f, "read {}", path.display()),
+            Self::Give { owner, group } => {
+                let shown = |name: &Option<String>| printable(name.as_deref().unwrap_or("any"));
+                let (owner, group) = (shown(owner), shown(group));
+                write!(f, "give keys to user {owner} and group {group}")
+            }
         }
     }
 }
@@ -61,10 +71,7 @@ impl Confirmed {
     /// The file for a data directory: beside it, with the suffix `.confirmed`.
     #[must_use]
     pub(crate) fn file_for(data_dir: &Path) -> PathBuf {
-        let directory = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
-        let mut name = directory.into_os_string();
-        name.push(".confirmed");
-        name.into()
+        files::beside(data_dir, "confirmed")
     }
 
     /// Those in `file`; none if it is missing.
@@ -73,17 +80,20 @@ impl Confirmed {
     /// When it cannot be read, is damaged, or another user than root or ours could have
     /// written it.
     pub(crate) fn read(file: &Path) -> io::Result<Self> {
-        let found = match std::fs::symlink_metadata(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            found => found?,
+        // Only root or we can change where the path leads, so that it may be used again.
+        let file = match trust::resolve(file) {
+            Err(error) if error.is_absent() => return Ok(Self::default()),
+            Err(error) => {
+                let message = format!("{error}; hint: {}", error.hint());
+                return Err(io::Error::other(message));
+            }
+            Ok(file) => file,
         };
-        let is_ours = [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
-        if !found.is_file() || !is_ours || found.mode() & 0o022 != 0 || found.len() > LONGEST {
-            return Err(io::Error::other(
-                "it is not a short regular file that only root or this user may write",
-            ));
-        }
-        serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::other)
+        let mut json = Vec::new();
+        std::fs::File::open(file)?
+            .take(LONGEST)
+            .read_to_end(&mut json)?;
+        serde_json::from_slice(&json).map_err(io::Error::other)
     }
 
     /// Adds `rights` to those in `file`.

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::output::OutputError;
-use crate::files;
+use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
 
 /// The existing live link and archive of `lineage` in the output at `root`.
@@ -31,26 +31,46 @@ pub(crate) fn present(root: &Path, lineage: &Lineage) -> Result<Vec<PathBuf>, Ou
 /// The first that cannot be removed. The next call continues.
 pub(crate) fn remove(root: &Path, lineage: &Lineage) -> Result<(), OutputError> {
     let [link, archive] = places(root, lineage);
-    for path in [link.with_file_name(format!(".{lineage}.new")), link] {
-        files::remove_if_there(&path).map_err(|error| failed("remove", &path, error))?;
-        flush(&path)?;
+    let name = lineage.as_str();
+    if let Some(live) = part(root, "live").map_err(|error| failed("open", &link, error))? {
+        let removed = live.remove(format!(".{lineage}.new"));
+        let removed = removed
+            .and_then(|()| live.remove(name))
+            .and_then(|()| live.sync());
+        removed.map_err(|error| failed("remove", &link, error))?;
     }
-    match std::fs::remove_dir_all(&archive) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        removed => removed.map_err(|error| failed("remove", &archive, error))?,
+    if let Some(all) = part(root, "archive").map_err(|error| failed("open", &archive, error))? {
+        let removed = remove_generations(&all, name).and_then(|()| all.sync());
+        removed.map_err(|error| failed("remove", &archive, error))?;
     }
-    flush(&archive)
+    Ok(())
+}
+
+/// A directory of the output, through no link.
+fn part(root: &Path, name: &str) -> io::Result<Option<Directory>> {
+    match Directory::open(root).and_then(|root| root.child(name)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+fn remove_generations(archive: &Directory, name: &str) -> io::Result<()> {
+    let generations = match archive.child(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    for generation in generations.names()? {
+        match generations.prune(&generation) {
+            // A link, or a file.
+            Err(error) if beneath::is_refusal(&error) => generations.remove(&generation)?,
+            pruned => pruned?,
+        }
+    }
+    archive.prune(name)
 }
 
 fn places(root: &Path, lineage: &Lineage) -> [PathBuf; 2] {
     ["live", "archive"].map(|part| root.join(part).join(lineage.as_str()))
-}
-
-fn flush(path: &Path) -> Result<(), OutputError> {
-    match files::sync_parent(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        flushed => flushed.map_err(|error| failed("flush", path, error)),
-    }
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> OutputError {

@@ -2,36 +2,47 @@
 //! user leave files that this user can read, and reach no file that this user cannot: a
 //! link that the user has placed there leads root nowhere.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::process::{Gid, Uid, getegid, geteuid};
-use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_gid,
+    set_thread_res_uid,
+};
 
 /// The owner of a directory, if this process is root and the directory is another user's.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DirectoryOwner(Option<(Uid, Gid)>);
+pub(crate) struct DirectoryOwner(Option<Owner>);
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    user: Uid,
+    group: Gid,
+    /// Whether this user may search all directories above.
+    reaches_it: bool,
+}
 
 impl DirectoryOwner {
-    /// The owner of `directory`, or of the nearest parent that exists.
+    /// The owner of `directory`, or of the nearest parent that exists. Name a directory that
+    /// the administrator has configured: below it that owner can place links.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> Self {
         let mut found = directory.ancestors();
         let found = found.find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
         let foreign = found.filter(|(_, found)| geteuid().is_root() && found.uid() != 0);
-        let Some((path, found)) = foreign else {
-            return Self(None);
-        };
-        let owner = Self(Some((
-            Uid::from_raw(found.uid()),
-            Gid::from_raw(found.gid()),
-        )));
-        let is_reached = {
-            let _acting = owner.act();
-            std::fs::metadata(path).is_ok()
-        };
-        // Below a directory that only root can search, this user cannot have placed a link.
-        if is_reached { owner } else { Self(None) }
+        Self(foreign.map(|(path, found)| {
+            let (user, group) = (found.uid(), found.gid());
+            let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            Owner {
+                reaches_it: path.ancestors().skip(1).all(|above| {
+                    std::fs::metadata(above).is_ok_and(|above| may_search(&above, user, &[group]))
+                }),
+                user: Uid::from_raw(user),
+                group: Gid::from_raw(group),
+            }
+        }))
     }
 
     /// Acts as this user until the result is dropped. It must be dropped in the same thread,
@@ -39,18 +50,40 @@ impl DirectoryOwner {
     #[must_use]
     pub(crate) fn act(self) -> ActingAs {
         // Within another such work, the outer one ends it.
-        let Some((user, group)) = self.0.filter(|_| geteuid().is_root()) else {
+        let Some(owner) = self.0.filter(|_| geteuid().is_root()) else {
             return ActingAs(None);
         };
         let before = getegid();
         // A process without that right goes on as it is.
-        let switched = set_thread_res_gid(None, group, None)
-            .and_then(|()| set_thread_res_uid(None, user, None));
+        let switched = set_thread_res_gid(None, owner.group, None)
+            .and_then(|()| set_thread_res_uid(None, owner.user, None));
         if switched.is_err() {
             let _ = set_thread_res_gid(None, before, None);
+        } else if !owner.reaches_it
+            && let Err(error) = keep_search()
+        {
+            tracing::warn!("cannot search the directories of root: {error}");
         }
         ActingAs(switched.is_ok().then_some(before))
     }
+}
+
+/// Whether a user with `groups` may search the directory; see path_resolution(7).
+#[must_use]
+pub(crate) fn may_search(directory: &Metadata, user: u32, groups: &[u32]) -> bool {
+    let class = match directory.uid() == user {
+        true => 0o100,
+        false if groups.contains(&directory.gid()) => 0o010,
+        false => 0o001,
+    };
+    directory.mode() & class != 0
+}
+
+/// The right to search the directories above, of all capabilities. It writes nothing.
+fn keep_search() -> rustix::io::Result<()> {
+    let own = capabilities(None)?;
+    let effective = CapabilitySet::DAC_READ_SEARCH & own.permitted;
+    set_capabilities(None, CapabilitySets { effective, ..own })
 }
 
 /// Ends the work as another user when it is dropped.

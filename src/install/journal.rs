@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::files;
 use crate::files::beneath::Directory;
+use crate::files::{self, beside, trust};
 use crate::fingerprint::Fingerprint;
 
 const INTENT: &str = "journal.json";
@@ -86,12 +86,13 @@ pub(crate) struct Undone {
 }
 
 impl Journals {
-    /// The journals below the data directory.
+    /// The journals of a data directory: beside it, with the suffix `.install`. Root obeys
+    /// them, and the data directory belongs to the user of `certs run`.
     #[must_use]
     pub(crate) fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
-            root: data_dir.join("install"),
+            root: beside(data_dir, "install"),
         }
     }
 
@@ -102,7 +103,9 @@ impl Journals {
     pub(crate) fn lock(&self) -> Result<File, Failure> {
         let path = self.root.join("lock");
         files::make_data_directory(&self.data_dir).map_err(store_error(&self.data_dir))?;
+        self.move_old_place()?;
         files::make_directory(&self.root, 0o700).map_err(store_error(&self.root))?;
+        trust::resolve(&self.root)?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&path).map_err(store_error(&path))?;
@@ -114,6 +117,16 @@ impl Journals {
             )),
             Err(TryLockError::Error(error)) => Err(store_error(&path)(error)),
         }
+    }
+
+    /// Earlier versions kept them in the data directory, whose user must not have changed them.
+    fn move_old_place(&self) -> Result<(), Failure> {
+        let old = self.data_dir.join("install");
+        if !old.is_dir() || self.root.exists() {
+            return Ok(());
+        }
+        trust::resolve(&old)?;
+        std::fs::rename(&old, &self.root).map_err(store_error(&old))
     }
 
     /// An empty directory of our own, for copies under test.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat,
-    mkdirat, openat, statat,
+    mkdirat, openat,
 };
 use rustix::io::Errno;
 use rustix::thread::{
@@ -18,7 +18,8 @@ use rustix::thread::{
 };
 
 use crate::failure::Failure;
-use crate::files::is_leftover;
+use crate::files::beneath::Directory;
+use crate::files::{is_leftover, may_search};
 
 /// Its account, if the package or the administrator has made it.
 const ACCOUNT: &str = "certs";
@@ -37,8 +38,11 @@ const STATE: [&str; 8] = [
     "admin.sock",
     DOCKER_RELAY,
 ];
+/// What is there by default, and has rules of its own: the output, and a volume's directory.
+const BESIDE: [&str; 2] = ["public", "lost+found"];
 /// What `certs` makes in the output directory.
 const OUTPUT: [&str; 2] = ["live", "archive"];
+const PRIVATE: Mode = Mode::from_raw_mode(0o700);
 const SHARED: Mode = Mode::from_raw_mode(0o2750);
 /// The directory of challenge answers of a service.
 const ANSWERS: Mode = Mode::from_raw_mode(0o2775);
@@ -80,16 +84,9 @@ impl ServiceUser {
     /// Whether it may search all directories above `path`.
     pub(super) fn can_reach(&self, path: &Path) -> bool {
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let groups = [&[self.group], self.groups.as_slice()].concat();
         path.ancestors().skip(1).all(|above| {
-            std::fs::metadata(above).is_ok_and(|found| {
-                let is_member = found.gid() == self.group || self.groups.contains(&found.gid());
-                let class = match found.uid() == self.user {
-                    true => 0o100,
-                    false if is_member => 0o010,
-                    false => 0o001,
-                };
-                found.mode() & class != 0
-            })
+            std::fs::metadata(above).is_ok_and(|found| may_search(&found, self.user, &groups))
         })
     }
 
@@ -133,6 +130,8 @@ impl ServiceUser {
         let is_ours = self.give_known(&state, &STATE)?;
         let is_shared = !is_ours && fstat(&state)?.st_mode & 0o077 != 0;
         if !is_shared {
+            // An earlier version made it 0755.
+            fchmod(&state, PRIVATE)?;
             self.give(&state)?;
         }
         Ok(is_shared)
@@ -156,15 +155,16 @@ impl ServiceUser {
     /// Gives it the entries with these names, and those that a crash left of them; whether
     /// there are no others.
     fn give_known(&self, directory: &OwnedFd, known: &[&str]) -> io::Result<bool> {
-        let (mine, others): (Vec<_>, Vec<_>) =
-            names_in(directory)?.into_iter().partition(|found| {
+        let found = names_in(directory)?.into_iter();
+        let (mine, others): (Vec<_>, Vec<_>) = found
+            .filter(|found| !BESIDE.contains(&found.as_str()))
+            .partition(|found| {
                 let is_known = |name: &&str| found == name || is_leftover(found, name);
                 known.iter().any(is_known)
             });
         for name in mine {
             let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
             self.give_below(directory, &name).map_err(named)?;
-            self.give_linked(directory, &name).map_err(named)?;
         }
         Ok(others.is_empty())
     }
@@ -202,17 +202,6 @@ impl ServiceUser {
             }
         }
         self.give(&entry)
-    }
-
-    /// Gives it the directory that a link of root's leads to: that part is on another disk.
-    fn give_linked(&self, parent: &OwnedFd, name: &str) -> io::Result<()> {
-        let link = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_link = FileType::from_raw_mode(link.st_mode) == FileType::Symlink;
-        if !is_link || link.st_uid != 0 {
-            return Ok(());
-        }
-        let target = openat(parent, name, DIRECTORY, Mode::empty())?;
-        self.give_below(&target, ".")
     }
 
     /// Gives it what belongs to root, or to no account.
@@ -295,7 +284,8 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty())?)
+    // Through no link that another user can place.
+    Ok(Directory::open(path)?.opened()?.into())
 }
 
 fn names_in(directory: impl AsFd) -> io::Result<Vec<String>> {

@@ -65,7 +65,7 @@ impl FileStore {
     pub fn existing(root: PathBuf) -> Result<Option<Self>, StoreError> {
         let records = root.join("records");
         let there = records.try_exists().map_err(at("read", &records))?;
-        let owner = DirectoryOwner::of(&records);
+        let owner = DirectoryOwner::of(&root);
         Ok(there.then_some(Self { root, owner }))
     }
 
@@ -75,7 +75,7 @@ impl FileStore {
     /// When a directory cannot be created.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
         files::make_data_directory(&root).map_err(at("create", &root))?;
-        let owner = DirectoryOwner::of(&root.join("records"));
+        let owner = DirectoryOwner::of(&root);
         let _acting = owner.act();
         for part in ["records", "leases", "accounts", "authorities"] {
             make_directory(&root.join(part))?;

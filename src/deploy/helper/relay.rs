@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::io::copy_bidirectional;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+
+use crate::net::unix;
 
 /// More than the sidecar opens at once.
 const MOST: usize = 16;
@@ -25,7 +27,7 @@ pub(super) async fn relay(
         let (permits, socket) = (permits.clone(), socket.clone());
         tokio::spawn(async move {
             let _permit = permits.acquire().await;
-            match UnixStream::connect(&socket).await {
+            match unix::connect(&socket).await {
                 Ok(mut distant) => drop(copy_bidirectional(&mut near, &mut distant).await),
                 // The sidecar sees a closed connection, and reports the API as unreachable.
                 Err(error) => tracing::warn!("{}: {error}", socket.display()),
