@@ -392,7 +392,10 @@ fn sidecar_of_root_becomes_another_user() {
     let SandboxedSidecar { running, directory } = sidecar;
     drop(running);
     renew(directory.path());
-    let sidecar = SandboxedSidecar::start_in(directory, |_, _| ());
+    let sidecar = SandboxedSidecar::start_in(directory, |_, command| {
+        command.env("CERTS_OUTPUT_OWNER", NOBODY.to_string());
+        command.env("CERTS_OUTPUT_GROUP", NOBODY.to_string());
+    });
     sidecar.until_logged("ready");
     renew(&sidecar.path(""));
 }
