@@ -20,7 +20,7 @@ impl Case {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("a"), "old a").unwrap();
         std::fs::write(directory.path().join("b"), "old b").unwrap();
-        let journals = Journals::new(directory.path());
+        let journals = Journals::new(&directory.path().join("data"));
         Self {
             directory,
             journals,
@@ -74,14 +74,14 @@ fn undo_restores_every_byte_mode_and_absence() {
     assert!(!case.path("c").exists() && case.path("l").symlink_metadata().is_err());
     assert!(case.journals.undo(None, None).unwrap().is_empty());
     let left = std::fs::read_dir(case.directory.path()).unwrap().count();
-    assert_eq!(left, 3, "a, b and the empty journal");
+    assert_eq!(left, 3, "a, b and the empty journals");
 }
 
 #[test]
 fn lock_refuses_second_install() {
     let case = Case::new();
     let lock = case.journals.lock().unwrap();
-    let other = Journals::new(case.directory.path());
+    let other = Journals::new(&case.path("data"));
     let refused = other.lock().unwrap_err().in_a_line();
     assert!(refused.contains("another certs install"), "{refused}");
     drop(lock);
@@ -114,7 +114,7 @@ fn undo_never_overwrites_change_by_hand() {
     case.install();
     std::fs::write(case.path("b"), "mine").unwrap();
     let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
-    assert!(refused.contains("/install/0001/1"), "{refused}");
+    assert!(refused.contains("data.install/0001/1"), "{refused}");
     assert_eq!(case.text("a").as_deref(), Some("new a"));
     assert_eq!(case.text("b").as_deref(), Some("mine"));
     std::fs::write(case.path("b"), "old b").unwrap();
