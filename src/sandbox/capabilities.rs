@@ -49,11 +49,7 @@ pub(super) fn drop_all_but_search(paths: &Paths) -> io::Result<()> {
 
 /// Denies all capabilities to the programs of this process and to later users of it.
 pub(super) fn drop_bounds() -> io::Result<()> {
-    let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
-    for capability in CapabilitySet::all().iter().filter(|one| bounds(*one)) {
-        remove_capability_from_bounding_set(capability)?;
-    }
-    Ok(())
+    bound_to(CapabilitySet::empty())
 }
 
 fn needed(own: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
@@ -91,6 +87,18 @@ fn needed(own: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result
 
 /// Drops all but `needed`; the bounding set first, since that needs CAP_SETPCAP.
 fn keep(needed: CapabilitySet) -> io::Result<()> {
+    bound_to(needed)?;
+    clear_ambient_capability_set()?;
+    let sets = CapabilitySets {
+        effective: needed,
+        permitted: needed,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets)
+}
+
+/// Limits the bounding set.
+fn bound_to(needed: CapabilitySet) -> io::Result<()> {
     let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
     let others = CapabilitySet::all() - needed;
     for capability in others.iter().filter(|one| bounds(*one)) {
@@ -100,13 +108,7 @@ fn keep(needed: CapabilitySet) -> io::Result<()> {
             removed => removed?,
         }
     }
-    clear_ambient_capability_set()?;
-    let sets = CapabilitySets {
-        effective: needed,
-        permitted: needed,
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, sets)
+    Ok(())
 }
 
 fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
