@@ -401,6 +401,28 @@ fn sidecar_of_root_becomes_another_user() {
 }
 
 #[test]
+fn root_of_a_container_becomes_another_user() {
+    if !is_root() {
+        eprintln!("SKIPPED: a root with few capabilities: this user is not root");
+        return;
+    }
+    let sidecar = SandboxedSidecar::start(|_, command| {
+        // Those of deploy/compose.existing-nginx.yaml.
+        let mut few = Command::new("setpriv");
+        few.arg("--bounding-set=-all,+chown,+dac_override,+setgid,+setuid");
+        few.arg(command.get_program()).args(command.get_args());
+        let set = command.get_envs();
+        few.env_clear()
+            .envs(set.filter_map(|(name, value)| Some((name, value?))));
+        *command = few;
+    });
+    sidecar.until_issued();
+    let status = sidecar.status();
+    assert_ne!(status["Uid"].split('\t').next(), Some("0"));
+    assert_eq!((&*status["CapPrm"], &*status["CapEff"]), (NONE, NONE));
+}
+
+#[test]
 fn webroot_of_another_user_is_written_without_capability() {
     if !is_root() {
         eprintln!("SKIPPED: a webroot of another user: only root may write there");
