@@ -184,7 +184,7 @@ fn ca_serve_permits_private_names_and_those_that_are_named() {
         "--resolve-to",
         "127.0.0.1",
         "--permit",
-        "example.com",
+        "iana.com",
     ];
     let ca = CaServer::start(directory.path(), &arguments);
     let issue = |name: &str, code: i32| {
@@ -195,7 +195,8 @@ fn ca_serve_permits_private_names_and_those_that_are_named() {
         run(&mut command, code)
     };
     issue("web.test", 0);
+    issue("www.iana.com", 0);
     issue("www.example.com", 0);
-    let printed = issue("www.example.org", 4);
+    let printed = issue("www.iana.org", 4);
     assert!(printed.contains("--permit NAME"), "{printed}");
 }

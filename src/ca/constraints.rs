@@ -10,10 +10,15 @@ use x509_parser::prelude::X509Certificate;
 use crate::identifier::Identifier;
 
 /// The names and networks that belong to no one on the internet (RFC 2606, 6761, 6762, 8375,
-/// 1918, 4193).
-pub const PRIVATE: [&str; 15] = [
+/// 1918, 4193, 5737, 3849).
+pub const PRIVATE: [&str; 24] = [
     "localhost",
     "test",
+    "example",
+    "example.com",
+    "example.net",
+    "example.org",
+    "invalid",
     "internal",
     "local",
     "lan",
@@ -27,6 +32,10 @@ pub const PRIVATE: [&str; 15] = [
     "::1/128",
     "fc00::/7",
     "fe80::/10",
+    "192.0.2.0/24",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "2001:db8::/32",
 ];
 
 /// What a root may sign for: a name with all below it, or a network.

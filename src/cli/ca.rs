@@ -49,7 +49,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE", requires = "eab_kid")]
     eab_hmac_file: Option<PathBuf>,
     /// A name, with all below it, or a network that a new root permits beside private ones
-    /// (localhost, *.test, *.internal, *.local, *.lan, *.home.arpa, private addresses); `*` for all
+    /// (localhost, *.test, *.example.com, *.internal, *.local, *.lan, *.home.arpa and the like, private addresses); `*` for all
     #[arg(long, value_name = "NAME|*")]
     permit: Vec<String>,
     /// Also write the root certificate to this file

@@ -49,35 +49,36 @@ fn is_accepted(authority: &Authority, name: &str) -> bool {
 #[test]
 fn root_permits_private_names_and_those_of_its_start_only() {
     let now = SystemClock.now();
-    let authority = Authority::open(None, &permitted(&["example.com"]), now).unwrap();
+    let authority = Authority::open(None, &permitted(&["iana.com"]), now).unwrap();
     for (name, is_permitted) in [
         ("localhost", true),
         ("web.test", true),
         ("a.b.home.arpa", true),
-        ("example.com", true),
+        ("iana.com", true),
+        ("www.iana.com", true),
         ("www.example.com", true),
         ("127.0.0.1", true),
         ("192.168.7.7", true),
         ("fd00::1", true),
-        ("example.org", false),
-        ("notexample.com", false),
+        ("iana.org", false),
+        ("notiana.com", false),
         ("atest", false),
-        ("192.0.2.1", false),
-        ("2001:db8::1", false),
+        ("9.9.9.9", false),
+        ("2606:4700::1", false),
     ] {
         let identifier = Identifier::parse(name).unwrap();
         assert_eq!(authority.permits(&identifier), is_permitted, "{name}");
         assert_eq!(is_accepted(&authority, name), is_permitted, "{name}");
     }
     let all = Authority::open(None, &[], now).unwrap();
-    assert!(all.permits(&Identifier::parse("example.org").unwrap()));
-    assert!(is_accepted(&all, "example.org"));
+    assert!(all.permits(&Identifier::parse("iana.org").unwrap()));
+    assert!(is_accepted(&all, "iana.org"));
 }
 
 #[test]
 fn existing_root_keeps_its_constraints() {
     let (directory, now) = (tempfile::tempdir().unwrap(), SystemClock.now());
-    let other = Identifier::parse("example.org").unwrap();
+    let other = Identifier::parse("iana.org").unwrap();
     let open = |permitted: &[Permitted]| {
         let opened = Authority::open(Some(directory.path()), permitted, now);
         opened.unwrap().permits(&other)
@@ -95,7 +96,7 @@ async fn order_of_a_name_that_the_root_does_not_permit_is_refused() {
     let client = Client::registered(&server).await;
     let url = format!("{BASE}/acme/new-order");
     let order = |name: &str| json!({"identifiers": identifiers(&["web.test", name])}).to_string();
-    let refused = client.send(&server, &url, &order("example.org")).await;
+    let refused = client.send(&server, &url, &order("iana.org")).await;
     assert_eq!(refused.problem(), kind(403, "rejectedIdentifier"));
     let subproblems = refused.json()["subproblems"].as_array().unwrap().len();
     assert_eq!(subproblems, 1);
