@@ -361,6 +361,14 @@ fn is_own(file: &str, warning: &mut Option<String>) -> bool {
 }
 
 /// A file that may not be examined is there.
+impl Sources {
+    /// The same with this data directory, if none is configured.
+    pub(crate) fn with_default_data_dir(mut self, data_dir: &Path) -> Self {
+        self.default_data_dir = Some(data_dir.to_owned());
+        self
+    }
+}
+
 fn is_absent(file: &str) -> bool {
     let found = std::fs::symlink_metadata(file);
     found.is_err_and(|error| error.kind() == ErrorKind::NotFound)

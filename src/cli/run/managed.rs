@@ -43,6 +43,8 @@ impl ManagedCertificates<'_> {
     /// Reads the configuration again; an invalid one changes nothing.
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
+        // This process may be another user by now, with another default.
+        let sources = sources.with_default_data_dir(&self.at_start.data_dir);
         let read = meant::settings(&sources, &Purpose::All).await;
         let mut read = read.map_err(|failure| {
             let files = sources.files();
