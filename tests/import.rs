@@ -232,8 +232,8 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         counted: certs::ca_state::Counted::default(),
     };
     let mut journal = OneAccountJournal(Secret::new(account.to_owned()));
-    let ended = client.unwrap().issue(order, &mut journal).await;
-    assert!(ended.is_err(), "the order succeeded without an answer");
+    // After the refusal the client orders again without a predecessor, and Pebble may reuse the authorization.
+    let _ = client.unwrap().issue(order, &mut journal).await;
     seen.0.lock().unwrap().contains(&("new-order", 409))
 }
 
