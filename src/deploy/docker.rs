@@ -104,12 +104,19 @@ impl Api {
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
-    /// Whether the API would create containers, which gives full control of the host. The
-    /// probe names no image, so that Docker itself always refuses it.
+    /// Where [`Api::probe`] posts.
+    pub(crate) const PROBE: &str = "/containers/create";
+
+    /// The status of a request for a new container. It names no image, so that Docker itself
+    /// always refuses it.
+    pub(crate) async fn probe(&self) -> Result<StatusCode, HttpError> {
+        let probed = self.query("POST", Self::PROBE, Some(json!({}))).await?;
+        Ok(probed.0)
+    }
+
+    /// Whether the API would create containers, which gives full control of the host.
     pub(crate) async fn filter(&self) -> Result<Filter, HttpError> {
-        let (status, _) = self
-            .query("POST", "/containers/create", Some(json!({})))
-            .await?;
+        let status = self.probe().await?;
         Ok(match status.as_u16() {
             401 | 403 | 404 | 405 | 501 => Filter::Filtered,
             500.. => Filter::Unknown(status),
