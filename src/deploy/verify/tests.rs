@@ -67,8 +67,7 @@ async fn verify_waits_for_the_new_leaf_and_names_the_old_one() {
     let ((old, old_print), (new, new_print)) = (made(), made());
     let (switch, config) = watch::channel(old);
     let place = ServedAt::Named(serve(config).await);
-    let standing = VirtualClock::new(Timestamp::from_seconds(0));
-    let error = verify(&Handshake, &place, &new_print, &standing, 0)
+    let error = verify(&Handshake, &place, &new_print, &SystemClock, 0)
         .await
         .unwrap_err();
     assert!(
