@@ -4,6 +4,7 @@
 //! ours alone; [`beneath`] is for all others, and [`trust`] is the rule for files that may
 //! be obeyed.
 
+pub(crate) mod accounts;
 pub(crate) mod beneath;
 mod owner;
 

@@ -19,7 +19,7 @@ use rustix::thread::{
 
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
-use crate::files::{is_leftover, may_search};
+use crate::files::{accounts, is_leftover, may_search};
 
 /// Its account, if the package or the administrator has made it.
 const ACCOUNT: &str = "certs";
@@ -62,9 +62,8 @@ impl ServiceUser {
     /// without an account.
     pub(super) fn of(data_dir: &Path) -> io::Result<Self> {
         let found = std::fs::metadata(data_dir)?;
-        let account = account(ACCOUNT);
         let (user, group) = match found.uid() {
-            0 | NO_ACCOUNT => account.unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
+            0 | NO_ACCOUNT => account().unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
             owner => (owner, found.gid()),
         };
         Ok(Self {
@@ -261,22 +260,10 @@ fn has_other_users() -> bool {
     })
 }
 
-/// The user and group of an account, by its name or number.
-fn account(named: &str) -> Option<(u32, u32)> {
-    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    account_in(&table, named)
-}
-
-fn account_in(table: &str, named: &str) -> Option<(u32, u32)> {
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, number, group, ..] = fields[..] else {
-            return None;
-        };
-        let (user, group) = (number.parse().ok()?, group.parse().ok()?);
-        let is_meant = name == named || number == named;
-        (is_meant && user != 0 && group != 0).then_some((user, group))
-    })
+/// The user and group of [`ACCOUNT`].
+fn account() -> Option<(u32, u32)> {
+    let mut named = accounts::users().filter(|user| user.name == ACCOUNT && user.number != 0);
+    named.find_map(|user| Some((user.number, user.group.filter(|group| *group != 0)?)))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY
