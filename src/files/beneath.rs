@@ -115,13 +115,7 @@ impl Directory {
 
     /// The names in it, in no order.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
-        let mut names = Vec::new();
-        for entry in Dir::new(self.opened()?)? {
-            let name = entry?.file_name().to_bytes().to_vec();
-            names.push(OsString::from_vec(name));
-        }
-        names.retain(|name| name != "." && name != "..");
-        Ok(names)
+        names_in(self.opened()?)
     }
 
     /// The path, for messages.
@@ -237,8 +231,9 @@ impl Directory {
         self.sync()
     }
 
-    /// As [`super::replace`] removes those of killed processes.
-    fn remove_leftovers(&self, name: &str) {
+    /// Removes the temporary files of processes that were killed while they wrote `name`, which
+    /// may contain a key. A younger one may belong to a process at work.
+    pub(super) fn remove_leftovers(&self, name: &str) {
         let written = |name: &OsStr| self.file(name)?.metadata()?.modified();
         let (Ok(now), Ok(mut names)) = (written(name.as_ref()), self.names()) else {
             return;
@@ -324,6 +319,17 @@ impl Directory {
         };
         refusal(&self.path.join(name), what)
     }
+}
+
+/// The names in a directory that is open for reading, in no order.
+pub(crate) fn names_in(directory: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        names.push(OsString::from_vec(name));
+    }
+    names.retain(|name| name != "." && name != "..");
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The unprivileged user that a sidecar started by root becomes. Its files are given to that
 //! user first: by descriptors, without following links, and only what `certs` makes.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat,
-    mkdirat, openat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat, mkdirat,
+    openat,
 };
 use rustix::io::Errno;
 use rustix::thread::{
@@ -18,7 +19,7 @@ use rustix::thread::{
 };
 
 use crate::failure::Failure;
-use crate::files::beneath::Directory;
+use crate::files::beneath::{Directory, names_in};
 use crate::files::{accounts, is_leftover, may_search};
 
 /// Its account, if the package or the administrator has made it.
@@ -156,13 +157,16 @@ impl ServiceUser {
     fn give_known(&self, directory: &OwnedFd, known: &[&str]) -> io::Result<bool> {
         let found = names_in(directory)?.into_iter();
         let (mine, others): (Vec<_>, Vec<_>) = found
-            .filter(|found| !BESIDE.contains(&found.as_str()))
+            .filter(|found| !BESIDE.iter().any(|beside| found == beside))
             .partition(|found| {
-                let is_known = |name: &&str| found == name || is_leftover(found, name);
+                let found = found.to_string_lossy();
+                let is_known = |name: &&str| found == **name || is_leftover(&found, name);
                 known.iter().any(is_known)
             });
         for name in mine {
-            let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("{}: {error}", name.display()))
+            };
             self.give_below(directory, &name).map_err(named)?;
         }
         Ok(others.is_empty())
@@ -183,7 +187,7 @@ impl ServiceUser {
 
     /// Gives it `name` in `parent` and everything below; a missing one is none. Links stay
     /// whose they are.
-    fn give_below(&self, parent: &OwnedFd, name: &str) -> io::Result<()> {
+    fn give_below(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let entry = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(()),
@@ -273,16 +277,4 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     // Through no link that another user can place.
     Ok(Directory::open(path)?.opened()?.into())
-}
-
-fn names_in(directory: impl AsFd) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
