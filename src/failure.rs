@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::accounts;
 use crate::files::beneath;
 use crate::files::trust::Untrusted;
 
@@ -140,11 +141,6 @@ fn denied(error: &io::Error) -> bool {
 
 /// The name of a user as `sudo -u` takes it.
 pub(crate) fn user_name(uid: u32) -> String {
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let mut fields = users.lines().map(|line| line.split(':'));
-    let name = fields.find_map(|mut fields| {
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("'#{uid}'"))
+    let name = accounts::users().find(|user| user.number == uid);
+    name.map_or_else(|| format!("'#{uid}'"), |user| user.name)
 }

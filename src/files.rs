@@ -4,17 +4,19 @@
 //! ours alone; [`beneath`] is for all others, and [`trust`] is the rule for files that may
 //! be obeyed.
 
+pub(crate) mod accounts;
 pub(crate) mod beneath;
 mod owner;
 
 pub(crate) mod trust;
 
-use std::fs::{DirBuilder, DirEntry, File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::beneath::Directory;
 pub(crate) use owner::{DirectoryOwner, may_search};
 
 /// Writes a file that does not exist with `mode` and flushes it to the disk.
@@ -47,7 +49,8 @@ pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> 
         let _ = remove_if_there(&aside);
     }
     written?;
-    remove_leftovers(path, &name);
+    // Harmless if they stay: the next write tries again.
+    let _ = Directory::of(path).map(|(directory, _)| directory.remove_leftovers(&name));
     sync_parent(path)
 }
 
@@ -59,29 +62,6 @@ fn aside_name(name: &str) -> String {
 /// No process takes this long to write a file.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// Removes the temporary files of processes that were killed while they wrote `path`,
-/// which may contain a key. A younger one may belong to a process at work.
-fn remove_leftovers(path: &Path, name: &str) {
-    let written = |path: &Path| {
-        let found = std::fs::symlink_metadata(path)?;
-        let is_file = found.is_file().then(|| found.modified());
-        is_file.unwrap_or_else(|| Err(ErrorKind::InvalidInput.into()))
-    };
-    let parent = directory_of(path).map(std::fs::read_dir);
-    let (Ok(now), Some(Ok(entries))) = (written(path), parent) else {
-        return;
-    };
-    let named = |entry: &DirEntry| is_leftover(&entry.file_name().to_string_lossy(), name);
-    for leftover in entries.filter_map(Result::ok).filter(named) {
-        let leftover = leftover.path();
-        let age = written(&leftover).map(|at| now.duration_since(at).unwrap_or_default());
-        if age.is_ok_and(|age| age > ABANDONED) {
-            // The next write tries again.
-            let _ = remove_if_there(&leftover);
-        }
-    }
-}
-
 /// Whether `found` is a temporary file that [`replace`] would have renamed to `name`.
 #[must_use]
 pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
@@ -92,27 +72,13 @@ pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
 /// Creates the directory with `mode` and missing parents with 0755, whatever the umask
 /// is, and flushes each entry; succeeds if the directory exists.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    let missing = path.ancestors().take_while(|path| !path.is_dir());
-    let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
-    for directory in missing.into_iter().rev() {
-        let mode = if directory == path { mode } else { 0o755 };
-        match new_directory(directory, mode) {
-            // Another process was faster.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && directory.is_dir() => {}
-            created => created?,
-        }
-        sync_parent(directory)?;
-    }
-    Ok(())
+    Directory::make(path, mode).map(drop)
 }
 
 /// Creates one directory with `mode`, whatever the umask is, without a flush.
 pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
-    const SET_GROUP: u32 = 0o2000;
-    DirBuilder::new().mode(mode).create(path)?;
-    // The setgid bit from the parent stays.
-    let inherited = std::fs::metadata(path)?.permissions().mode() & SET_GROUP;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | inherited))
+    let (parent, name) = Directory::of(path)?;
+    parent.make_child(name, mode).map(drop)
 }
 
 /// The first file named `name` in these directories. An empty one would mean the working

@@ -250,7 +250,7 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
     }
     let (data, outputs) = (&settings.data_dir, outputs(known));
     for directory in outputs.keys().chain([data]) {
-        if !paths::may_resolve(directory, &[data]) {
+        if !paths::may_resolve(directory, &[&paths::real(data)]) {
             let refused = format!("{} cannot be given to another user", directory.display());
             return Err(Failure::store(refused));
         }

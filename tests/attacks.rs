@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::embedded::EmbeddedCa;
 use crate::support::{
     NOBODY, Nginx, Running, as_nobody, certs, make_program, make_script, program, run, text, until,
 };
@@ -187,80 +188,95 @@ fn stale_pid_file_signals_no_process_of_another_user() {
     assert!(roots.lives());
 }
 
-#[test]
-fn server_of_another_user_is_signalled_and_its_program_is_not_run() {
-    if !is_root() {
-        return;
+/// Processes whose title names a program to run, beside an nginx that serves what is verified.
+struct Titled {
+    // It ends first: its files are the CA's.
+    real: Nginx,
+    ca: EmbeddedCa,
+    place: Place,
+}
+
+impl Titled {
+    fn new() -> Option<Self> {
+        let (ca, place) = (is_root().then(issued)?, Place::new());
+        let real = Nginx::start(&live(&ca))?;
+        let touch = format!("touch {}", place.shown("marker"));
+        make_script(&place.path("run"), &touch);
+        Some(Self { real, ca, place })
     }
-    let (ca, place) = (issued(), Place::new());
-    // What is verified is served by this one.
-    let Some(real) = Nginx::start(&live(&ca)) else {
-        return;
-    };
-    let marker = place.path("marker");
-    make_script(&place.path("run"), &format!("touch {}", marker.display()));
-    let title = format!("nginx: master process nginx -c {}", place.shown("run"));
-    // Run with that option, this program would run what the title says.
-    let deploys = |program: &Path, user: u32| {
+
+    /// Issues by `through`, with `program` as a server of `user`'s: whether it was signalled,
+    /// whether the program was run, and the output.
+    fn issue(
+        &self,
+        program: &Path,
+        user: u32,
+        through: impl FnOnce(Command) -> Command,
+    ) -> (bool, bool, String) {
+        let Self { ca, place, real } = self;
+        // Run with that option, this program would run what the title says.
+        let title = format!("nginx: master process nginx -c {}", place.shown("run"));
         let mut server = Waits::start(program, &title, user);
         let file = place.path("nginx.pid");
         server.write_pid(&file);
         chown(&file, Some(user), None).unwrap();
         let (deploy, verify) = (nginx(&real.pid_file), verify(real.port));
-        let options = [NAME, "--force", &nginx(&file), &deploy, &verify];
-        run(&mut ca.issue(&options), 0);
-        until("its reload", || !server.lives());
-        let was_run = marker.exists();
-        let _ = std::fs::remove_file(&marker);
+        let issue = ca.issue(&[NAME, "--force", &nginx(&file), &deploy, &verify]);
+        let done = through(issue).output().unwrap();
+        if done.status.success() {
+            until("its reload", || !server.lives());
+        }
+        let was_run = std::fs::remove_file(place.path("marker")).is_ok();
+        (!server.lives(), was_run, text(&done))
+    }
+}
+
+#[test]
+fn server_of_another_user_is_signalled_and_its_program_is_not_run() {
+    let Some(titled) = Titled::new() else {
+        return;
+    };
+    let place = &titled.place;
+    let runs = |program: &Path, user: u32| {
+        let (is_signalled, was_run, printed) = titled.issue(program, user, |issue| issue);
+        assert!(is_signalled, "{printed}");
         was_run
     };
     let theirs = place.shell("eve/nginx");
     place.give("eve/nginx");
-    assert!(!deploys(&theirs, NOBODY), "another user's process");
-    assert!(!deploys(&theirs, 0), "another user's program");
+    assert!(!runs(&theirs, NOBODY), "another user's process");
+    assert!(!runs(&theirs, 0), "another user's program");
     std::fs::create_dir(place.path("sbin")).unwrap();
     let own = place.shell("sbin/nginx");
-    assert!(!deploys(&own, NOBODY), "root's program, another user's");
-    assert!(deploys(&own, 0), "root's own");
+    assert!(!runs(&own, NOBODY), "root's program, another user's");
+    assert!(runs(&own, 0), "root's own");
     for (part, mode) in [("sbin/nginx", 0o757), ("sbin", 0o775), ("sbin", 0o1777)] {
         place.set(part, mode);
         let is_sticky = mode == 0o1777;
-        assert_eq!(deploys(&own, 0), is_sticky, "{part} {mode:o}");
+        assert_eq!(runs(&own, 0), is_sticky, "{part} {mode:o}");
         place.set(part, 0o755);
     }
 }
 
 #[test]
 fn server_is_signalled_and_not_run_where_its_program_is_hidden() {
-    if !is_root() {
-        return;
-    }
-    let (ca, place) = (issued(), Place::new());
-    let Some(real) = Nginx::start(&live(&ca)) else {
+    let Some(titled) = Titled::new() else {
         return;
     };
-    let marker = place.path("marker");
-    make_script(&place.path("run"), &format!("touch {}", marker.display()));
-    let title = format!("nginx: master process nginx -c {}", place.shown("run"));
     // As in a container without capabilities, beside a server that has some.
-    for (name, is_signalled) in [("nginx", true), ("other", false)] {
-        let mut server = Waits::start(&place.shell(name), &title, 0);
-        let file = place.path("nginx.pid");
-        server.write_pid(&file);
-        let (deploy, verify) = (nginx(&real.pid_file), verify(real.port));
-        let issue = ca.issue(&[NAME, "--force", &nginx(&file), &deploy, &verify]);
+    let confined = |issue: Command| {
         let mut without = Command::new("setpriv");
         without.args(["--bounding-set=-all", "--inh-caps=-all"]);
         without.arg(issue.get_program()).args(issue.get_args());
-        let set = issue
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?)));
-        let printed = text(&without.envs(set).output().unwrap());
-        match is_signalled {
-            true => until("its reload", || !server.lives()),
-            false => assert!(server.lives() && printed.contains("not nginx"), "{printed}"),
-        }
-        assert!(!marker.exists(), "{printed}");
+        let set = issue.get_envs();
+        without.envs(set.filter_map(|(name, value)| Some((name, value?))));
+        without
+    };
+    for (name, wanted) in [("nginx", true), ("other", false)] {
+        let program = titled.place.shell(name);
+        let (is_signalled, was_run, printed) = titled.issue(&program, 0, confined);
+        assert_eq!((is_signalled, was_run), (wanted, false), "{printed}");
+        assert_eq!(printed.contains("not nginx"), !wanted, "{printed}");
     }
 }
 

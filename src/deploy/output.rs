@@ -346,7 +346,7 @@ fn self_signed(identifiers: &BTreeSet<Identifier>, now: Timestamp) -> Result<Bun
         .map_err(|error| error.to_string())
 }
 
-fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError {
+pub(super) fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError {
     let path = path.display().to_string();
     move |source| OutputError::Io {
         operation,

@@ -47,9 +47,13 @@ impl Outputs {
         all.insert(lineage, (Arc::new(own), owner));
     }
 
-    fn of(&self, lineage: &Lineage) -> Owned {
+    /// Works in the output of `lineage`, as its owner.
+    fn within<T>(&self, lineage: &Lineage, work: impl FnOnce(&Output) -> T) -> T {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
-        own.get(lineage).unwrap_or(&self.usual).clone()
+        let (output, owner) = own.get(lineage).unwrap_or(&self.usual).clone();
+        drop(own);
+        let _acting = owner.act();
+        work(&output)
     }
 }
 
@@ -65,21 +69,15 @@ impl Outlet for Outputs {
         generation: Generation,
         bundle: &Bundle,
     ) -> Result<(), OutputError> {
-        let (output, owner) = self.of(lineage);
-        let _acting = owner.act();
-        output.publish(lineage, generation, bundle)
+        self.within(lineage, |own| own.publish(lineage, generation, bundle))
     }
 
     fn live(&self, lineage: &Lineage) -> Option<Generation> {
-        let (output, owner) = self.of(lineage);
-        let _acting = owner.act();
-        output.live(lineage)
+        self.within(lineage, |own| own.live(lineage))
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
-        let (output, owner) = self.of(lineage);
-        let _acting = owner.act();
-        output.is_live(lineage, generation, bundle)
+        self.within(lineage, |own| own.is_live(lineage, generation, bundle))
     }
 
     fn placeholder(
@@ -88,12 +86,10 @@ impl Outlet for Outputs {
         identifiers: &BTreeSet<Identifier>,
         now: Timestamp,
     ) -> Result<bool, OutputError> {
-        let (output, owner) = self.of(lineage);
-        let _acting = owner.act();
-        output.placeholder(lineage, identifiers, now)
+        self.within(lineage, |own| own.placeholder(lineage, identifiers, now))
     }
 
     fn live_path(&self, lineage: &Lineage) -> PathBuf {
-        self.of(lineage).0.live_path(lineage)
+        self.within(lineage, |own| own.live_path(lineage))
     }
 }

@@ -1,6 +1,4 @@
-//! The user and group that own written files, by name or number. Names are looked up in
-//! the files below /etc only: a static binary has no other way, and a directory service
-//! must not decide which user reads a key.
+//! The user and group that own written files, by name or number.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
-const USERS: &str = "/etc/passwd";
+use crate::files::accounts;
 
 /// The owner of written files; `None` keeps the process's own user or group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +39,10 @@ impl Owner {
     /// The same with the group of that user in /etc/passwd, if no group is named.
     pub(super) fn with_own_group(self) -> Self {
         let other = self.user.filter(|_| self.is_another_user());
-        let own = || group_of(other?, &std::fs::read_to_string(USERS).ok()?);
+        let own = || {
+            let mut users = accounts::users().filter(|user| Some(user.number) == other);
+            users.find_map(|user| user.group)
+        };
         Self {
             group: self.group.or_else(own),
             ..self
@@ -90,40 +91,23 @@ impl Owner {
 
 /// The number of a user, from its name or number.
 pub(crate) fn user(text: &str) -> Result<u32, String> {
-    number(text, "user", Path::new(USERS))
+    number(text, "user", accounts::USERS)
 }
 
 /// The number of a group, from its name or number.
 pub(crate) fn group(text: &str) -> Result<u32, String> {
-    number(text, "group", Path::new("/etc/group"))
+    number(text, "group", accounts::GROUPS)
 }
 
-fn number(text: &str, kind: &str, table: &Path) -> Result<u32, String> {
+fn number(text: &str, kind: &str, table: &str) -> Result<u32, String> {
     // The largest number means "no change" to chown(2).
     if let Some(number) = text.parse().ok().filter(|number| *number != u32::MAX) {
         return Ok(number);
     }
-    let found = std::fs::read_to_string(table)
-        .map_err(|error| format!("{}: {error}", table.display()))?
-        .lines()
-        .find_map(|line| third_field(line, text));
-    found.ok_or_else(|| format!("no {kind} `{}` in {}", text.escape_debug(), table.display()))
-}
-
-fn third_field(line: &str, name: &str) -> Option<u32> {
-    let mut fields = line.split(':');
-    (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
-}
-
-/// The fourth field of the first line whose third field is `user`.
-fn group_of(user: u32, table: &str) -> Option<u32> {
-    let fields = |line: &str| {
-        let mut fields = line.split(':').skip(2);
-        let numbers = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(numbers)
-    };
-    let mut lines = table.lines().filter_map(fields);
-    lines.find_map(|(number, group): (u32, u32)| (number == user).then_some(group))
+    let all = accounts::accounts(table).map_err(|error| format!("{table}: {error}"))?;
+    let mut named = all.filter(|account| account.name == text);
+    let found = named.next().map(|account| account.number);
+    found.ok_or_else(|| format!("no {kind} `{}` in {table}", text.escape_debug()))
 }
 
 #[cfg(test)]
@@ -141,11 +125,14 @@ mod tests {
 
     #[test]
     fn owner_without_group_gets_the_users_own() {
-        let table = "root:x:0:0::/:\ninvalid\nweb:x:33:34:web:/:\nother:x:33:99::/:\n";
-        assert_eq!(group_of(33, table), Some(34));
-        assert_eq!(group_of(34, table), None);
         let owner = |user, group| Owner { user, group };
-        let other = rustix::process::geteuid().as_raw() + 4_000_000;
+        let own = rustix::process::geteuid().as_raw();
+        let other = own + 4_000_000;
+        let mut others = accounts::users().filter(|user| user.number != own && user.number != 0);
+        if let Some(user) = others.next() {
+            let found = owner(Some(user.number), None).with_own_group();
+            assert_eq!(found.group, user.group);
+        }
         for kept in [
             owner(None, None),
             owner(Some(other), Some(7)),

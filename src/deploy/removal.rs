@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::output::OutputError;
+use super::output::{OutputError, at};
 use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
 
@@ -18,7 +18,7 @@ pub(crate) fn present(root: &Path, lineage: &Lineage) -> Result<Vec<PathBuf>, Ou
     for path in places(root, lineage) {
         match path.symlink_metadata() {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("read", &path, error)),
+            Err(error) => return Err(at("read", &path)(error)),
             Ok(_) => found.push(path),
         }
     }
@@ -32,16 +32,16 @@ pub(crate) fn present(root: &Path, lineage: &Lineage) -> Result<Vec<PathBuf>, Ou
 pub(crate) fn remove(root: &Path, lineage: &Lineage) -> Result<(), OutputError> {
     let [link, archive] = places(root, lineage);
     let name = lineage.as_str();
-    if let Some(live) = part(root, "live").map_err(|error| failed("open", &link, error))? {
+    if let Some(live) = part(root, "live").map_err(at("open", &link))? {
         let removed = live.remove(format!(".{lineage}.new"));
         let removed = removed
             .and_then(|()| live.remove(name))
             .and_then(|()| live.sync());
-        removed.map_err(|error| failed("remove", &link, error))?;
+        removed.map_err(at("remove", &link))?;
     }
-    if let Some(all) = part(root, "archive").map_err(|error| failed("open", &archive, error))? {
+    if let Some(all) = part(root, "archive").map_err(at("open", &archive))? {
         let removed = remove_generations(&all, name).and_then(|()| all.sync());
-        removed.map_err(|error| failed("remove", &archive, error))?;
+        removed.map_err(at("remove", &archive))?;
     }
     Ok(())
 }
@@ -71,14 +71,6 @@ fn remove_generations(archive: &Directory, name: &str) -> io::Result<()> {
 
 fn places(root: &Path, lineage: &Lineage) -> [PathBuf; 2] {
     ["live", "archive"].map(|part| root.join(part).join(lineage.as_str()))
-}
-
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> OutputError {
-    OutputError::Io {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -2,38 +2,26 @@
 //! leaf with the new one.
 //!
 //! The chain is not checked here, since it may be that of a private CA. The question is
-//! which certificate is served, and the handshake's signature shows that the server holds
-//! its key.
+//! which certificate is served.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+pub use self::handshake::observe;
 pub use self::unseen::Unseen;
 use super::endpoint::Endpoint;
-use super::starttls::{self, Protocol};
-use crate::certificate::Facts;
+use super::starttls::Protocol;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
-use crate::net::tls;
 use crate::time::Clock;
 
 /// The problem of a server that was seen before.
 pub(crate) const SILENT: &str = "it no longer listens: see its log, and start it";
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Half a second in all, and few enough for a server that limits connections.
@@ -329,100 +317,7 @@ async fn shows(
     Err(Unseen::other(found, seen))
 }
 
-/// Does one handshake, and reads the leaf that the server sends.
-///
-/// # Errors
-/// Why it failed.
-pub async fn observe(
-    address: SocketAddr,
-    protocol: Protocol,
-    name: &Identifier,
-) -> Result<Facts, String> {
-    let handshake = async {
-        let stream = TcpStream::connect(address).await;
-        let mut stream = stream.map_err(|error| error.to_string())?;
-        starttls::begin(&mut stream, protocol).await?;
-        let provider = aws_lc_rs::default_provider();
-        let witness = Arc::new(Witness {
-            algorithms: provider.signature_verification_algorithms,
-            leaf: Mutex::default(),
-        });
-        let config = tls::client()
-            .map_err(|error| error.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(witness.clone())
-            .with_no_client_auth();
-        let connector = TlsConnector::from(Arc::new(config));
-        let connected = connector.connect(server_name(name)?, stream).await;
-        connected.map_err(|error| error.to_string())?;
-        let mut leaf = witness.leaf.lock().unwrap_or_else(PoisonError::into_inner);
-        leaf.take()
-            .ok_or_else(|| "no certificate was sent".to_owned())
-    };
-    let leaf = match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
-        Ok(leaf) => leaf?,
-        Err(_) => {
-            let seconds = HANDSHAKE_WITHIN.as_secs();
-            return Err(format!("no handshake within {seconds} s"));
-        }
-    };
-    Facts::of(&leaf).map_err(|error| error.to_string())
-}
-
-/// The name for SNI. For a wildcard it is a name that only the wildcard covers.
-fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
-    match name {
-        Identifier::Ip(address) => Ok(ServerName::IpAddress((*address).into())),
-        Identifier::Dns(name) => {
-            let concrete = name.as_str().replacen("*.", "certs-probe.", 1);
-            ServerName::try_from(concrete).map_err(|error| error.to_string())
-        }
-    }
-}
-
-/// Accepts any certificate and keeps it; the signature must be valid.
-#[derive(Debug)]
-struct Witness {
-    algorithms: WebPkiSupportedAlgorithms,
-    leaf: Mutex<Option<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(leaf.clone().into_owned());
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, leaf, signed, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
+mod handshake;
 mod unseen;
 
 #[cfg(test)]

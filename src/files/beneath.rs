@@ -8,27 +8,25 @@
 //! or given another owner or mode, and a removal stays below the descriptor. Anything else
 //! in the way is refused. Not guaranteed is that the names stay: that owner can always
 //! remove what we wrote, or replace it by a file of its own.
-//!
-//! A path that the administrator has configured is walked once, one component after the
-//! other. Links in it are followed only if no other user can place or replace them. Each
-//! name is opened alone with `O_NOFOLLOW`, which needs no `openat2`: kernels and sandboxes
-//! without it give the same guarantee.
+
+mod walk;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, mkdirat, openat,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, mkdirat, openat,
     readlinkat, renameat, renameat_with, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{ABANDONED, aside_name, fill, is_leftover};
+use super::{ABANDONED, aside_name, fill, is_leftover, trust};
+pub(crate) use walk::refused_way;
 
 /// The next action after a [`Refusal`].
 pub(crate) const REFUSED_HINT: &str = "certs did not make it: move it away or, for a link in a configured path, configure the real path; then run the command again";
@@ -52,14 +50,6 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Refusal>())
 }
 
-/// Needs no right on the directory itself; a link in its place is not followed.
-const PASS: OFlags = OFlags::PATH
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-/// As the kernel has it (path_resolution(7)).
-const MOST_LINKS: usize = 40;
-
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -75,75 +65,6 @@ impl AsFd for Directory {
 }
 
 impl Directory {
-    /// The directory at a configured path.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Self::walk(path, None)
-    }
-
-    /// The same, created with `mode` if it is missing, and missing parents with 0755.
-    pub(crate) fn make(path: &Path, mode: u32) -> io::Result<Self> {
-        Self::walk(path, Some(mode))
-    }
-
-    /// The directory of a configured file, and the file's name.
-    pub(crate) fn of(file: &Path) -> io::Result<(Self, &OsStr)> {
-        let name = file.file_name().ok_or(ErrorKind::InvalidInput)?;
-        let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
-        Ok((Self::open(parent.unwrap_or(Path::new(".")))?, name))
-    }
-
-    fn walk(path: &Path, missing: Option<u32>) -> io::Result<Self> {
-        let root = || -> io::Result<Self> {
-            let (handle, path) = (openat(CWD, "/", PASS, Mode::empty())?, "/".into());
-            Ok(Self { handle, path })
-        };
-        let (mut at, mut rest) = (root()?, steps(&std::path::absolute(path)?));
-        let mut links = 0;
-        while let Some(name) = rest.pop() {
-            at = match (at.enter(&name), missing) {
-                (Err(Errno::NOENT), Some(mode)) => {
-                    let mode = if rest.is_empty() { mode } else { 0o755 };
-                    let made = at.child_or_make(&name, mode)?;
-                    at.sync()?;
-                    made
-                }
-                (Err(error @ (Errno::NOTDIR | Errno::LOOP)), _) => {
-                    let target = readlinkat(&at, &name, Vec::new()).map_err(|_| error)?;
-                    at.check_link(&name)?;
-                    links += 1;
-                    if links > MOST_LINKS {
-                        return Err(Errno::LOOP.into());
-                    }
-                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-                    rest.extend(steps(&target));
-                    if target.is_absolute() { root()? } else { at }
-                }
-                (entered, _) => entered?,
-            };
-        }
-        Ok(at)
-    }
-
-    /// One step, to a directory and through no link.
-    fn enter(&self, name: &OsStr) -> Result<Self, Errno> {
-        let handle = openat(self, name, PASS, Mode::empty())?;
-        let path = self.path.join(name);
-        Ok(Self { handle, path })
-    }
-
-    /// A link counts if only root or we can have placed it, and no other user can replace it.
-    fn check_link(&self, name: &OsStr) -> io::Result<()> {
-        let (here, link) = (self.stat()?, self.status(name)?);
-        let is_closed = here.st_mode & 0o022 == 0 || here.st_mode & 0o1000 != 0;
-        match is_closed && is_trusted(here.st_uid) && is_trusted(link.st_uid) {
-            true => Ok(()),
-            false => Err(refusal(
-                &self.path.join(name),
-                "a link that another user can replace",
-            )),
-        }
-    }
-
     /// A directory in this one.
     pub(crate) fn child(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let name = name.as_ref();
@@ -194,13 +115,7 @@ impl Directory {
 
     /// The names in it, in no order.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
-        let mut names = Vec::new();
-        for entry in Dir::new(self.opened()?)? {
-            let name = entry?.file_name().to_bytes().to_vec();
-            names.push(OsString::from_vec(name));
-        }
-        names.retain(|name| name != "." && name != "..");
-        Ok(names)
+        names_in(self.opened()?)
     }
 
     /// The path, for messages.
@@ -216,7 +131,7 @@ impl Directory {
     /// Refuses it if its user is neither root, nor this process's, nor one of `users`.
     pub(crate) fn belongs_to(self, users: &[Option<u32>]) -> io::Result<Self> {
         let owner = self.stat()?.st_uid;
-        match is_trusted(owner) || users.contains(&Some(owner)) {
+        match trust::is_ours(owner) || users.contains(&Some(owner)) {
             true => Ok(self),
             false => Err(refusal(&self.path, "a directory of another user")),
         }
@@ -316,8 +231,9 @@ impl Directory {
         self.sync()
     }
 
-    /// As [`super::replace`] removes those of killed processes.
-    fn remove_leftovers(&self, name: &str) {
+    /// Removes the temporary files of processes that were killed while they wrote `name`, which
+    /// may contain a key. A younger one may belong to a process at work.
+    pub(super) fn remove_leftovers(&self, name: &str) {
         let written = |name: &OsStr| self.file(name)?.metadata()?.modified();
         let (Ok(now), Ok(mut names)) = (written(name.as_ref()), self.names()) else {
             return;
@@ -405,26 +321,20 @@ impl Directory {
     }
 }
 
-/// Whether a file of that user is root's or ours.
-fn is_trusted(user: u32) -> bool {
-    user == 0 || user == rustix::process::geteuid().as_raw()
-}
-
-/// The steps of a path, the first one last.
-fn steps(path: &Path) -> Vec<OsString> {
-    let steps = path.components().filter_map(|step| match step {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        _ => None,
-    });
-    let mut steps: Vec<OsString> = steps.collect();
-    steps.reverse();
-    steps
+/// The names in a directory that is open for reading, in no order.
+pub(crate) fn names_in(directory: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        names.push(OsString::from_vec(name));
+    }
+    names.retain(|name| name != "." && name != "..");
+    Ok(names)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -433,32 +343,6 @@ mod tests {
         let root = std::fs::canonicalize(scratch.path()).unwrap();
         let directory = Directory::open(&root).unwrap();
         (scratch, root, directory)
-    }
-
-    #[test]
-    fn configured_path_is_walked_through_own_links_only() {
-        let (_scratch, root, _) = opened();
-        std::fs::create_dir_all(root.join("real/deep")).unwrap();
-        symlink("real", root.join("relative")).unwrap();
-        symlink(root.join("relative/../relative"), root.join("absolute")).unwrap();
-        symlink("circle", root.join("circle")).unwrap();
-        let open = |path: &str| Directory::open(&root.join(path));
-        for path in ["relative/deep", "absolute/deep", "real/../absolute/deep/."] {
-            assert!(open(path).is_ok(), "{path}");
-        }
-        let error = open("circle/deep").unwrap_err();
-        assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP));
-        assert_eq!(open("absent").unwrap_err().kind(), ErrorKind::NotFound);
-        let mode = |mode| std::fs::set_permissions(&root, PermissionsExt::from_mode(mode));
-        mode(0o777).unwrap();
-        assert!(is_refusal(&open("relative/deep").unwrap_err()));
-        assert!(open("real/deep").is_ok());
-        mode(0o1777).unwrap();
-        assert!(open("relative/deep").is_ok());
-        let made = Directory::make(&root.join("relative/new/deep"), 0o700).unwrap();
-        assert_eq!(made.stat().unwrap().st_mode & 0o777, 0o700);
-        let above = std::fs::metadata(root.join("real/new")).unwrap();
-        assert_eq!(above.mode() & 0o777, 0o755);
     }
 
     #[test]

@@ -12,23 +12,23 @@
 //!   has mode 0777.
 //!
 //! It reads owners and modes, and changes none. What passed can change only by root or by
-//! ourselves, so that using the path afterwards is safe.
+//! ourselves, so that using the path afterwards is safe. [`super::beneath`] holds the links
+//! of a path to the same rule, without the exceptions for a group and a mount.
 
-use std::ffi::OsString;
-use std::fs::Metadata;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::fs::{FileType, Stat, StatVfsMountFlags, lstat, statvfs};
+use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use thiserror::Error;
 
 use crate::text::printable;
 
-/// As the kernel.
-const MOST_LINKS: usize = 40;
-const STICKY: u32 = 0o1000;
+/// The bits of a mode with which users other than the owner change a file.
+const OTHERS: u32 = 0o022;
+const OTHER_USERS: u32 = 0o002;
 
 /// Why a path may not be obeyed: the part of it that another user can change.
 #[derive(Debug, Error)]
@@ -101,15 +101,79 @@ pub(crate) fn resolve_socket(path: &Path, holder: u32) -> Result<PathBuf, Untrus
     Walk::new(Some(holder)).along(path)
 }
 
+/// Whether only root and we can change the names of root and ours in this directory.
+#[must_use]
+pub(super) fn is_ours_alone(directory: &Stat) -> bool {
+    is_ours(directory.st_uid) && !is_open(directory.st_mode, true)
+}
+
+/// Whether users other than its owner can change what has that mode. In a sticky directory
+/// that the path only passes, they cannot replace the next part.
+fn is_open(mode: u32, is_passed: bool) -> bool {
+    const STICKY: u32 = 0o1000;
+    let is_directory = FileType::from_raw_mode(mode) == FileType::Directory;
+    mode & OTHERS != 0 && !(is_passed && is_directory && mode & STICKY != 0)
+}
+
+/// The steps of a path, and of the links in it, one after the other.
+pub(super) struct Steps {
+    /// The next one last.
+    rest: Vec<OsString>,
+    links: usize,
+}
+
+impl Steps {
+    /// Those of `path`, the first of which is `/`.
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let (rest, links) = (Vec::new(), 0);
+        let mut steps = Self { rest, links };
+        steps.push(&std::path::absolute(path)?);
+        Ok(steps)
+    }
+
+    /// `/`, `..` or a name.
+    pub(super) fn next(&mut self) -> Option<OsString> {
+        self.rest.pop()
+    }
+
+    /// How many there still are.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Goes on along the target of a link, as often as the kernel does (path_resolution(7)).
+    pub(super) fn follow(&mut self, target: &Path) -> io::Result<()> {
+        const MOST_LINKS: usize = 40;
+        self.push(target);
+        self.links += 1;
+        match self.links > MOST_LINKS {
+            true => Err(Errno::LOOP.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn push(&mut self, path: &Path) {
+        let steps = path.components().rev();
+        let steps = steps.filter(|step| *step != Component::CurDir);
+        self.rest
+            .extend(steps.map(|step| step.as_os_str().to_owned()));
+    }
+}
+
+/// The path that `real` leads to by `step`; no part of `real` is a link.
+pub(super) fn stepped(real: &Path, step: &OsStr) -> PathBuf {
+    match step == ".." {
+        true => real.parent().unwrap_or(real).to_owned(),
+        false => real.join(step),
+    }
+}
+
 /// A walk along a path.
 struct Walk {
     /// The owner of a socket's directory.
     holder: Option<u32>,
     /// The path so far, without links.
     real: PathBuf,
-    /// The parts that follow, the next one last.
-    rest: Vec<OsString>,
-    links: usize,
     /// Whether the directory of the next part lets others make entries.
     is_shared: bool,
 }
@@ -119,76 +183,58 @@ impl Walk {
         Self {
             holder,
             real: PathBuf::new(),
-            rest: Vec::new(),
-            links: 0,
             is_shared: false,
         }
     }
 
     fn along(mut self, path: &Path) -> Result<PathBuf, Untrusted> {
-        let whole = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
-        self.follow(&whole);
-        while let Some(part) = self.rest.pop() {
-            match part.to_str() {
-                Some("..") => {
-                    self.real.pop();
-                }
-                _ => self.real.push(part),
+        let mut steps = Steps::new(path).map_err(|error| unreadable(path, error))?;
+        while let Some(step) = steps.next() {
+            self.real = stepped(&self.real, &step);
+            let failed = |error| unreadable(&self.real, error);
+            let found = lstat(&self.real).map_err(|error| failed(error.into()))?;
+            if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+                self.check(&found, steps.left())?;
+                continue;
             }
-            let found = std::fs::symlink_metadata(&self.real);
-            let found = found.map_err(|error| unreadable(&self.real, error))?;
-            if found.is_symlink() {
-                self.check_owner(&found)?;
-                if is_descriptor(&self.real) {
-                    return Ok(self.real);
-                }
-                let target = std::fs::read_link(&self.real);
-                let target = target.map_err(|error| unreadable(&self.real, error))?;
-                self.links += 1;
-                if self.links > MOST_LINKS {
-                    let error = io::Error::other("too many links");
-                    return Err(unreadable(&self.real, error));
-                }
-                self.real.pop();
-                self.follow(&target);
-            } else {
-                self.check(&found)?;
+            self.check_owner(&found)?;
+            if is_descriptor(&self.real) {
+                return Ok(self.real);
             }
+            let target = std::fs::read_link(&self.real).map_err(failed)?;
+            steps.follow(&target).map_err(failed)?;
+            self.real.pop();
         }
         Ok(self.real)
     }
 
-    fn follow(&mut self, path: &Path) {
-        let parts = path.components().rev();
-        self.rest
-            .extend(parts.map(|part| part.as_os_str().to_owned()));
-    }
-
-    fn check(&mut self, found: &Metadata) -> Result<(), Untrusted> {
-        let is_socket = self.holder.is_some() && self.rest.is_empty();
-        let is_its_directory = self.holder.is_some() && self.rest.len() == 1;
+    /// Checks a part that `left` others follow.
+    fn check(&mut self, found: &Stat, left: usize) -> Result<(), Untrusted> {
+        let is_socket = self.holder.is_some() && left == 0;
+        let is_its_directory = self.holder.is_some() && left == 1;
         if is_socket {
             return Ok(());
         }
         self.check_owner(found)?;
-        let mode = found.mode();
-        let group = !geteuid().is_root() && found.gid() == getegid().as_raw();
-        let others = if group { 0o002 } else { 0o022 };
+        let mut mode = found.st_mode;
         // What is written to `/dev/null` is not read from it.
-        let is_device = found.file_type().is_char_device();
-        let is_open = mode & others != 0 && !is_device && !is_read_only(&self.real);
-        let is_sticky = found.is_dir() && mode & STICKY != 0 && !self.rest.is_empty();
-        self.is_shared = is_open;
-        match is_open && !is_sticky && !is_its_directory {
-            true => Err(self.fault(Fault::Writable(mode & 0o7777))),
+        let is_device = FileType::from_raw_mode(mode) == FileType::CharacterDevice;
+        if mode & OTHERS != 0 && (is_device || is_read_only(&self.real)) {
+            mode &= !OTHERS;
+        } else if !geteuid().is_root() && found.st_gid == getegid().as_raw() {
+            mode &= !OTHERS | OTHER_USERS;
+        }
+        self.is_shared = mode & OTHERS != 0;
+        match is_open(mode, left > 0) && !is_its_directory {
+            true => Err(self.fault(Fault::Writable(found.st_mode & 0o7777))),
             false => Ok(()),
         }
     }
 
     /// In a directory that is open to others, `holder` is a user like any other: there its
     /// entry may be older than the server's.
-    fn check_owner(&self, found: &Metadata) -> Result<(), Untrusted> {
-        let owner = found.uid();
+    fn check_owner(&self, found: &Stat) -> Result<(), Untrusted> {
+        let owner = found.st_uid;
         let is_holder = self.holder == Some(owner) && !self.is_shared;
         match is_ours(owner) || is_holder {
             true => Ok(()),

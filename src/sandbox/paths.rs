@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Settings;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
-use crate::files::beneath::{self, Directory, REFUSED_HINT};
+use crate::files::beneath::{self, REFUSED_HINT};
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -270,22 +270,11 @@ fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
 /// Whether no other user, and not the sandbox itself, can lead the path elsewhere. Below
 /// `ours` this process makes and moves links, also those that root made.
 pub(super) fn may_resolve(path: &Path, ours: &[&Path]) -> bool {
-    let is_own_link = |path: &Path| path.is_symlink();
-    let is_inside = |path: &&Path| ours.iter().any(|ours| path.starts_with(ours));
-    let own = path
-        .ancestors()
-        .filter(is_inside)
-        .find(|path| is_own_link(path));
-    let reason = match (Directory::open(path).err().filter(beneath::is_refusal), own) {
-        (None, None) => return true,
-        (Some(error), _) => error.to_string(),
-        (None, Some(link)) => format!(
-            "refused: {} is a link in a directory of certs",
-            link.display()
-        ),
-    };
-    tracing::warn!("{reason}, and stays outside the sandbox; hint: {REFUSED_HINT}");
-    false
+    let refused = beneath::refused_way(path, ours);
+    if let Some(refused) = &refused {
+        tracing::warn!("{refused}, and stays outside the sandbox; hint: {REFUSED_HINT}");
+    }
+    refused.is_none()
 }
 
 fn warn_outside(directory: &Path) {
@@ -296,7 +285,7 @@ fn warn_outside(directory: &Path) {
 }
 
 /// `path` with links resolved as far as it exists.
-fn real(path: &Path) -> PathBuf {
+pub(super) fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or(path.to_owned());
     std::fs::canonicalize(&absolute).unwrap_or_else(|_| {
         let mut ancestors = absolute.ancestors();

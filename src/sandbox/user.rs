@@ -1,6 +1,7 @@
 //! The unprivileged user that a sidecar started by root becomes. Its files are given to that
 //! user first: by descriptors, without following links, and only what `certs` makes.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat,
-    mkdirat, openat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat, mkdirat,
+    openat,
 };
 use rustix::io::Errno;
 use rustix::thread::{
@@ -18,8 +19,8 @@ use rustix::thread::{
 };
 
 use crate::failure::Failure;
-use crate::files::beneath::Directory;
-use crate::files::{is_leftover, may_search};
+use crate::files::beneath::{Directory, names_in};
+use crate::files::{accounts, is_leftover, may_search};
 
 /// Its account, if the package or the administrator has made it.
 const ACCOUNT: &str = "certs";
@@ -62,9 +63,8 @@ impl ServiceUser {
     /// without an account.
     pub(super) fn of(data_dir: &Path) -> io::Result<Self> {
         let found = std::fs::metadata(data_dir)?;
-        let account = account(ACCOUNT);
         let (user, group) = match found.uid() {
-            0 | NO_ACCOUNT => account.unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
+            0 | NO_ACCOUNT => account().unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
             owner => (owner, found.gid()),
         };
         Ok(Self {
@@ -157,13 +157,16 @@ impl ServiceUser {
     fn give_known(&self, directory: &OwnedFd, known: &[&str]) -> io::Result<bool> {
         let found = names_in(directory)?.into_iter();
         let (mine, others): (Vec<_>, Vec<_>) = found
-            .filter(|found| !BESIDE.contains(&found.as_str()))
+            .filter(|found| !BESIDE.iter().any(|beside| found == beside))
             .partition(|found| {
-                let is_known = |name: &&str| found == name || is_leftover(found, name);
+                let found = found.to_string_lossy();
+                let is_known = |name: &&str| found == **name || is_leftover(&found, name);
                 known.iter().any(is_known)
             });
         for name in mine {
-            let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("{}: {error}", name.display()))
+            };
             self.give_below(directory, &name).map_err(named)?;
         }
         Ok(others.is_empty())
@@ -184,7 +187,7 @@ impl ServiceUser {
 
     /// Gives it `name` in `parent` and everything below; a missing one is none. Links stay
     /// whose they are.
-    fn give_below(&self, parent: &OwnedFd, name: &str) -> io::Result<()> {
+    fn give_below(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let entry = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(()),
@@ -261,22 +264,10 @@ fn has_other_users() -> bool {
     })
 }
 
-/// The user and group of an account, by its name or number.
-fn account(named: &str) -> Option<(u32, u32)> {
-    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    account_in(&table, named)
-}
-
-fn account_in(table: &str, named: &str) -> Option<(u32, u32)> {
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, number, group, ..] = fields[..] else {
-            return None;
-        };
-        let (user, group) = (number.parse().ok()?, group.parse().ok()?);
-        let is_meant = name == named || number == named;
-        (is_meant && user != 0 && group != 0).then_some((user, group))
-    })
+/// The user and group of [`ACCOUNT`].
+fn account() -> Option<(u32, u32)> {
+    let mut named = accounts::users().filter(|user| user.name == ACCOUNT && user.number != 0);
+    named.find_map(|user| Some((user.number, user.group.filter(|group| *group != 0)?)))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -286,16 +277,4 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     // Through no link that another user can place.
     Ok(Directory::open(path)?.opened()?.into())
-}
-
-fn names_in(directory: impl AsFd) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
