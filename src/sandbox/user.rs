@@ -18,13 +18,10 @@ use rustix::thread::{
 };
 
 use crate::failure::Failure;
+use crate::files::account::{NO_ACCOUNT, service_account};
 use crate::files::beneath::Directory;
 use crate::files::{is_leftover, may_search};
 
-/// Its account, if the package or the administrator has made it.
-const ACCOUNT: &str = "certs";
-/// Without that account: the number that the image has, too.
-const NO_ACCOUNT: u32 = 65_532;
 /// The socket of the helper process in the data directory, for Docker's API.
 pub(super) const DOCKER_RELAY: &str = "docker.sock";
 /// What `certs` makes in the data directory.
@@ -62,7 +59,7 @@ impl ServiceUser {
     /// without an account.
     pub(super) fn of(data_dir: &Path) -> io::Result<Self> {
         let found = std::fs::metadata(data_dir)?;
-        let account = account(ACCOUNT);
+        let account = service_account();
         let (user, group) = match found.uid() {
             0 | NO_ACCOUNT => account.unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
             owner => (owner, found.gid()),
@@ -258,24 +255,6 @@ fn has_other_users() -> bool {
     map.lines().any(|line| {
         let numbers: Vec<u32> = line.split_whitespace().flat_map(str::parse).collect();
         matches!(numbers[..], [first, _, count] if first <= NO_ACCOUNT && NO_ACCOUNT - first < count)
-    })
-}
-
-/// The user and group of an account, by its name or number.
-fn account(named: &str) -> Option<(u32, u32)> {
-    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    account_in(&table, named)
-}
-
-fn account_in(table: &str, named: &str) -> Option<(u32, u32)> {
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, number, group, ..] = fields[..] else {
-            return None;
-        };
-        let (user, group) = (number.parse().ok()?, group.parse().ok()?);
-        let is_meant = name == named || number == named;
-        (is_meant && user != 0 && group != 0).then_some((user, group))
     })
 }
 
