@@ -10,6 +10,7 @@
 
 mod account;
 mod authority;
+mod bounds;
 mod certificates;
 mod constraints;
 mod jws;

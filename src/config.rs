@@ -37,7 +37,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use arguments::{KeyOptions, Options};
-pub(crate) use ca::{CaSettings, DirectoryUrl, hmac_key};
+pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
 pub(crate) use check::shared_file;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;

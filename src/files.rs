@@ -1,11 +1,12 @@
 //! Files that survive a crash and are never seen half written: the mode is set at
 //! open, the content is written to a temporary file, flushed and renamed, and the
 //! directory is flushed. The functions here take paths, and are for directories that are
-//! ours alone; [`beneath`] is for all others, and [`trust`] is the rule for files that may
-//! be obeyed.
+//! ours alone; [`beneath`] is for all others, [`trust`] is the rule for files that may be
+//! obeyed, and [`named`] reads them.
 
 pub(crate) mod accounts;
 pub(crate) mod beneath;
+pub(crate) mod named;
 mod owner;
 
 pub(crate) mod trust;

@@ -83,7 +83,7 @@ pub trait Store: Send + Sync {
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError>;
 
     /// Removes the record, all its pairs and the user's options in one step, if the stored
-    /// revision is still `expected` (`Revision(0)`: no record). Returns whether there was
+    /// revision is still `expected` (`Revision(0)`: no record, or a damaged one). Returns whether there was
     /// anything, also a rest of an earlier call that a crash interrupted.
     async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError>;
 
@@ -131,6 +131,16 @@ fn next_revision(
         return Err(StoreError::Conflict { subject, found });
     }
     Ok(Revision(expected.0 + 1))
+}
+
+/// The revision to delete a record against. A damaged one has none, and can be deleted.
+pub(crate) fn deletable(
+    loaded: Result<Option<(Record, Revision)>, StoreError>,
+) -> Result<Revision, StoreError> {
+    match loaded {
+        Err(StoreError::Corrupt { .. }) => Ok(Revision::default()),
+        loaded => Ok(loaded?.map(|(_, revision)| revision).unwrap_or_default()),
+    }
 }
 
 /// The same for a record. A pair that is `new` must be newer than every stored one.

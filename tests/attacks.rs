@@ -560,3 +560,56 @@ fn nginx_of_another_user_is_not_configured_by_root() {
         );
     }
 }
+
+#[test]
+fn root_reads_no_file_of_the_configuration_that_another_user_can_change() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("theirs");
+    let path = file.to_str().unwrap();
+    let private = ["--ca", "https://ca.invalid/directory", "--agree-tos"];
+    let issue = ["issue", "example.com", "--http-listen", "127.0.0.1:0"];
+    let root = [&issue[..], &private, &["--ca-root", path]].concat();
+    let key = [
+        &issue[..],
+        &private,
+        &["--eab-kid", "k", "--eab-hmac-file", path],
+    ]
+    .concat();
+    let serve = ["ca", "serve", "--listen", "127.0.0.1:0", "--eab-kid", "k"];
+    let serve = [&serve[..], &["--eab-hmac-file", path]].concat();
+    for (arguments, variable) in [
+        (&root, None),
+        (&key, None),
+        (&serve, None),
+        (&vec!["status"], Some("CERTS_DEPLOY_FILE")),
+        (&vec!["config", "check"], Some("CERTS_EMAIL_FILE")),
+        (&vec!["status"], Some("CERTS_CONFIG")),
+    ] {
+        let refused = |hint: &str| {
+            let mut command = certs(directory.path());
+            command.args(arguments);
+            if let Some(variable) = variable {
+                command.env(variable, &file);
+            }
+            let printed = run(&mut command, 2);
+            assert!(
+                printed.contains(hint),
+                "no `{hint}` of {command:?}: {printed}"
+            );
+        };
+        std::fs::write(&file, "").unwrap();
+        chown(&file, Some(NOBODY), None).unwrap();
+        refused(&format!("hint: chown root: {path}"));
+        chown(&file, Some(0), None).unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+        refused(&format!("hint: chmod go-w {path}"));
+        std::fs::remove_file(&file).unwrap();
+        // Without a writer it would never end.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, 0o600.into()).unwrap();
+        refused("it is a pipe");
+        std::fs::remove_file(&file).unwrap();
+    }
+}

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::sidecar::Sidecar;
 use crate::support::strace::{Strace, is_about, points};
-use crate::support::{by_depth, certs, run, until};
+use crate::support::{by_depth, certs, make_script, run, until};
 
 fn verb(ca: &EmbeddedCa, arguments: &[&str]) -> Command {
     let mut command = certs(&ca.path(""));
@@ -161,4 +161,52 @@ fn delete_again(ca: &EmbeddedCa) -> std::process::Output {
     verb(ca, &["delete", "example.com", "--yes"])
         .output()
         .unwrap()
+}
+
+#[test]
+fn delete_withdraws_the_rights_that_nothing_else_uses() {
+    let ca = EmbeddedCa::start();
+    let hook = ca.path("hook");
+    make_script(&hook, "true\n");
+    let (hook, copy) = (hook.display(), ca.path("copy.pem"));
+    let deploy = [&format!("exec:{hook}"), &format!("file:{}", copy.display())];
+    let deploy = deploy.map(|spec| format!("--deploy={spec}"));
+    run(&mut ca.issue(&["a.example.com", &deploy[0], &deploy[1]]), 0);
+    run(&mut ca.issue(&["b.example.com", &deploy[0]]), 0);
+    let confirmed = || {
+        let text = std::fs::read_to_string(ca.path("data.confirmed")).unwrap();
+        ["/hook", "/copy.pem"].map(|path| text.contains(path))
+    };
+    assert_eq!(confirmed(), [true, true]);
+    let printed = run(&mut verb(&ca, &["delete", "a.example.com", "--yes"]), 0);
+    let withdrawn = format!("no longer confirmed: deploy to file:{}", copy.display());
+    assert!(printed.contains(&withdrawn), "{printed}");
+    assert_eq!(confirmed(), [true, false]);
+    run(&mut verb(&ca, &["delete", "b.example.com", "--yes"]), 0);
+    assert_eq!(confirmed(), [false, false]);
+}
+
+#[test]
+fn damaged_record_can_be_deleted() {
+    let ca = EmbeddedCa::start();
+    for (file, content) in [
+        ("record.json", b"{" as &[u8]),
+        ("record.json", b"\xff"),
+        ("options.json", b"\xff"),
+    ] {
+        run(&mut ca.issue(&["example.com"]), 0);
+        let path = ca.path("data/records/example.com").join(file);
+        std::fs::write(&path, content).unwrap();
+        let damaged = format!("{} is damaged", path.display());
+        let printed = run(&mut verb(&ca, &["delete", "example.com"]), 2);
+        assert!(printed.contains(&damaged), "{printed}");
+        assert!(!printed.contains("no certificate exists"), "{printed}");
+        let sidecar = (file == "options.json").then(|| Sidecar::start(&ca, &["other.example.com"]));
+        if let Some(sidecar) = &sidecar {
+            until("the sidecar", || sidecar.readiness() == 200);
+        }
+        run(&mut verb(&ca, &["delete", "example.com", "--yes"]), 0);
+        assert_eq!(left(&ca, "/example.com"), Vec::<String>::new());
+        sidecar.map(Sidecar::stop);
+    }
 }

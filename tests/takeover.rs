@@ -142,6 +142,15 @@ fn import_applies_options_to_stored_certificates() {
     assert_eq!(deploy(), json!(["nginx"]));
     assert!(!import(&[]).contains("this command's options"));
     assert_eq!(deploy(), json!(["nginx"]));
+    // They get their rights, too, and the report names each.
+    for spec in ["exec:/usr/local/bin/hook", "file:/srv/copy.pem"] {
+        let printed = import(&["--deploy", spec]);
+        let right = format!("confirmed right: deploy to {spec}");
+        assert!(printed.contains(&right), "{printed}");
+        let confirmed = std::fs::read_to_string(root.join("data.confirmed")).unwrap();
+        let name = spec.rsplit_once('/').unwrap().1;
+        assert!(confirmed.contains(name), "{confirmed}");
+    }
     let mut command = certs(root);
     command
         .current_dir(root)

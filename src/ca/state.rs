@@ -1,26 +1,15 @@
 //! The stored state of the CA: accounts, orders, authorizations, certificates,
 //! and their transitions (RFC 8555 section 7.1.6). It reads no clock and no random
-//! source. Its size is bounded: the oldest finished objects are dropped first.
+//! source. Its size is bounded by [`super::bounds`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use http::header::RETRY_AFTER;
 use serde::{Deserialize, Serialize};
 
 use super::jws::Jwk;
 use super::problem::{ErrorType, Problem, ensure};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
-
-const MOST_ACCOUNTS: usize = 10_000;
-const MOST_ORDERS: usize = 10_000;
-/// Finished orders of one account: their certificates stay.
-const MOST_FINISHED: usize = 20;
-/// Names in all unfinished orders of one account.
-const MOST_OPEN_NAMES: usize = 1000;
-const MOST_CERTIFICATES: usize = 20_000;
-/// `Retry-After` when the state is full, in seconds.
-const FULL_RETRY_AFTER: u64 = 3600;
 
 /// An unguessable name, a part of a URL.
 pub(super) type Id = String;
@@ -111,11 +100,11 @@ pub(super) struct Revocation {
 
 impl Order {
     /// Whether the client can still finish the order.
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         matches!(self.status, ObjectStatus::Pending | ObjectStatus::Ready)
     }
 
-    fn is_expired(&self, now: Timestamp) -> bool {
+    pub(super) fn is_expired(&self, now: Timestamp) -> bool {
         self.is_open() && self.expires <= now
     }
 }
@@ -127,9 +116,7 @@ impl State {
     }
 
     pub(super) fn add_account(&mut self, id: Id, account: Registration) -> Result<(), Problem> {
-        if self.accounts.len() >= MOST_ACCOUNTS {
-            return Err(full("accounts"));
-        }
+        self.check_accounts()?;
         self.accounts.insert(id, account);
         Ok(())
     }
@@ -187,42 +174,6 @@ impl State {
         });
         let detail = "another order already replaces that certificate";
         ensure(!is_replaced, ErrorType::AlreadyReplaced, detail)
-    }
-
-    /// Drops the oldest finished orders when there are too many, of this account or in all.
-    fn make_room(&mut self, new: &Order) -> Result<(), Problem> {
-        let has_ended = |order: &Order| !order.is_open() || order.is_expired(new.created);
-        let own = self
-            .orders
-            .iter()
-            .filter(|(_, one)| one.account == new.account);
-        let (mut finished, open): (Vec<_>, Vec<_>) = own.partition(|(_, one)| has_ended(one));
-        let names: usize = open.iter().map(|(_, one)| one.identifiers.len()).sum();
-        if names + new.identifiers.len() > MOST_OPEN_NAMES {
-            return Err(full("unfinished orders of this account"));
-        }
-        finished.sort_unstable_by_key(|(_, order)| order.created);
-        let surplus = (finished.len() + 1).saturating_sub(MOST_FINISHED);
-        let mut dropped: Vec<Id> = finished
-            .iter()
-            .take(surplus)
-            .map(|(id, _)| (*id).clone())
-            .collect();
-        if dropped.is_empty() && self.orders.len() >= MOST_ORDERS {
-            let ended = self.orders.iter().filter(|(_, order)| has_ended(order));
-            let oldest = ended.min_by_key(|(_, order)| order.created);
-            dropped.extend([oldest.ok_or_else(|| full("orders"))?.0.clone()]);
-        }
-        for order in dropped
-            .iter()
-            .filter_map(|id| self.orders.remove(id))
-            .collect::<Vec<_>>()
-        {
-            for authorization in order.authorizations {
-                self.authorizations.remove(&authorization);
-            }
-        }
-        Ok(())
     }
 
     /// Makes an expired order invalid, with its pending authorizations.
@@ -359,16 +310,7 @@ impl State {
             order.status = ObjectStatus::Valid;
             order.certificate = Some(name.clone());
         }
-        if self.certificates.len() >= MOST_CERTIFICATES {
-            self.certificates
-                .retain(|_, certificate| certificate.not_after >= now);
-        }
-        if self.certificates.len() >= MOST_CERTIFICATES {
-            let all = self.certificates.iter();
-            let oldest = all.min_by_key(|(_, certificate)| certificate.issued);
-            let oldest = oldest.map(|(name, _)| name.clone());
-            self.certificates.remove(&oldest.unwrap_or_default());
-        }
+        self.make_room_for_certificate(now);
         self.certificates.insert(name, certificate);
     }
 
@@ -404,9 +346,4 @@ impl State {
         });
         interrupted.map(|(id, _)| id.clone()).collect()
     }
-}
-
-fn full(what: &str) -> Problem {
-    let detail = format!("the CA cannot store more {what}");
-    Problem::new(ErrorType::RateLimited, detail).with_header(RETRY_AFTER, FULL_RETRY_AFTER)
 }

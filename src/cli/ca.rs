@@ -13,7 +13,7 @@ use super::Call;
 use super::output::say;
 use crate::ca::{CaError, PRIVATE, Permitted, Profile, Resolve, Server, Settings, Validation};
 use crate::certificate::SecretBytes;
-use crate::config;
+use crate::config::{self, Unusable};
 use crate::failure::Failure;
 use crate::files;
 use crate::files::beneath::Directory;
@@ -147,16 +147,17 @@ fn permitted(further: &[String]) -> Result<Vec<Permitted>, Failure> {
 }
 
 fn hmac_key(file: &Path) -> Result<SecretBytes, Failure> {
-    let invalid = |cause: String| {
+    let invalid = |error: Unusable| {
+        let hint = "write an HMAC key of at least 16 bytes in base64url to the file";
         Failure::usage(
-            format!("--eab-hmac-file {}: {cause}", file.display()),
-            "write an HMAC key of at least 16 bytes in base64url to the file",
+            format!("--eab-hmac-file {}: {}", file.display(), error.message),
+            error.hint.unwrap_or(hint.to_owned()),
         )
     };
     match config::hmac_key(file) {
         Ok(key) if key.expose().len() >= 16 => Ok(key),
         Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
-        Err(cause) => Err(invalid(cause)),
+        Err(error) => Err(invalid(error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `certs delete`: forgets one certificate, after it has shown what will be removed and
 //! which servers were deployed to.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,17 +9,18 @@ use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::catalog::existing_store;
+use super::catalog::{existing_store, recall};
 use super::labels::Labels;
 use super::output::say;
-use crate::config::{CertificateSettings, Settings};
+use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
+use crate::deploy::confirmed::{Confirmed, Right};
 use crate::deploy::removal;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::delete::delete as delete_stored;
 use crate::record::Record;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 #[derive(Debug, Args)]
 #[command(
@@ -44,18 +46,24 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         return Err(unknown(lineage));
     };
     let failed = Failure::on::<crate::store::StoreError>(lineage.as_str());
-    let record = store.load(lineage).await.map_err(&failed)?;
+    let mut damaged = Vec::new();
+    let record = readable(store.load(lineage).await, &mut damaged).map_err(&failed)?;
     let record = record.map(|(record, _)| record);
-    let made_with = store.options(lineage).await.map_err(&failed)?;
-    let is_remembered = made_with.is_some();
+    let made_with = readable(store.options(lineage).await, &mut damaged).map_err(&failed)?;
+    let is_remembered = made_with.is_some() || !damaged.is_empty();
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| serde_json::from_str(&json).ok());
     let own = made_with.as_ref().map(|one| settings.output_of(one));
     let root = &own.unwrap_or(settings.output.clone()).directory;
     let files = removal::present(root, lineage).map_err(Failure::on(lineage.as_str()))?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
+    let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
-        let notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
+        let mut notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
+        if !damaged.is_empty() {
+            // What cannot be read is not said to be absent.
+            notes.splice(..1, damaged);
+        }
         confirm(call, options, &files, &notes)?;
     }
     let root = (!options.keep_files).then_some(root.as_path());
@@ -69,6 +77,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     if !is_known && !was_there {
         return Err(unknown(lineage));
     }
+    withdraw(call, &settings, lineage, rights.unwrap_or_default()).await;
     let kept: &[PathBuf] = if options.keep_files { &files } else { &[] };
     match call.json {
         true => say(json!({ "name": lineage, "deleted": true, "kept": kept })),
@@ -78,6 +87,59 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// What is stored, or nothing if it is damaged: that must not keep it for ever.
+fn readable<T>(
+    stored: Result<Option<T>, StoreError>,
+    damaged: &mut Vec<String>,
+) -> Result<Option<T>, StoreError> {
+    match stored {
+        Err(error @ StoreError::Corrupt { .. }) => {
+            damaged.push(error.to_string());
+            Ok(None)
+        }
+        stored => stored,
+    }
+}
+
+/// Withdraws the confirmed rights that no other certificate uses.
+async fn withdraw(
+    call: &Call,
+    settings: &Settings,
+    lineage: &Lineage,
+    mut rights: BTreeSet<Right>,
+) {
+    if rights.is_empty() {
+        return;
+    }
+    let file = Confirmed::file_for(&settings.data_dir);
+    let withdrawn = async {
+        let configured = call.sources.settings(&Purpose::All)?;
+        let stored = recall(&call.sources, settings).await?;
+        let mut others = configured.certificates;
+        for (_, stored) in stored.into_iter().filter(|(name, _)| name != lineage) {
+            others.push(stored?);
+        }
+        for one in &others {
+            rights.retain(|right| !one.rights().contains(right));
+        }
+        let withdrawn = Confirmed::withdraw(&file, &rights);
+        withdrawn.map_err(|error| Failure::store(error.to_string()))
+    };
+    match withdrawn.await {
+        Ok(withdrawn) => {
+            for right in withdrawn {
+                let line = format!("{lineage}: no longer confirmed: {right}\n");
+                call.terminal.print(&line);
+            }
+        }
+        Err(failure) => tracing::warn!(
+            "the confirmed rights of {lineage} stay: {}; hint: remove from {} what nothing else uses",
+            failure.summary(),
+            file.display()
+        ),
+    }
 }
 
 fn unknown(lineage: &Lineage) -> Failure {

@@ -18,7 +18,7 @@ use crate::ca;
 use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
 use crate::config::{
-    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
+    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings, Unusable,
 };
 use crate::control::{Done, Task};
 use crate::deploy::coalesce::Coalesced;
@@ -333,18 +333,21 @@ impl Factory {
         ca: &CaSettings,
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
-        let invalid = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
+        let hint = "see --ca-root and --eab-kid";
+        let invalid = |message: String| Failure::usage(message, hint);
+        let unusable =
+            |error: Unusable| Failure::usage(error.message, error.hint.unwrap_or(hint.to_owned()));
         let account = AccountSettings {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
-            external: ca.read_binding().map_err(invalid)?,
+            external: ca.read_binding().map_err(unusable)?,
         };
         let identity = ca.directory.identity().to_owned();
         let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {
             let server = self.embedded(settings)?;
             (server.directory_url(), Arc::new(InProcess(server.router())))
         } else {
-            let roots = ca.read_root().map_err(invalid)?;
+            let roots = ca.read_root().map_err(unusable)?;
             let https = Https::new(roots.as_deref()).map_err(invalid)?;
             (identity.clone(), Arc::new(https))
         };

@@ -22,10 +22,11 @@ use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{DirectoryUrl, IMPORT, KeyOptions, Settings};
 use crate::control;
 use crate::deploy::Outlet;
+use crate::deploy::confirmed::Right;
 use crate::deploy::outputs::Outputs;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::import::{self, Found, ImportedCertificate, IssuingCa, Tool};
+use crate::import::{self, Found, ImportedCertificate, IssuingCa, Remark, Tool};
 use crate::lineage::{Known, Lineage};
 use crate::manage::import::{Imported, ImportedPair, import_pair, preview};
 use crate::random::SystemRandom;
@@ -299,17 +300,24 @@ impl Work<'_> {
         let facts = foreign.bundle.facts();
         self.report
             .certificate(&subject, &imported, facts, &live, self.now);
-        if let (Imported::Stored(..), Some(data_dir)) = (&imported, &self.confirms_in) {
-            confirm(data_dir, rights);
-        }
         let (all, of_settings) = match imported {
             Imported::Stored(..) => (one.certificate.remarks, remarks),
             Imported::Present {
                 has_new_settings: true,
                 ..
-            } => (Vec::new(), remarks),
-            _ => Default::default(),
+            } => {
+                // The source's own settings were reported when it was stored.
+                let shown = |right: &Right| Remark::stored("confirmed right", right.to_string());
+                (rights.iter().map(shown).collect(), remarks)
+            }
+            _ => {
+                rights.clear();
+                Default::default()
+            }
         };
+        if let Some(data_dir) = &self.confirms_in {
+            confirm(data_dir, rights);
+        }
         for remark in all.iter().chain(&of_settings) {
             self.report.remark(Some(&lineage), remark, &live);
         }

@@ -9,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::{Secret, SecretBytes};
+use crate::certificate::SecretBytes;
+use crate::files::named::{self, Unread};
 use crate::text::stored_as_text;
 
 /// The public CAs: name and directory URL. A name with `-staging` is the staging directory
@@ -159,16 +160,18 @@ impl CaSettings {
     ///
     /// # Errors
     /// The problem of its file.
-    pub(crate) fn read_root(&self) -> Result<Option<Vec<u8>>, String> {
+    pub(crate) fn read_root(&self) -> Result<Option<Vec<u8>>, Unusable> {
         let Some(path) = &self.root else {
             return Ok(None);
         };
-        let failed = |what: &str| format!("the root {}: {what}", path.display());
-        let pem = std::fs::read(path).map_err(|error| failed(&error.to_string()))?;
-        let marked = String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----");
-        match marked {
-            true => Ok(Some(pem)),
-            false => Err(failed("no PEM certificate found in it")),
+        let pem = named::read_data(path).map_err(Unusable::from);
+        let pem = pem.map_err(|error| error.in_file("the root", path))?;
+        match pem.expose().contains("-----BEGIN CERTIFICATE-----") {
+            true => Ok(Some(pem.expose().as_bytes().to_vec())),
+            false => {
+                let error = Unusable::from("no PEM certificate found in it");
+                Err(error.in_file("the root", path))
+            }
         }
     }
 
@@ -176,16 +179,15 @@ impl CaSettings {
     ///
     /// # Errors
     /// The missing key, or the problem of the key's file; never the HMAC key itself.
-    pub(crate) fn read_binding(&self) -> Result<Option<(String, SecretBytes)>, String> {
+    pub(crate) fn read_binding(&self) -> Result<Option<(String, SecretBytes)>, Unusable> {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {
-                let key = hmac_key(path)
-                    .map_err(|what| format!("the HMAC key {}: {what}", path.display()))?;
+                let key = hmac_key(path).map_err(|error| error.in_file("the HMAC key", path))?;
                 Ok(Some((kid.clone(), key)))
             }
-            (Some(_), None) => Err("eab_kid without eab_hmac_file".to_owned()),
-            (None, Some(_)) => Err("eab_hmac_file without eab_kid".to_owned()),
+            (Some(_), None) => Err("eab_kid without eab_hmac_file".into()),
+            (None, Some(_)) => Err("eab_hmac_file without eab_kid".into()),
         }
     }
 }
@@ -194,15 +196,42 @@ impl CaSettings {
 ///
 /// # Errors
 /// The problem of the file; never the key itself.
-pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, String> {
-    let text = std::fs::read_to_string(path).map(Secret::new);
-    let text = text.map_err(|error| error.to_string())?;
+pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, Unusable> {
+    let text = named::read_data(path)?;
     let text = text.expose().trim().trim_end_matches('=');
     let key = URL_SAFE_NO_PAD.decode(text);
     let key = key.or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
     key.filter(|key| !key.is_empty())
         .map(SecretBytes::new)
-        .ok_or_else(|| "invalid base64url".to_owned())
+        .ok_or_else(|| "invalid base64url".into())
+}
+
+/// Why a file of these settings cannot be used, and the command that helps, if one is known.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Unusable {
+    fn in_file(mut self, what: &str, path: &Path) -> Self {
+        self.message = format!("{what} {}: {}", path.display(), self.message);
+        self
+    }
+}
+
+impl From<&str> for Unusable {
+    fn from(message: &str) -> Self {
+        let (message, hint) = (message.to_owned(), None);
+        Self { message, hint }
+    }
+}
+
+impl From<Unread> for Unusable {
+    fn from(error: Unread) -> Self {
+        let (message, hint) = (error.to_string(), error.hint());
+        Self { message, hint }
+    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl Check<'_> {
     }
 
     /// A problem of a default, which is reported once for all certificates.
-    fn nowhere(&mut self, message: impl Into<String>, hint: &str) {
+    fn nowhere(&mut self, message: impl Into<String>, hint: impl Into<String>) {
         self.problems.add(&SettingOrigin::Nowhere, message, hint);
     }
 
@@ -145,12 +145,13 @@ impl Check<'_> {
             }
             return;
         }
-        if let Err(message) = ca.read_root() {
-            self.nowhere(message, "name a PEM file with --ca-root");
+        if let Err(error) = ca.read_root() {
+            let hint = "name a PEM file with --ca-root";
+            self.nowhere(error.message, error.hint.unwrap_or(hint.to_owned()));
         }
-        if let Err(message) = ca.read_binding() {
+        if let Err(error) = ca.read_binding() {
             let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
-            self.nowhere(message, hint);
+            self.nowhere(error.message, error.hint.unwrap_or(hint.to_owned()));
         }
     }
 

@@ -3,11 +3,13 @@
 //! orchestrator adds variables of its own, so that only a near miss is an error.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::key::{Key, ValueType};
 use super::keys::{Layer, keys};
 use super::layer::{Raw, Value, split};
 use super::problem::{ConfigProblem, Given, Problems, SettingOrigin, nearest};
+use crate::files::named;
 
 /// The values of the environment: keys, and the names of `CERTS_DOMAINS`, certificate by
 /// certificate.
@@ -113,12 +115,13 @@ fn value(
     let file_name = format!("{name}_FILE");
     let file = environment.get(&file_name);
     let file = file.filter(|file| !file.is_empty())?;
-    match std::fs::read_to_string(file) {
-        Ok(text) => given(&text, &file_name),
+    match named::read(Path::new(file)) {
+        Ok(text) => given(text.expose(), &file_name),
         Err(error) => {
             let message = format!("{}: {error}", file.escape_debug());
             let origin = SettingOrigin::Variable(file_name);
-            problems.add(&origin, message, "name a readable file");
+            let hint = error.hint().unwrap_or("name a readable file".to_owned());
+            problems.add(&origin, message, hint);
             None
         }
     }

@@ -16,6 +16,7 @@ use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
+use crate::files::named;
 use crate::files::trust::{self, Untrusted};
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant};
@@ -317,31 +318,22 @@ fn file(
         (None, Some(file)) => Some((file, SettingOrigin::Variable("CERTS_CONFIG".to_owned()))),
         (None, None) => None,
     };
-    let is_root = rustix::process::geteuid().is_root();
     let (file, origin) = match named {
         Some((file, origin)) => (file.as_str(), origin),
         None if is_own(HERE, warning) => (HERE, SettingOrigin::Nowhere),
         None if !is_absent(USUAL_FILE) => (USUAL_FILE, SettingOrigin::Nowhere),
         None => return (None, Document::default()),
     };
-    let trusted = match is_root {
-        true => trust::resolve(Path::new(file)).map(drop),
-        false => Ok(()),
-    };
-    if let Err(error) = trusted {
-        let hint = error.hint();
-        let message = format!("{}: {error}", file.escape_debug());
-        problems.add(&origin, message, hint);
-        return (None, Document::default());
-    }
-    match std::fs::read_to_string(file) {
+    match named::read(Path::new(file)) {
         Ok(source) => {
-            let document = read::read(file, &source, problems);
+            let document = read::read(file, source.expose(), problems);
             (Some(file.into()), document)
         }
         Err(error) => {
             let message = format!("{}: {error}", file.escape_debug());
-            problems.add(&origin, message, "name a readable file in TOML");
+            let hint = error.hint();
+            let hint = hint.unwrap_or("name a readable file in TOML".to_owned());
+            problems.add(&origin, message, hint);
             (None, Document::default())
         }
     }

@@ -4,10 +4,12 @@
 //! it names (programs, files, sockets) must not become a right of the next start. So each
 //! command of the administrator that stores such a right also writes it into a file beside
 //! the data directory, which the sandbox denies to the sidecar. What the configuration
-//! names needs no entry.
+//! names needs no entry. `certs delete` withdraws the rights that nothing else uses.
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -90,9 +92,7 @@ impl Confirmed {
             Ok(file) => file,
         };
         let mut json = Vec::new();
-        std::fs::File::open(file)?
-            .take(LONGEST)
-            .read_to_end(&mut json)?;
+        File::open(file)?.take(LONGEST).read_to_end(&mut json)?;
         serde_json::from_slice(&json).map_err(io::Error::other)
     }
 
@@ -101,13 +101,40 @@ impl Confirmed {
     /// # Errors
     /// As for [`Confirmed::read`], and when the file cannot be written.
     pub(crate) fn add(file: &Path, rights: BTreeSet<Right>) -> io::Result<()> {
-        let mut confirmed = Self::read(file)?;
-        if rights.is_subset(&confirmed.rights) {
+        Self::change(file, |confirmed| {
+            let before = confirmed.len();
+            confirmed.extend(rights.iter().cloned());
+            confirmed.len() > before
+        })
+    }
+
+    /// Removes `rights` from those in `file`, and returns the removed ones.
+    ///
+    /// # Errors
+    /// As for [`Confirmed::add`].
+    pub(crate) fn withdraw(file: &Path, rights: &BTreeSet<Right>) -> io::Result<BTreeSet<Right>> {
+        let mut removed = BTreeSet::new();
+        Self::change(file, |confirmed| {
+            removed = rights.intersection(confirmed).cloned().collect();
+            confirmed.retain(|right| !removed.contains(right));
+            !removed.is_empty()
+        })?;
+        Ok(removed)
+    }
+
+    /// Changes the rights in `file` if `change` says so. Another command may do the same at
+    /// the same time.
+    fn change(file: &Path, mut change: impl FnMut(&mut BTreeSet<Right>) -> bool) -> io::Result<()> {
+        // Without a change nothing need be writable, and no lock is made.
+        if !change(&mut Self::read(file)?.rights) {
             return Ok(());
         }
-        confirmed.rights.extend(rights);
-        let json = serde_json::to_vec_pretty(&confirmed)?;
-        files::replace(file, MODE, &json)
+        let _locked = locked(file)?;
+        let mut confirmed = Self::read(file)?;
+        match change(&mut confirmed.rights) {
+            true => files::replace(file, MODE, &serde_json::to_vec_pretty(&confirmed)?),
+            false => Ok(()),
+        }
     }
 
     /// Whether `right` is confirmed.
@@ -117,9 +144,50 @@ impl Confirmed {
     }
 }
 
+/// Locks the changes of `file`, by a file that no other user can open.
+fn locked(file: &Path) -> io::Result<File> {
+    let directory = file.parent().unwrap_or(file);
+    trust::resolve(directory).map_err(io::Error::other)?;
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(false).mode(0o600);
+    let lock = options.open(file.with_added_extension("lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
 impl FromIterator<Right> for Confirmed {
     fn from_iter<I: IntoIterator<Item = Right>>(rights: I) -> Self {
         let rights = rights.into_iter().collect();
         Self { rights }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn concurrent_changes_lose_no_right() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("data.confirmed");
+        let right = |n: usize| Right::Write(format!("/srv/{n}").into());
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let (file, right) = (&file, &right);
+                scope.spawn(move || {
+                    for n in 0..20 {
+                        let own = right(worker * 100 + n);
+                        Confirmed::add(file, [own.clone()].into()).unwrap();
+                        if n % 2 == 1 {
+                            let withdrawn = Confirmed::withdraw(file, &[own].into());
+                            assert_eq!(withdrawn.unwrap().len(), 1);
+                        }
+                    }
+                });
+            }
+        });
+        let left = Confirmed::read(&file).unwrap();
+        assert_eq!(left.rights.len(), 4 * 10);
+        assert!(left.has(&right(302)) && !left.has(&right(303)));
     }
 }

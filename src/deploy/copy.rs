@@ -9,6 +9,7 @@ use super::owner::Owner;
 use super::{Delivery, DeployCause, output};
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files::beneath::{self, Directory};
+use crate::files::named::{self, Unread};
 
 /// A file of the live pair of `delivery`.
 pub(super) fn read_live(delivery: &Delivery, name: &str) -> Result<Secret, DeployCause> {
@@ -61,8 +62,10 @@ pub(super) fn may_be_written(path: &Path) -> Result<(), DeployCause> {
 
 /// The content of a file with a secret.
 pub(super) fn read_secret(file: &Path) -> Result<Secret, DeployCause> {
-    let text = std::fs::read_to_string(file).map(Secret::new);
-    text.map_err(|error| unusable_secret(file, error))
+    named::read_data(file).map_err(|error| match error {
+        Unread::Untrusted(error) => DeployCause::Untrusted(error.to_string()),
+        Unread::Io(error) => unusable_secret(file, error),
+    })
 }
 
 pub(super) fn unusable_secret(file: &Path, detail: impl ToString) -> DeployCause {
@@ -78,6 +81,19 @@ pub(super) mod tests {
     use super::super::{Outlet, sample};
     use super::*;
     use crate::time::Timestamp;
+
+    #[test]
+    fn root_takes_no_secret_that_another_user_can_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        std::fs::write(&file, "x").unwrap();
+        assert_eq!(read_secret(&file).unwrap().expose(), "x");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(&file, mode).unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        let refused = read_secret(&file);
+        assert_eq!(matches!(refused, Err(DeployCause::Untrusted(_))), is_root);
+    }
 
     /// A published pair, and the delivery of it.
     pub(in crate::deploy) fn published(root: &Path) -> Delivery {

@@ -92,6 +92,16 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Untrusted> {
     Walk::new(None).along(path)
 }
 
+/// The same, where a part may also belong to `user`.
+///
+/// # Errors
+/// The first part that a user other than root, ourselves and `user` can change.
+pub(crate) fn resolve_for(path: &Path, user: Option<u32>) -> Result<PathBuf, Untrusted> {
+    let mut walk = Walk::new(None);
+    walk.user = user;
+    walk.along(path)
+}
+
 /// The same for a socket, whose peer's user the caller then checks: the directory of the
 /// socket may also belong to `holder` and may be open to others, as servers have them.
 ///
@@ -172,6 +182,8 @@ pub(super) fn stepped(real: &Path, step: &OsStr) -> PathBuf {
 struct Walk {
     /// The owner of a socket's directory.
     holder: Option<u32>,
+    /// A further user who is trusted.
+    user: Option<u32>,
     /// The path so far, without links.
     real: PathBuf,
     /// Whether the directory of the next part lets others make entries.
@@ -182,6 +194,7 @@ impl Walk {
     fn new(holder: Option<u32>) -> Self {
         Self {
             holder,
+            user: None,
             real: PathBuf::new(),
             is_shared: false,
         }
@@ -236,7 +249,7 @@ impl Walk {
     fn check_owner(&self, found: &Stat) -> Result<(), Untrusted> {
         let owner = found.st_uid;
         let is_holder = self.holder == Some(owner) && !self.is_shared;
-        match is_ours(owner) || is_holder {
+        match is_ours(owner) || is_holder || self.user == Some(owner) {
             true => Ok(()),
             false => Err(self.fault(Fault::Owner(owner))),
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::error::ManageError;
 use crate::deploy::removal;
 use crate::lineage::Lineage;
-use crate::store::{Lease, Store};
+use crate::store::{Lease, Store, deletable};
 
 /// Deletes `lineage`, and its files in the output at `root` if it is given. Returns whether
 /// there was a record or a rest of one, and the lease: no pass begins before it is dropped.
@@ -20,10 +20,9 @@ pub(crate) async fn delete(
     root: Option<&Path>,
 ) -> Result<(bool, Box<dyn Lease>), ManageError> {
     let lease = store.lease(lineage).await?;
-    let stored = store.load(lineage).await?;
+    let revision = deletable(store.load(lineage).await)?;
     if let Some(root) = root {
         removal::remove(root, lineage)?;
     }
-    let revision = stored.map(|(_, revision)| revision).unwrap_or_default();
     Ok((store.delete(lineage, revision).await?, lease))
 }

@@ -19,13 +19,10 @@ use rustix::thread::{
 };
 
 use crate::failure::Failure;
+use crate::files::accounts::{NO_ACCOUNT, service_account};
 use crate::files::beneath::{Directory, names_in};
-use crate::files::{accounts, is_leftover, may_search};
+use crate::files::{is_leftover, may_search};
 
-/// Its account, if the package or the administrator has made it.
-const ACCOUNT: &str = "certs";
-/// Without that account: the number that the image has, too.
-const NO_ACCOUNT: u32 = 65_532;
 /// The socket of the helper process in the data directory, for Docker's API.
 pub(super) const DOCKER_RELAY: &str = "docker.sock";
 /// What `certs` makes in the data directory.
@@ -64,7 +61,7 @@ impl ServiceUser {
     pub(super) fn of(data_dir: &Path) -> io::Result<Self> {
         let found = std::fs::metadata(data_dir)?;
         let (user, group) = match found.uid() {
-            0 | NO_ACCOUNT => account().unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
+            0 | NO_ACCOUNT => service_account().unwrap_or((NO_ACCOUNT, NO_ACCOUNT)),
             owner => (owner, found.gid()),
         };
         Ok(Self {
@@ -262,12 +259,6 @@ fn has_other_users() -> bool {
         let numbers: Vec<u32> = line.split_whitespace().flat_map(str::parse).collect();
         matches!(numbers[..], [first, _, count] if first <= NO_ACCOUNT && NO_ACCOUNT - first < count)
     })
-}
-
-/// The user and group of [`ACCOUNT`].
-fn account() -> Option<(u32, u32)> {
-    let mut named = accounts::users().filter(|user| user.name == ACCOUNT && user.number != 0);
-    named.find_map(|user| Some((user.number, user.group.filter(|group| *group != 0)?)))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY

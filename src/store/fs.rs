@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Store, StoreError, check_save, next_revision};
+use super::{Lease, Store, StoreError, check_save, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::files::{self, DirectoryOwner};
@@ -214,8 +214,7 @@ impl Store for FileStore {
             true => {
                 was_there = true;
                 let _locked = locked(&directory.join("lock"))?;
-                let found = self.load(lineage).await?;
-                let found = found.map(|(_, revision)| revision).unwrap_or_default();
+                let found = deletable(self.load(lineage).await)?;
                 if found == expected {
                     std::fs::rename(&directory, &aside).map_err(at("remove", &directory))?;
                     files::sync_parent(&directory).map_err(at("remove", &directory))?;

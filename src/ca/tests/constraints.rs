@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::super::authority::Authority;
 use super::super::constraints::{PRIVATE, Permitted};
+use super::super::state::SignedCertificate;
 use super::*;
 use crate::time::{Clock, SystemClock};
 
@@ -134,4 +135,74 @@ async fn orders_of_an_account_are_bounded() {
         .unwrap()
         .len();
     assert!(size < 2 << 20, "{size}");
+}
+
+#[tokio::test]
+async fn certificates_of_an_account_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let (server, clock) = server(|settings| settings.directory = Some(path));
+    let size = || {
+        std::fs::metadata(directory.path().join("state.json"))
+            .unwrap()
+            .len()
+    };
+    let client = Client::registered(&server).await;
+    let long = format!("{}.{}", "a".repeat(60), "b".repeat(60));
+    let name = |n| format!("n{n}.{long}.example");
+    server.look(|state| {
+        let certificate = |identifiers: &[&str]| SignedCertificate {
+            account: client.kid.as_ref().unwrap()[BASE.len() + "/acme/account/".len()..].to_owned(),
+            identifiers: set(identifiers),
+            chain_pem: "x".repeat(20_000),
+            not_before: NOW,
+            not_after: NOW + DAY,
+            issued: NOW,
+            revoked: None,
+        };
+        for n in 0..210 {
+            state
+                .certificates
+                .insert(n.to_string(), certificate(&[&name(n)]));
+        }
+    });
+    let wish = || json!({"identifiers": identifiers(&["a.example"])});
+    let refused = client.order(&server, wish()).await;
+    assert_eq!(refused.problem(), kind(429, "rateLimited"));
+    assert!(refused.headers.contains_key("retry-after"));
+    let other = Client::registered(&server).await;
+    other.issue(&server, &["a.example"], json!({})).await;
+    // A newer certificate for the same names makes room.
+    server.look(|state| {
+        let mut newer = state.certificates["0"].clone();
+        newer.issued = NOW + SECOND;
+        state.certificates.insert("newer".into(), newer);
+        for n in 1..20 {
+            let identifiers = state.certificates["0"].identifiers.clone();
+            state
+                .certificates
+                .get_mut(&n.to_string())
+                .unwrap()
+                .identifiers = identifiers;
+        }
+    });
+    client.issue(&server, &["a.example"], json!({})).await;
+    server.look(|state| {
+        assert_eq!(state.certificates.len(), 191 + 2);
+        assert!(state.certificates.contains_key("newer"));
+        assert!(!state.certificates.contains_key("0"));
+    });
+    assert!(size() < 5 << 20, "{}", size());
+    // The expired ones of the account are dropped when it has too many, the others stay.
+    server.look(|state| {
+        let filler = state.certificates["100"].clone();
+        for n in 0..20 {
+            let mut filler = filler.clone();
+            filler.identifiers = set(&[&name(500 + n)]);
+            state.certificates.insert(format!("filler{n}"), filler);
+        }
+    });
+    clock.advance(2 * DAY);
+    client.issue(&server, &["b.example"], json!({})).await;
+    server.look(|state| assert_eq!(state.certificates.len(), 3));
 }

@@ -12,6 +12,7 @@ use crate::control::{Done, Task, Worker};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
+use crate::store::StoreError;
 use crate::supervise::Handle;
 
 pub(super) struct Sidecar {
@@ -34,8 +35,10 @@ impl Sidecar {
 
     /// The settings that a certificate was made with, if they can be read.
     async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
-        let stored = self.factory.services.store.options(lineage).await;
-        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+        let stored = match self.factory.services.store.options(lineage).await {
+            Err(StoreError::Corrupt { .. }) => None,
+            stored => stored.map_err(Failure::on(lineage.as_str()))?,
+        };
         Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
     }
 }
