@@ -26,7 +26,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::certificate::Facts;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
-use crate::files::trust;
+use crate::files::{DirectoryOwner, trust};
 use crate::lineage::Lineage;
 use crate::manage::{ManageError, Outcome, Trigger};
 use crate::net::http::{Longest, Origin};
@@ -126,6 +126,8 @@ impl Control {
             ));
         }
         let path = path(data_dir);
+        // So that the socket belongs to the user that this process becomes.
+        let _acting = DirectoryOwner::of(data_dir).act();
         bind(&path).map_err(|error| Failure::store(format!("{}: {error}", path.display())))
     }
 

@@ -122,8 +122,10 @@ pub(crate) fn beside(directory: &Path, suffix: &str) -> PathBuf {
 /// Creates the data directory with mode 0700, and gives an empty one that mode: the mount
 /// point of a new volume is open to all users. A directory that has files may belong to
 /// another user, who chose its mode.
-pub(crate) fn make_data_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn make_data_directory(path: &Path) -> io::Result<DirectoryOwner> {
     const PRIVATE: u32 = 0o700;
+    let above = DirectoryOwner::checked(path)?;
+    let acting = above.act();
     make_directory(path, PRIVATE)?;
     if std::fs::read_dir(path)?.next().is_none()
         && let Err(error) = std::fs::set_permissions(path, PermissionsExt::from_mode(PRIVATE))
@@ -131,7 +133,9 @@ pub(crate) fn make_data_directory(path: &Path) -> io::Result<()> {
         // Another user owns the directory; the files in it are private all the same.
         tracing::warn!(path = %path.display(), "cannot make the data directory private: {error}");
     }
-    Ok(())
+    drop(acting);
+    // Another user may have been faster in a shared directory.
+    DirectoryOwner::checked(path)
 }
 
 /// Flushes the directory that contains `path`.

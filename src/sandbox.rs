@@ -33,7 +33,7 @@ use crate::deploy::helper::{Helper, Permits};
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
-use crate::files;
+use crate::files::{self, DirectoryOwner};
 use paths::{Paths, open_answers, permitted, specs};
 use user::{DOCKER_RELAY, ServiceUser};
 
@@ -190,6 +190,11 @@ pub(crate) fn confine(
         .docker
         .is_some()
         .then(|| settings.data_dir.join(DOCKER_RELAY));
+    let owner = DirectoryOwner::of(&settings.data_dir);
+    let bind = |path: &Path| {
+        let _acting = owner.act();
+        bind(path)
+    };
     let relayed = relay.as_deref().map(bind).transpose().map_err(|error| {
         Failure::store(format!("{DOCKER_RELAY} in the data directory: {error}"))
     })?;

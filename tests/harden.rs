@@ -47,7 +47,12 @@ impl SandboxedSidecar {
     }
 
     fn until_logged(&self, what: &str) {
-        until(what, || self.log().contains(what));
+        let log = std::cell::RefCell::new(String::new());
+        let _shown = printed_on_failure(&log);
+        until(what, || {
+            *log.borrow_mut() = self.log();
+            log.borrow().contains(what)
+        });
     }
 
     fn until_issued(&self) {
@@ -65,6 +70,19 @@ impl SandboxedSidecar {
     fn helper(&self) -> u32 {
         child_of(self.running.id()).unwrap()
     }
+}
+
+/// Prints the log of a test that fails.
+fn printed_on_failure(log: &std::cell::RefCell<String>) -> impl Drop {
+    struct Printed<'a>(&'a std::cell::RefCell<String>);
+    impl Drop for Printed<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("{}", self.0.borrow());
+            }
+        }
+    }
+    Printed(log)
 }
 
 /// The only child of `id`.
@@ -673,6 +691,7 @@ fn link_in_the_data_directory_opens_nothing() {
             std::fs::create_dir(directory.join(name)).unwrap();
             let private = std::fs::Permissions::from_mode(0o700);
             std::fs::set_permissions(directory.join(name), private).unwrap();
+            chown(directory.join(name), Some(NOBODY), Some(NOBODY)).unwrap();
             let link = directory.join(name).join("x");
             symlink("/", &link).unwrap();
             std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();

@@ -3,68 +3,118 @@
 //! link that the user has placed there leads root nowhere.
 
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
-/// The owner of a directory, if this process is root and the directory is another user's.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DirectoryOwner(Option<Owner>);
+use super::{accounts, trust};
 
-#[derive(Clone, Copy, Debug)]
+/// The owner of a directory, if this process is root and the directory is another user's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DirectoryOwner(Option<Arc<Owner>>);
+
+#[derive(Debug)]
 struct Owner {
     user: Uid,
     group: Gid,
-    /// Whether this user may search all directories above.
-    reaches_it: bool,
+    /// Its other groups, by the table of this system. Root's own groups do not stay: they
+    /// open root's keys.
+    groups: Vec<Gid>,
+    /// Whether a directory above lets only root pass. Else the right to search would
+    /// open to this user what is closed to it alone.
+    is_below_roots: bool,
 }
 
 impl DirectoryOwner {
-    /// The owner of `directory`, or of the nearest parent that exists. Name a directory that
-    /// the administrator has configured: below it that owner can place links.
+    /// The owner of `directory`, or of the nearest parent that exists: the first user but
+    /// root on the way there, who can replace all that follows. Name a directory that the
+    /// administrator has configured: below it that owner can place links.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> Self {
-        let mut found = directory.ancestors();
-        let found = found.find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-        let foreign = found.filter(|(_, found)| geteuid().is_root() && found.uid() != 0);
-        Self(foreign.map(|(path, found)| {
+        let nearest = directory.ancestors();
+        let nearest = { nearest }.find_map(|path| std::fs::canonicalize(path).ok());
+        let path = nearest.filter(|_| geteuid().is_root()).unwrap_or_default();
+        let way: Vec<&Path> = path.ancestors().collect();
+        let way = way.into_iter().rev();
+        let mut way = way.filter_map(|part| std::fs::symlink_metadata(part).ok());
+        let foreign = way.find(|found| found.uid() != 0);
+        Self(foreign.map(|found| {
             let (user, group) = (found.uid(), found.gid());
-            let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-            Owner {
-                reaches_it: path.ancestors().skip(1).all(|above| {
-                    std::fs::metadata(above).is_ok_and(|above| may_search(&above, user, &[group]))
-                }),
+            let groups = accounts::groups_of(user);
+            let above = path.ancestors().skip(1);
+            let closed = above.filter_map(|above| std::fs::metadata(above).ok());
+            let all = [&[group], groups.as_slice()].concat();
+            let mut closed = closed
+                .filter(|above| !may_search(above, user, &all))
+                .peekable();
+            Arc::new(Owner {
+                is_below_roots: closed.peek().is_some() && closed.all(|above| is_roots(&above)),
                 user: Uid::from_raw(user),
                 group: Gid::from_raw(group),
-            }
+                groups: groups.into_iter().map(Gid::from_raw).collect(),
+            })
         }))
+    }
+
+    /// Checks that only root and the owner of `directory` can lead its path elsewhere:
+    /// it is used again and again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::PermissionDenied`] with the part that another user can change, and a
+    /// hint.
+    pub(crate) fn checked(directory: &Path) -> io::Result<Self> {
+        let owner = Self::of(directory);
+        let user = owner.0.as_deref().map(|owner| owner.user.as_raw());
+        match trust::resolve_for(directory, user) {
+            Err(error) if geteuid().is_root() && !error.is_absent() => {
+                let (shown, hint) = (directory.display(), error.hint());
+                let message = format!("root does not work in {shown}: {error}; hint: {hint}");
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+            }
+            _ => Ok(owner),
+        }
     }
 
     /// Acts as this user until the result is dropped. It must be dropped in the same thread,
     /// before anything is awaited.
     #[must_use]
-    pub(crate) fn act(self) -> ActingAs {
+    pub(crate) fn act(&self) -> ActingAs {
         // Within another such work, the outer one ends it.
-        let Some(owner) = self.0.filter(|_| geteuid().is_root()) else {
+        let Some(owner) = self.0.as_deref().filter(|_| geteuid().is_root()) else {
             return ActingAs(None);
         };
-        let before = getegid();
+        let before = Before {
+            group: getegid(),
+            groups: getgroups().unwrap_or_default(),
+        };
         // A process without that right goes on as it is.
-        let switched = set_thread_res_gid(None, owner.group, None)
+        let switched = set_thread_groups(&owner.groups)
+            .and_then(|()| set_thread_res_gid(None, owner.group, None))
             .and_then(|()| set_thread_res_uid(None, owner.user, None));
         if switched.is_err() {
-            let _ = set_thread_res_gid(None, before, None);
-        } else if !owner.reaches_it
+            let _ = before.restore();
+            return ActingAs(None);
+        }
+        if owner.is_below_roots
             && let Err(error) = keep_search()
         {
             tracing::warn!("cannot search the directories of root: {error}");
         }
-        ActingAs(switched.is_ok().then_some(before))
+        ActingAs(Some(before))
+    }
+}
+
+/// Whether the directory is root's, and no other user may search it.
+fn is_roots(directory: &Metadata) -> bool {
+    directory.uid() == 0 && directory.mode() & 0o001 == 0 && {
+        directory.gid() == 0 || directory.mode() & 0o010 == 0
     }
 }
 
@@ -88,16 +138,28 @@ fn keep_search() -> rustix::io::Result<()> {
 
 /// Ends the work as another user when it is dropped.
 #[derive(Debug)]
-pub(crate) struct ActingAs(Option<Gid>);
+pub(crate) struct ActingAs(Option<Before>);
+
+/// The groups of root's thread.
+#[derive(Debug)]
+struct Before {
+    group: Gid,
+    groups: Vec<Gid>,
+}
+
+impl Before {
+    fn restore(&self) -> rustix::io::Result<()> {
+        set_thread_res_uid(None, Uid::ROOT, None)?;
+        set_thread_res_gid(None, self.group, None)?;
+        set_thread_groups(&self.groups)
+    }
+}
 
 impl Drop for ActingAs {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            let back = set_thread_res_uid(None, Uid::ROOT, None)
-                .and_then(|()| set_thread_res_gid(None, group, None));
-            if let Err(error) = back {
-                tracing::error!("cannot act as root again: {error}");
-            }
+        let back = self.0.as_ref().map_or(Ok(()), Before::restore);
+        if let Err(error) = back {
+            tracing::error!("cannot act as root again: {error}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The unprivileged user that a sidecar started by root becomes. Its files are given to that
 //! user first: by descriptors, without following links, and only what `certs` makes.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::files::accounts::{NO_ACCOUNT, service_account};
 use crate::files::beneath::{Directory, names_in};
 use crate::files::{is_leftover, may_search};
+use crate::text::printable;
 
 /// The socket of the helper process in the data directory, for Docker's API.
 pub(super) const DOCKER_RELAY: &str = "docker.sock";
@@ -100,15 +101,12 @@ impl ServiceUser {
             let (path, user) = (path.display(), self.user);
             Failure::store(format!("{path} cannot be given to user {user}: {error}"))
         };
-        let has_others = self.give_state(data_dir);
-        if has_others.map_err(|error| failed(data_dir, error))? {
-            let message = format!(
-                "{} has files of other programs and is open to other users",
-                data_dir.display()
-            );
+        let other = self.give_state(data_dir);
+        if let Some(other) = other.map_err(|error| failed(data_dir, error))? {
+            let (path, other) = (data_dir.display(), printable(&other.to_string_lossy()));
             return Err(Failure::usage(
-                message,
-                "give certs a directory of its own with --data-dir, or make this one private: chmod 700",
+                format!("{path} is not the data directory of certs alone: it has `{other}`"),
+                "give certs a directory of its own with --data-dir, or move that file elsewhere",
             ));
         }
         for output in outputs {
@@ -121,52 +119,66 @@ impl ServiceUser {
         Ok(())
     }
 
-    /// Gives it the data directory; whether that is one that other programs and users share.
-    fn give_state(&self, data_dir: &Path) -> io::Result<bool> {
+    /// Gives it the data directory, unless that has a file of another program: then nothing
+    /// is given, and the file's name is returned.
+    fn give_state(&self, data_dir: &Path) -> io::Result<Option<OsString>> {
         let state = open_directory(data_dir)?;
-        let is_ours = self.give_known(&state, &STATE)?;
-        let is_shared = !is_ours && fstat(&state)?.st_mode & 0o077 != 0;
-        if !is_shared {
-            // An earlier version made it 0755.
-            fchmod(&state, PRIVATE)?;
-            self.give(&state)?;
+        if fstat(&state)?.st_uid == self.user {
+            return Ok(None);
         }
-        Ok(is_shared)
+        let (known, others) = partition(&state, &STATE)?;
+        if let Some(other) = others.into_iter().next() {
+            return Ok(Some(other));
+        }
+        self.give_all(&state, known)?;
+        // An earlier version made it 0755.
+        fchmod(&state, PRIVATE)?;
+        self.give(&state)?;
+        Ok(None)
     }
 
     /// Gives it the pairs in `output`, which may be a directory of other files, too.
     fn give_pairs(&self, output: &OwnedFd) -> io::Result<()> {
+        if fstat(output)?.st_uid == self.user {
+            return Ok(());
+        }
         for name in OUTPUT {
             match mkdirat(output, name, SHARED) {
-                Ok(()) => chmodat(output, name, SHARED, AtFlags::empty())?,
+                Ok(()) => {
+                    chmodat(output, name, SHARED, AtFlags::empty())?;
+                    let flags = DIRECTORY | OFlags::NOFOLLOW;
+                    let made = openat(output, name, flags, Mode::empty())?;
+                    if names_in(&made)?.is_empty() {
+                        self.give(&made)?;
+                    }
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        match self.give_known(output, &OUTPUT)? {
+        let (known, others) = partition(output, &OUTPUT)?;
+        self.give_all(output, known)?;
+        match others.is_empty() {
             true => self.give(output),
             false => Ok(()),
         }
     }
 
-    /// Gives it the entries with these names, and those that a crash left of them; whether
-    /// there are no others.
-    fn give_known(&self, directory: &OwnedFd, known: &[&str]) -> io::Result<bool> {
-        let found = names_in(directory)?.into_iter();
-        let (mine, others): (Vec<_>, Vec<_>) = found
-            .filter(|found| !BESIDE.iter().any(|beside| found == beside))
-            .partition(|found| {
-                let found = found.to_string_lossy();
-                let is_known = |name: &&str| found == **name || is_leftover(&found, name);
-                known.iter().any(is_known)
-            });
-        for name in mine {
+    /// Gives it the entries with these names and all below, if only root could put them
+    /// there: another user may have moved a file of root's into its own directory.
+    fn give_all(&self, directory: &OwnedFd, names: Vec<OsString>) -> io::Result<()> {
+        let found = fstat(directory)?;
+        let is_roots = found.st_uid == 0 || found.st_uid == NO_ACCOUNT && self.has_account;
+        if !is_roots || found.st_mode & 0o022 != 0 {
+            return Ok(());
+        }
+        for name in names {
             let named = |error: io::Error| {
                 io::Error::new(error.kind(), format!("{}: {error}", name.display()))
             };
             self.give_below(directory, &name).map_err(named)?;
         }
-        Ok(others.is_empty())
+        Ok(())
     }
 
     /// Lets it write in a directory of challenge answers: one of root's is given to it, and
@@ -197,9 +209,7 @@ impl ServiceUser {
         if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
             // Of the same directory: a name may mean another one by now.
             let directory = openat(&entry, ".", DIRECTORY, Mode::empty())?;
-            for name in names_in(&directory)? {
-                self.give_below(&directory, &name)?;
-            }
+            self.give_all(&directory, names_in(&directory)?)?;
         }
         self.give(&entry)
     }
@@ -259,6 +269,17 @@ fn has_other_users() -> bool {
         let numbers: Vec<u32> = line.split_whitespace().flat_map(str::parse).collect();
         matches!(numbers[..], [first, _, count] if first <= NO_ACCOUNT && NO_ACCOUNT - first < count)
     })
+}
+
+/// The entries with these names and those that a crash left of them, and the others.
+fn partition(directory: &OwnedFd, known: &[&str]) -> io::Result<(Vec<OsString>, Vec<OsString>)> {
+    let found = names_in(directory)?.into_iter();
+    let found = found.filter(|found| !BESIDE.iter().any(|beside| found == beside));
+    Ok(found.partition(|found| {
+        let found = found.to_string_lossy();
+        let is_known = |name: &&str| found == **name || is_leftover(&found, name);
+        known.iter().any(is_known)
+    }))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY

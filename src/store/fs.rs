@@ -64,8 +64,8 @@ impl FileStore {
     /// When it cannot be seen whether there is one.
     pub fn existing(root: PathBuf) -> Result<Option<Self>, StoreError> {
         let records = root.join("records");
+        let owner = DirectoryOwner::checked(&root).map_err(at("read", &root))?;
         let there = records.try_exists().map_err(at("read", &records))?;
-        let owner = DirectoryOwner::of(&root);
         Ok(there.then_some(Self { root, owner }))
     }
 
@@ -74,8 +74,7 @@ impl FileStore {
     /// # Errors
     /// When a directory cannot be created.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
-        files::make_data_directory(&root).map_err(at("create", &root))?;
-        let owner = DirectoryOwner::of(&root);
+        let owner = files::make_data_directory(&root).map_err(at("create", &root))?;
         let _acting = owner.act();
         for part in ["records", "leases", "accounts", "authorities"] {
             make_directory(&root.join(part))?;
