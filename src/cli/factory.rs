@@ -1,13 +1,17 @@
 //! Builds services from settings: shared services once, and one client for each
 //! distinct CA, so that certificates can be added while the process runs.
 
+mod outputs;
+mod targets;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_trait::async_trait;
 use futures_util::TryFutureExt;
 
+pub(super) use self::outputs::outputs_for;
+use self::outputs::{output_for, owner_of};
 use super::Call;
 use super::catalog::{remember, still_imported};
 use super::embedded;
@@ -23,14 +27,10 @@ use crate::config::{
 use crate::control::{Done, Task};
 use crate::deploy::coalesce::Coalesced;
 use crate::deploy::confirmed::Right;
-use crate::deploy::output::Output;
 use crate::deploy::outputs::Outputs;
-use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
-use crate::deploy::{Delivery, DeployCause, Target};
 use crate::failure::Failure;
-use crate::files::DirectoryOwner;
 use crate::lineage::Lineage;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
@@ -162,41 +162,6 @@ impl Factory {
                 _ => Keeper::Settings,
             },
         })
-    }
-
-    /// The targets, copies first: a server may read one of them.
-    fn targets(&self, settings: &CertificateSettings) -> Vec<Arc<dyn Target>> {
-        let specs = settings.deploy.iter();
-        let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_copy());
-        let all = copies.into_iter().chain(servers);
-        let all = all.map(|spec| spec.for_lineage(&settings.lineage));
-        let target = |spec: &DeployTarget| match Right::to_deploy(spec) {
-            Some(right) if settings.unconfirmed.contains(&right) => {
-                Coalesced::new(Arc::new(UnconfirmedTarget(spec.target(), right)), false)
-            }
-            _ => self.target(spec),
-        };
-        let all: Vec<_> = all.map(|spec| (target(&spec), spec)).collect();
-        let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
-            let same = |(other, _): &&(Coalesced, DeployTarget)| other.name() == target.name();
-            Arc::new(match all.iter().filter(same).count() {
-                1 => target.clone(),
-                // Two nginx are distinguished by their pid files.
-                _ => target.named(spec.to_string()),
-            })
-        });
-        let is_owned = self.process.output_of(settings).owner.is_some();
-        let file_owner = self.sandbox.file_owner().filter(|_| is_owned);
-        file_owner.into_iter().chain(named).collect()
-    }
-
-    /// The target of one server, shared by certificates to coalesce its reloads.
-    fn target(&self, spec: &DeployTarget) -> Coalesced {
-        let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = targets.entry(spec.clone());
-        let shared =
-            shared.or_insert_with(|| Coalesced::new(self.sandbox.target(spec), spec.coalesces()));
-        shared.clone()
     }
 
     /// Does `task` for one certificate.
@@ -389,63 +354,11 @@ fn unconfirmed(settings: &CertificateSettings, right: &Right) -> Failure {
     )
 }
 
-/// A target that only the store names.
-struct UnconfirmedTarget(Arc<dyn Target>, Right);
-
-#[async_trait]
-impl Target for UnconfirmedTarget {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-
-    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
-        Err(DeployCause::Unconfirmed(self.1.to_string()))
-    }
-
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        self.check(delivery).await
-    }
-}
-
 fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     match (&renew.schedule, renew.deploy) {
         (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
         _ => None,
     }
-}
-
-/// The directories shared with consumers.
-pub(super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
-    let output = &settings.output;
-    let owner = owner_of(output, settings);
-    Ok(Outputs::new(output_for(output, settings)?, owner))
-}
-
-/// Below the data directory of a service's user, files belong to that user, unless the
-/// configuration gives them to another.
-fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
-    let is_given = output.owner.is_some() || output.group.is_some();
-    match output.directory.starts_with(&process.data_dir) && !is_given {
-        true => DirectoryOwner::of(&process.data_dir),
-        false => DirectoryOwner::default(),
-    }
-}
-
-fn output_for(output: &OutputSettings, process: &Settings) -> Result<Output, Failure> {
-    let refused = |message: String| {
-        let hint = "set [output] owner and group to existing names or to numbers";
-        Failure::usage(message, hint)
-    };
-    let (user, group) = (output.owner.as_deref(), output.group.as_deref());
-    let owner = Owner {
-        user: user.map(owner::user).transpose().map_err(refused)?,
-        group: group.map(owner::group).transpose().map_err(refused)?,
-    };
-    let owner = match process.gives_up_root {
-        true => owner.group_alone(),
-        false => owner,
-    };
-    Ok(Output::new(output.directory.clone()).owned_by(owner))
 }
 
 /// The certificate that a pass must provide.

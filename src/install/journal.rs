@@ -1,17 +1,20 @@
 //! Changes several files as one. The originals and the intent are stored below the
 //! private data directory before the first rename, so that a crash, or the whole
 //! install, can be undone byte for byte. Each install has a numbered directory; the
-//! newest is undone first. The directories of the files may belong to other users, and
-//! are used by descriptors alone.
+//! newest is undone first.
 
-use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+mod configured;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::configured::{
+    open, put_in_place, remove, remove_aside, restore, store_original, write_aside,
+};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::{self, beside, trust};
@@ -337,81 +340,12 @@ fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// More than any configuration file, in bytes.
-const LARGEST: u64 = 16 << 20;
-
-fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
-    let original = open(&change.path)?;
-    let (mut mode, mut owner) = (0o644, NO_OWNER);
-    let original = original.map(|(original, found)| {
-        mode = found.permissions().mode() & 0o7777;
-        owner = (found.uid(), found.gid());
-        original
-    });
-    if let Some(original) = &original {
-        files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
-    }
-    Ok(Entry {
-        path: change.path.clone(),
-        before: original.map(|original| Fingerprint::of(&original)),
-        after: Fingerprint::of(&change.content),
-        mode,
-        owner,
-    })
-}
-
-/// A leading dot, since no pattern of an `include` matches such names.
-fn aside(name: &OsStr) -> String {
-    format!(".{}.certs-new", name.to_string_lossy())
-}
-
-fn write_aside(entry: &Entry, content: &[u8]) -> io::Result<()> {
-    let (place, name) = Directory::of(&entry.path)?;
-    let aside = aside(name);
-    place.remove(&aside)?;
-    place.write_new(&aside, entry.mode, content, |file| {
-        let own = file.metadata()?;
-        if entry.owner != NO_OWNER && entry.owner != (own.uid(), own.gid()) {
-            fchown(file, Some(entry.owner.0), Some(entry.owner.1))?;
-            // A change of the owner may clear bits of the mode.
-            file.set_permissions(PermissionsExt::from_mode(entry.mode))?;
-        }
-        Ok(())
-    })
-}
-
-/// Renames the file beside its place to its own name.
-fn put_in_place(path: &Path) -> io::Result<()> {
-    let (place, name) = Directory::of(path)?;
-    place.rename(aside(name), name)?;
-    place.sync()
-}
-
-fn remove_aside(path: &Path) -> io::Result<()> {
-    let (place, name) = Directory::of(path)?;
-    place.remove(aside(name))
-}
-
-fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
-    if entry.before.is_none() {
-        return remove(&entry.path);
-    }
-    write_aside(entry, &std::fs::read(original)?)?;
-    put_in_place(&entry.path)
-}
-
 /// Whether there is no link: nothing, or a file.
 fn is_other(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
     )
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    let (place, name) = Directory::of(path)?;
-    place.remove(name)?;
-    place.sync()
 }
 
 fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
@@ -428,26 +362,6 @@ fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
             "compare the two (diff {original} {path}) and, if you want the original, copy it back by hand"
         ),
     )
-}
-
-/// The content and status of a file, if it exists.
-fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> {
-    let read = || -> io::Result<(Vec<u8>, Metadata)> {
-        let (place, name) = Directory::of(path)?;
-        let (file, mut text) = (place.file(name)?, Vec::new());
-        let found = file.metadata()?;
-        file.take(LARGEST).read_to_end(&mut text)?;
-        Ok((text, found))
-    };
-    match read() {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::of_file(
-            &error,
-            format!("{}: {error}", path.display()),
-            "run as a user who may read the file",
-        )),
-    }
 }
 
 fn remove_all(path: &Path) -> io::Result<()> {

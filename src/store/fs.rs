@@ -14,15 +14,19 @@
 //! the directory on NFS. Files are small and local, so they are read and written
 //! on the calling thread.
 
-use std::fs::{File, OpenOptions, TryLockError};
+mod single;
+
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::single::{
+    at, locked, make_directory, open_lock, read_json, read_text, remove_directory, replace,
+    write_json,
+};
 use super::{Lease, Store, StoreError, check_save, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
@@ -353,68 +357,6 @@ fn next_token(file: &mut File) -> io::Result<u64> {
     Ok(token)
 }
 
-fn open_lock(path: &Path) -> Result<File, StoreError> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(PRIVATE_FILE);
-    options.open(path).map_err(at("open", path))
-}
-
-/// The lock of a compare-and-swap.
-fn locked(path: &Path) -> Result<File, StoreError> {
-    let lock = open_lock(path)?;
-    lock.lock().map_err(at("lock", path))?;
-    Ok(lock)
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let text = read_text(path)?;
-    let read = text.map(|text| serde_json::from_str(&text)).transpose();
-    read.map_err(|error| corrupt(path, &error))
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    let json = serde_json::to_vec_pretty(value).map_err(|error| corrupt(path, &error))?;
-    replace(path, &json)
-}
-
-fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    files::replace(path, PRIVATE_FILE, content).map_err(at("write", path))
-}
-
-fn make_directory(path: &Path) -> Result<(), StoreError> {
-    files::make_directory(path, PRIVATE_DIRECTORY).map_err(at("create", path))
-}
-
-/// Removes a directory with its files; whether it existed.
-fn remove_directory(path: &Path) -> Result<bool, StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        removed => removed.map(|()| true).map_err(at("remove", path)),
-    }
-}
-
-fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
-    StoreError::Corrupt {
-        subject: path.display().to_string(),
-        detail: error.to_string(),
-    }
-}
-
-/// The text of a file, if the file exists.
-fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt(path, &error)),
-        Err(error) => Err(at("read", path)(error)),
-    }
-}
-
 /// Removes all but the newest pairs, and the staged records of killed writers, which
 /// contain keys. A failure is not an error. `rollback` stays while no newer
 /// generation is verified.
@@ -436,15 +378,6 @@ fn remove_old(directory: &Path, newest: Generation, rollback: Option<Generation>
         {
             tracing::warn!(path = %entry.path().display(), "cannot remove an old pair: {error}");
         }
-    }
-}
-
-fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
-    let subject = path.display().to_string();
-    move |source| StoreError::Io {
-        operation,
-        subject: subject.clone(),
-        source,
     }
 }
 

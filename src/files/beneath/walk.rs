@@ -91,7 +91,7 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     use super::*;
 
@@ -119,6 +119,11 @@ mod tests {
         assert!(is_refusal(&open("real/link").unwrap_err()));
         mode(0o1777).unwrap();
         assert!(open("relative/link").is_ok());
+        if rustix::process::geteuid().is_root() {
+            chown(&root, Some(4321), None).unwrap();
+            assert!(is_refusal(&open("real/link").unwrap_err()));
+            chown(&root, Some(0), None).unwrap();
+        }
         // Below a directory of this process's own, no link counts.
         let distrusted = root.join("real");
         let refused = |path: &str| refused_way(&root.join(path), &[&distrusted]);

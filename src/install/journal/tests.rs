@@ -1,5 +1,7 @@
 //! Undo after an install, a crash and a change by hand.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 fn subject() -> Subject {

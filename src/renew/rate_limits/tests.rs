@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::rules::HOUR;
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);

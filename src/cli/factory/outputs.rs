@@ -1,0 +1,42 @@
+//! The outputs of settings, with the owners of their files.
+
+use crate::config::{OutputSettings, Settings};
+use crate::deploy::output::Output;
+use crate::deploy::outputs::Outputs;
+use crate::deploy::owner::{self, Owner};
+use crate::failure::Failure;
+use crate::files::DirectoryOwner;
+
+/// The directories shared with consumers.
+pub(in super::super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
+    let output = &settings.output;
+    let owner = owner_of(output, settings);
+    Ok(Outputs::new(output_for(output, settings)?, owner))
+}
+
+/// Below the data directory of a service's user, files belong to that user, unless the
+/// configuration gives them to another.
+pub(super) fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
+    let is_given = output.owner.is_some() || output.group.is_some();
+    match output.directory.starts_with(&process.data_dir) && !is_given {
+        true => DirectoryOwner::of(&process.data_dir),
+        false => DirectoryOwner::default(),
+    }
+}
+
+pub(super) fn output_for(output: &OutputSettings, process: &Settings) -> Result<Output, Failure> {
+    let refused = |message: String| {
+        let hint = "set [output] owner and group to existing names or to numbers";
+        Failure::usage(message, hint)
+    };
+    let (user, group) = (output.owner.as_deref(), output.group.as_deref());
+    let owner = Owner {
+        user: user.map(owner::user).transpose().map_err(refused)?,
+        group: group.map(owner::group).transpose().map_err(refused)?,
+    };
+    let owner = match process.gives_up_root {
+        true => owner.group_alone(),
+        false => owner,
+    };
+    Ok(Output::new(output.directory.clone()).owned_by(owner))
+}

@@ -1,0 +1,103 @@
+//! The files that an install changes. Their directories may belong to other users, and are
+//! used by descriptors alone. New content is written beside its place, and renamed last.
+
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use super::{Change, Entry, NO_OWNER, store_error};
+use crate::failure::Failure;
+use crate::files;
+use crate::files::beneath::Directory;
+use crate::fingerprint::Fingerprint;
+
+/// More than any configuration file, in bytes.
+const LARGEST: u64 = 16 << 20;
+
+pub(super) fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
+    let original = open(&change.path)?;
+    let (mut mode, mut owner) = (0o644, NO_OWNER);
+    let original = original.map(|(original, found)| {
+        mode = found.permissions().mode() & 0o7777;
+        owner = (found.uid(), found.gid());
+        original
+    });
+    if let Some(original) = &original {
+        files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
+    }
+    Ok(Entry {
+        path: change.path.clone(),
+        before: original.map(|original| Fingerprint::of(&original)),
+        after: Fingerprint::of(&change.content),
+        mode,
+        owner,
+    })
+}
+
+/// A leading dot, since no pattern of an `include` matches such names.
+fn aside(name: &OsStr) -> String {
+    format!(".{}.certs-new", name.to_string_lossy())
+}
+
+pub(super) fn write_aside(entry: &Entry, content: &[u8]) -> io::Result<()> {
+    let (place, name) = Directory::of(&entry.path)?;
+    let aside = aside(name);
+    place.remove(&aside)?;
+    place.write_new(&aside, entry.mode, content, |file| {
+        let own = file.metadata()?;
+        if entry.owner != NO_OWNER && entry.owner != (own.uid(), own.gid()) {
+            fchown(file, Some(entry.owner.0), Some(entry.owner.1))?;
+            // A change of the owner may clear bits of the mode.
+            file.set_permissions(PermissionsExt::from_mode(entry.mode))?;
+        }
+        Ok(())
+    })
+}
+
+/// Renames the file beside its place to its own name.
+pub(super) fn put_in_place(path: &Path) -> io::Result<()> {
+    let (place, name) = Directory::of(path)?;
+    place.rename(aside(name), name)?;
+    place.sync()
+}
+
+pub(super) fn remove_aside(path: &Path) -> io::Result<()> {
+    let (place, name) = Directory::of(path)?;
+    place.remove(aside(name))
+}
+
+pub(super) fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
+    if entry.before.is_none() {
+        return remove(&entry.path);
+    }
+    write_aside(entry, &std::fs::read(original)?)?;
+    put_in_place(&entry.path)
+}
+
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    let (place, name) = Directory::of(path)?;
+    place.remove(name)?;
+    place.sync()
+}
+
+/// The content and status of a file, if it exists.
+pub(super) fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> {
+    let read = || -> io::Result<(Vec<u8>, Metadata)> {
+        let (place, name) = Directory::of(path)?;
+        let (file, mut text) = (place.file(name)?, Vec::new());
+        let found = file.metadata()?;
+        file.take(LARGEST).read_to_end(&mut text)?;
+        Ok((text, found))
+    };
+    match read() {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::of_file(
+            &error,
+            format!("{}: {error}", path.display()),
+            "run as a user who may read the file",
+        )),
+    }
+}

@@ -1,0 +1,85 @@
+//! Single files and directories of the store, private to its user. Each failure names the step
+//! and the path.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::super::StoreError;
+use super::{PRIVATE_DIRECTORY, PRIVATE_FILE};
+use crate::files;
+
+pub(super) fn open_lock(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE_FILE);
+    options.open(path).map_err(at("open", path))
+}
+
+/// The lock of a compare-and-swap.
+pub(super) fn locked(path: &Path) -> Result<File, StoreError> {
+    let lock = open_lock(path)?;
+    lock.lock().map_err(at("lock", path))?;
+    Ok(lock)
+}
+
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let text = read_text(path)?;
+    let read = text.map(|text| serde_json::from_str(&text)).transpose();
+    read.map_err(|error| corrupt(path, &error))
+}
+
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let json = serde_json::to_vec_pretty(value).map_err(|error| corrupt(path, &error))?;
+    replace(path, &json)
+}
+
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    files::replace(path, PRIVATE_FILE, content).map_err(at("write", path))
+}
+
+pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
+    files::make_directory(path, PRIVATE_DIRECTORY).map_err(at("create", path))
+}
+
+/// Removes a directory with its files; whether it existed.
+pub(super) fn remove_directory(path: &Path) -> Result<bool, StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(at("remove", path)),
+    }
+}
+
+fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Corrupt {
+        subject: path.display().to_string(),
+        detail: error.to_string(),
+    }
+}
+
+/// The text of a file, if the file exists.
+pub(super) fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt(path, &error)),
+        Err(error) => Err(at("read", path)(error)),
+    }
+}
+
+pub(super) fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let subject = path.display().to_string();
+    move |source| StoreError::Io {
+        operation,
+        subject: subject.clone(),
+        source,
+    }
+}
