@@ -70,7 +70,7 @@ impl Outlet for Outputs {
         output.publish(lineage, generation, bundle)
     }
 
-    fn live(&self, lineage: &Lineage) -> Option<Generation> {
+    fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError> {
         let (output, owner) = self.of(lineage);
         let _acting = owner.act();
         output.live(lineage)
