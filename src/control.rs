@@ -5,6 +5,7 @@
 //! a peer orders can run a program as root, and a process with group 0 need not be root.
 
 use std::io;
+use std::io::ErrorKind::{ConnectionRefused, InvalidInput, NotFound};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,7 +120,7 @@ impl Control {
     /// Binds the socket of `data_dir`. A socket left by a killed process is
     /// replaced; a live one is an error.
     pub(crate) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
-        if is_running(data_dir).await {
+        if is_running(data_dir).await? {
             return Err(Failure::usage(
                 format!("another `certs run` is using {}", data_dir.display()),
                 "stop it, or give this one its own --data-dir",
@@ -185,8 +186,20 @@ async fn deletion(
 }
 
 /// Whether a sidecar accepts connections on `data_dir`.
-pub(crate) async fn is_running(data_dir: &Path) -> bool {
-    UnixStream::connect(path(data_dir)).await.is_ok()
+///
+/// # Errors
+/// When that cannot be seen, for example because this user may not connect: two processes
+/// would do the same work.
+pub(crate) async fn is_running(data_dir: &Path) -> Result<bool, Failure> {
+    let socket = path(data_dir);
+    match UnixStream::connect(&socket).await {
+        Ok(_) => Ok(true),
+        // Invalid: the path is too long for a socket, so that there is none.
+        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
+            Ok(false)
+        }
+        Err(error) => Err(Failure::unusable(&socket, &error)),
+    }
 }
 
 /// The one-shot command's end: sends the work and waits for its result.

@@ -66,7 +66,10 @@ pub trait Outlet: Send + Sync {
 
     /// The live generation; `None` when there is none, when its files are missing or
     /// empty, or when `certs` did not write them.
-    fn live(&self, lineage: &Lineage) -> Option<Generation>;
+    ///
+    /// # Errors
+    /// When it cannot be seen whether there is one.
+    fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError>;
 
     /// Whether `bundle` is the live pair, byte for byte.
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool;

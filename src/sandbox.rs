@@ -1,8 +1,9 @@
 //! The sandbox of a process that holds private keys and talks to the network.
 //! Every command disables core files, ptrace and new privileges before it reads a
-//! name. `certs run` and the embedded CA's server drop much more once their sockets
-//! are bound and their directories are known: capabilities, files outside the
-//! configured paths, new listeners, and most system calls, `execve` among them.
+//! name. `certs run`, `certs renew` of root in another user's data directory, and the
+//! embedded CA's server drop much more once their sockets are bound and their directories
+//! are known: capabilities, files outside the configured paths, new listeners, and most
+//! system calls, `execve` among them.
 //!
 //! A kernel that lacks a mechanism causes a log message, never a failed command;
 //! the other mechanisms still apply. Restrictions are never lifted.

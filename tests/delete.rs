@@ -207,6 +207,8 @@ fn damaged_record_can_be_deleted() {
         }
         run(&mut verb(&ca, &["delete", "example.com", "--yes"]), 0);
         assert_eq!(left(&ca, "/example.com"), Vec::<String>::new());
-        sidecar.map(Sidecar::stop);
+        if let Some(sidecar) = sidecar {
+            sidecar.stop();
+        }
     }
 }

@@ -217,3 +217,28 @@ fn state_at_the_place_of_an_earlier_package_is_named() {
         );
     }
 }
+
+#[test]
+fn socket_that_may_not_be_used_is_not_taken_for_a_missing_sidecar() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIPPED: a socket of another user needs root");
+    }
+    let ca = EmbeddedCa::start();
+    run(&mut ca.issue(&["example.com"]), 0);
+    let data = ca.path("data");
+    let _listener = std::os::unix::net::UnixListener::bind(data.join("admin.sock")).unwrap();
+    let mut give = Command::new("chown");
+    give.args(["-R", &NOBODY.to_string()]).arg(&data);
+    run(&mut give, 0);
+    set_permissions(ca.path(""), Permissions::from_mode(0o755)).unwrap();
+    chown(data.join("admin.sock"), Some(0), None).unwrap();
+    set_permissions(data.join("admin.sock"), Permissions::from_mode(0o600)).unwrap();
+    for arguments in [&["renew"][..], &["status", "example.com"], &["reload"]] {
+        let mut command = certs(&ca.path(""));
+        command.args(arguments);
+        fails(
+            as_nobody(&command, &ca.path("")),
+            &["data/admin.sock", "Permission denied"],
+        );
+    }
+}

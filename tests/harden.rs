@@ -738,3 +738,46 @@ fn sidecar_of_unprivileged_user_needs_no_capability() {
 fn log_at(path: &Path) -> Stdio {
     std::fs::File::create(path).unwrap().into()
 }
+
+#[test]
+fn renew_of_root_gives_up_root_where_the_state_is_another_users() {
+    if !is_root() {
+        eprintln!("SKIPPED: renew as root: this process is not root");
+        return;
+    }
+    const NAME: &str = "gives-up-root.example.com";
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (seen, users) = (path("seen"), path("users"));
+    let lines = format!(
+        "id -u >{}\nfor process in /proc/[0-9]*; do\n  \
+         if tr '\\0' ' ' <$process/cmdline | grep -q 'renew --force {NAME}'; then grep ^Uid: $process/status; fi\n\
+         done >{} 2>/dev/null",
+        seen.display(),
+        users.display(),
+    );
+    let deploy = script(&path("hook"), &lines);
+    let listen = format!("--http-listen=127.0.0.1:{}", free_port());
+    let issue = ["issue", NAME, "--ca", "embedded", &listen, &deploy];
+    crate::support::run(certs(directory.path()).args(issue), 0);
+    let renew = || {
+        let printed =
+            crate::support::run(certs(directory.path()).args(["renew", "--force", NAME]), 0);
+        assert!(printed.contains(": issued; "), "{printed}");
+        assert_eq!(std::fs::read_to_string(&seen).unwrap(), "0\n");
+        std::fs::read_to_string(&users).unwrap()
+    };
+    // Root's own state stays root's.
+    let of = |user: u32| format!("Uid:\t{user}\t{user}\t{user}\t{user}\n");
+    assert_eq!(renew(), of(0));
+    assert_eq!(std::fs::metadata(path("data")).unwrap().uid(), 0);
+    let mut give = Command::new("chown");
+    give.args(["-R", &format!("{NOBODY}:{NOBODY}")]);
+    give.args([path("data"), path("out")]);
+    crate::support::run(&mut give, 0);
+    // The hook has root's rights from the helper.
+    assert_eq!(renew(), of(NOBODY));
+    let record = path("data/records").join(NAME).join("record.json");
+    assert_eq!(std::fs::metadata(record).unwrap().uid(), NOBODY);
+}

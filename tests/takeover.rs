@@ -163,6 +163,27 @@ fn import_applies_options_to_stored_certificates() {
 }
 
 #[test]
+fn import_does_not_call_a_webroot_missing_that_it_cannot_examine() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    std::fs::write(root.join("file"), "").unwrap();
+    for (name, webroot, why) in [
+        ("a.example.com", "file/below", "cannot be examined"),
+        ("b.example.com", "file", "is not a directory"),
+        ("c.example.com", "absent", "is not a directory"),
+    ] {
+        let source = root.join(format!("{name}.letsencrypt"));
+        let webroot = root.join(webroot).display().to_string();
+        let settings = format!("authenticator = webroot\nwebroot_path = {webroot},");
+        letsencrypt(&source, &[(name, &settings, &pair(&[name], 60))]);
+        let mut command = certs(root);
+        let printed = run(command.args(["import", "certbot"]).arg(&source), 0);
+        let why = format!("{webroot} {why}");
+        assert!(printed.contains(&why), "no `{why}` in {printed}");
+    }
+}
+
+#[test]
 fn import_of_stored_names_under_another_name_is_the_same_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let names = ["b.example.com", "a.example.com"];

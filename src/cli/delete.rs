@@ -67,7 +67,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         confirm(call, options, &files, &notes)?;
     }
     let root = (!options.keep_files).then_some(root.as_path());
-    let was_there = match control::is_running(&settings.data_dir).await {
+    let was_there = match control::is_running(&settings.data_dir).await? {
         true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
         false => {
             let deleted = delete_stored(&store, lineage, root).await;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::catalog::{confirm, existing_store, open_store};
+use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
 use super::meant;
@@ -27,6 +27,7 @@ use crate::manage::Trigger;
 use crate::manage::preflight;
 use crate::random::SystemRandom;
 use crate::renew::policy::SIDE_BY_SIDE;
+use crate::sandbox;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
@@ -105,7 +106,7 @@ pub(crate) async fn work(
     task: Task,
     rights: BTreeSet<Right>,
 ) -> Result<(), Failure> {
-    if control::is_running(&settings.data_dir).await {
+    if control::is_running(&settings.data_dir).await? {
         confirm(&settings.data_dir, rights);
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),
@@ -123,7 +124,15 @@ pub(crate) async fn work(
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
     confirm(&settings.data_dir, rights);
-    let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
+    let mut factory = Factory::new(call, settings, store, responses)?;
+    if settings.gives_up_root {
+        // After the listener is bound, as in `certs run`.
+        factory.services.output.prepare();
+        let known = all_known(&call.sources, settings).await?;
+        factory.prepare_issuers(&known);
+        factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
+    }
+    let worker = Worker::Here(Box::new(factory));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),

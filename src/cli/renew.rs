@@ -2,6 +2,7 @@
 //! and `certs rollback`, which deploy again. A failure does not stop the others.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 
 use super::Call;
 use super::args::Renew;
@@ -10,13 +11,14 @@ use super::issue::{print_failure, work};
 use super::kept::skip_orphans;
 use super::meant;
 use super::output::say;
-use crate::config::{CertificateSettings, Purpose};
+use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control::Task;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::Trigger;
 use crate::record::Generation;
+use crate::sandbox;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
@@ -59,6 +61,7 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         }
         return Ok(());
     }
+    settings.gives_up_root = !trigger.never_orders() && gives_up_root(&settings);
     let task = Task::Pass(trigger);
     let mut ended = Ok(());
     for (lineage, failure) in unusable {
@@ -70,6 +73,13 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         ended = ended.and(work(call, &settings, task, BTreeSet::new()).await);
     }
     ended
+}
+
+/// Whether this process is root and becomes another user, as `certs run` does. Where the data
+/// directory is root's, no other user has to read it: one renewal does not give it away.
+fn gives_up_root(settings: &Settings) -> bool {
+    let data = std::fs::metadata(&settings.data_dir);
+    data.is_ok_and(|data| data.uid() != 0) && sandbox::gives_up_root(settings)
 }
 
 /// Keeps the certificates that `names` select, by lineage or by one of their names; those

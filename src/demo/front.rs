@@ -138,6 +138,6 @@ mod tests {
         clock.set(bundle.facts().not_after + Duration::from_secs(1));
         let expired = front.check(&sample()).await.unwrap_err();
         assert!(expired.to_string().contains("expired"), "{expired}");
-        assert_eq!(output.live(&lineage), Some(Generation(0)));
+        assert_eq!(output.live(&lineage).unwrap(), Some(Generation(0)));
     }
 }

@@ -2,8 +2,9 @@
 //! with the previous pair, and rarely reports that where an operator looks. This module
 //! never changes a mode or an owner.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: a process with either may read all files.
 const OVERRIDE: u64 = 1 << 1 | 1 << 2;
@@ -18,14 +19,25 @@ struct FileAccess {
 
 /// The first file in `live` that process `pid` may not read, with the numbers of user and
 /// group, since names differ between containers; `None` when it may read all, or when
-/// /proc does not show it.
+/// /proc or a file does not exist. What this process may not examine is said to be so.
 #[must_use]
 pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let access = FileAccess::of(&status)?;
+    let unknown = |path: &Path, error: &io::Error| {
+        let (path, is_absent) = (path.display(), error.kind() == io::ErrorKind::NotFound);
+        (!is_absent)
+            .then(|| format!("whether {program} may read the pair is unknown: {path}: {error}"))
+    };
+    let status = PathBuf::from(format!("/proc/{pid}/status"));
+    let access = match std::fs::read_to_string(&status) {
+        Ok(status) => FileAccess::of(&status)?,
+        Err(error) => return unknown(&status, &error),
+    };
     for name in ["fullchain.pem", "privkey.pem"] {
         let path = live.join(name);
-        let found = std::fs::canonicalize(&path).ok()?;
+        let found = match std::fs::canonicalize(&path) {
+            Ok(found) => found,
+            Err(error) => return unknown(&path, &error),
+        };
         // The server's container may have other directories above the output.
         let steps = found.ancestors().take(4);
         let Some(closed) = steps.into_iter().find(|step| !access.may_open(step)) else {
@@ -136,5 +148,16 @@ mod tests {
             std::fs::write(directory.path().join(name), "x").unwrap();
         }
         assert_eq!(obstacle(std::process::id(), "test", directory.path()), None);
+    }
+
+    #[test]
+    fn file_that_cannot_be_examined_is_not_taken_for_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let live = directory.path().join("live");
+        let of_us = |live: &Path| obstacle(std::process::id(), "test", live);
+        assert_eq!(of_us(&live), None);
+        std::fs::write(&live, "").unwrap();
+        let found = of_us(&live).unwrap();
+        assert!(found.contains("is unknown"), "{found}");
     }
 }

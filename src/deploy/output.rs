@@ -128,21 +128,29 @@ impl Outlet for Output {
         Ok(())
     }
 
-    fn live(&self, lineage: &Lineage) -> Option<Generation> {
+    fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError> {
         let link = self.live_path(lineage);
-        let target = std::fs::read_link(&link).ok()?;
-        let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
+        let target = match std::fs::read_link(&link) {
+            // Nothing, or no link: something that `certs` did not make.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
+                return Ok(None);
+            }
+            target => target.map_err(at("read", &link))?,
+        };
+        let named = target.file_name().and_then(|name| name.to_str());
+        let generation = named.and_then(|name| name.parse().ok()).map(Generation);
         let generation = generation.filter(|it| target == link_target(lineage, &it.to_string()));
         // Only a missing or empty file counts: an unreadable one may be readable later.
         let exists = |name: &str| match std::fs::metadata(link.join(name)) {
             Ok(found) => found.len() > 0,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Err(error) => error.kind() != ErrorKind::NotFound,
         };
-        generation.filter(|_| exists("privkey.pem") && exists("fullchain.pem"))
+        Ok(generation.filter(|_| exists("privkey.pem") && exists("fullchain.pem")))
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
-        self.live(lineage) == Some(generation)
+        let live = self.live(lineage);
+        live.is_ok_and(|live| live == Some(generation))
             && self
                 .place(lineage, &generation.to_string())
                 .is_ok_and(|place| is_intact(&place, &contents(bundle)))
@@ -154,7 +162,7 @@ impl Outlet for Output {
         identifiers: &BTreeSet<Identifier>,
         now: Timestamp,
     ) -> Result<bool, OutputError> {
-        if self.live(lineage).is_some() {
+        if self.live(lineage)?.is_some() {
             return Ok(false);
         }
         let bundle = self_signed(identifiers, now).map_err(OutputError::Placeholder)?;
@@ -472,7 +480,7 @@ mod tests {
             )
             .unwrap_err();
         assert!(error.to_string().contains(".new-0002"), "{error}");
-        assert_eq!(output.live(&lineage()), Some(Generation(1)));
+        assert_eq!(output.live(&lineage()).unwrap(), Some(Generation(1)));
         let key =
             std::fs::read_to_string(output.live_path(&lineage()).join("privkey.pem")).unwrap();
         assert_eq!(key, first.key_pem().expose());
@@ -491,7 +499,7 @@ mod tests {
             )
             .unwrap();
         assert!(!output.placeholder(&lineage(), &names(), NOW).unwrap());
-        assert_eq!(output.live(&lineage()), Some(Generation(1)));
+        assert_eq!(output.live(&lineage()).unwrap(), Some(Generation(1)));
     }
 
     #[test]
@@ -502,14 +510,24 @@ mod tests {
         assert!(output.is_live(&lineage(), Generation(4), &bundle));
         let archive = output.root.join("archive/example.com");
         std::fs::write(archive.join("0004/privkey.pem"), "").unwrap();
-        assert_eq!(output.live(&lineage()), None);
+        assert_eq!(output.live(&lineage()).unwrap(), None);
         output.publish(&lineage(), Generation(4), &bundle).unwrap();
         std::fs::write(archive.join("0004/chain.pem"), "damaged").unwrap();
-        assert_eq!(output.live(&lineage()), Some(Generation(4)));
+        assert_eq!(output.live(&lineage()).unwrap(), Some(Generation(4)));
         assert!(!output.is_live(&lineage(), Generation(4), &bundle));
         std::fs::remove_dir_all(&archive).unwrap();
-        assert_eq!(output.live(&lineage()), None);
+        assert_eq!(output.live(&lineage()).unwrap(), None);
         assert!(output.placeholder(&lineage(), &names(), NOW).unwrap());
-        assert_eq!(output.live(&lineage()), Some(Generation(0)));
+        assert_eq!(output.live(&lineage()).unwrap(), Some(Generation(0)));
+    }
+
+    #[test]
+    fn unreadable_live_link_is_not_taken_for_a_missing_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().to_owned());
+        assert_eq!(output.live(&lineage()).unwrap(), None);
+        std::fs::write(directory.path().join("live"), "").unwrap();
+        let error = output.live(&lineage()).unwrap_err().to_string();
+        assert!(error.contains("live/example.com"), "{error}");
     }
 }

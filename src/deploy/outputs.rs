@@ -72,7 +72,7 @@ impl Outlet for Outputs {
         self.within(lineage, |own| own.publish(lineage, generation, bundle))
     }
 
-    fn live(&self, lineage: &Lineage) -> Option<Generation> {
+    fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError> {
         self.within(lineage, |own| own.live(lineage))
     }
 

@@ -51,7 +51,7 @@ impl Process {
     ) -> Result<Self, DeployCause> {
         let usual = || server.pid_files.iter().map(PathBuf::from).collect();
         let files: Vec<PathBuf> = pid_file.map_or_else(usual, |file| vec![file.to_path_buf()]);
-        let Some(file) = files.iter().find(|file| file.exists()) else {
+        let Some(file) = files.iter().find(|file| file.try_exists().unwrap_or(true)) else {
             let searched = files.iter().map(|file| file.display().to_string());
             let searched = searched.collect::<Vec<_>>().join(", ");
             return Err(DeployCause::NoPidFile(searched));

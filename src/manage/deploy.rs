@@ -39,13 +39,13 @@ impl Pass<'_> {
         let (services, lineage) = (self.services, self.lineage().clone());
         let bundle = stored(services, &lineage, generation, &facts).await?;
         let pair = Pair { generation, bundle };
-        let before = self.previous_pair(generation).await;
+        let before = self.previous_pair(generation).await?;
         let ended = self.transact(&pair, before.as_ref()).await;
         for (_, target) in self.certificate.named_targets() {
             services.metrics.deployment(&target.name(), ended.is_ok());
         }
         if let (Err(error), Some(before)) = (&ended, before)
-            && services.output.live(&lineage) == Some(pair.generation)
+            && services.output.live(&lineage)? == Some(pair.generation)
             && error.is_server_failure()
         {
             let hint = error.hint();
@@ -136,18 +136,24 @@ impl Pass<'_> {
     /// The generation to roll back to: the live one, or the one before a switch that was
     /// never verified. From the last tenth of its lifetime there is none: the newest stays
     /// live even if a server cannot load it, so that no lasting failure lets it expire.
-    async fn previous_pair(&self, generation: Generation) -> Option<Pair> {
+    async fn previous_pair(&self, generation: Generation) -> Result<Option<Pair>, ManageError> {
         if self.certificate.targets.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let (services, lineage) = (self.services, self.lineage());
-        let before = match services.output.live(lineage)? {
-            live if live == generation => self.record.rollback_to?,
-            live => live,
+        let live = self.services.output.live(self.lineage())?;
+        let before = match live == Some(generation) {
+            true => self.record.rollback_to,
+            false => live,
         };
-        if before == generation || before == Generation::default() {
-            return None;
-        }
+        let before = before.filter(|it| *it != generation && *it != Generation::default());
+        Ok(match before {
+            Some(before) => self.usable_pair(before).await,
+            None => None,
+        })
+    }
+
+    async fn usable_pair(&self, before: Generation) -> Option<Pair> {
+        let (services, lineage) = (self.services, self.lineage());
         let (key, chain) = services.store.bundle(lineage, before).await.ok()??;
         let (facts, now) = (Facts::of_chain(&chain).ok()?, self.now());
         if latest(&facts) <= now {
@@ -277,7 +283,12 @@ pub(super) async fn on_disk(
     lineage: &Lineage,
     wanted: Option<(Generation, &Facts)>,
 ) -> Generation {
-    let live = services.output.live(lineage).unwrap_or_default();
+    let live = services.output.live(lineage).unwrap_or_else(|error| {
+        // The deployment that follows fails with it, if it lasts.
+        tracing::warn!(%lineage, "the live files cannot be examined: {error}");
+        None
+    });
+    let live = live.unwrap_or_default();
     let Some((generation, facts)) = wanted.filter(|(generation, _)| *generation == live) else {
         return live;
     };

@@ -83,7 +83,7 @@ pub(crate) async fn import_pair(
             newer,
             has_new_settings,
         } => {
-            if !*newer && output.live(lineage).is_none() {
+            if !*newer && output.live(lineage)?.is_none() {
                 output.publish(lineage, *generation, &pair.bundle)?;
             }
             if pair.insists && store.options(lineage).await?.as_ref() != Some(options) {

@@ -302,9 +302,9 @@ impl Outlet for Node {
         self.publish_files(lineage, generation, facts, key_pem)
     }
 
-    fn live(&self, lineage: &Lineage) -> Option<Generation> {
-        let live = self.inner().disk.read(lineage)?;
-        Some(live.generation)
+    fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError> {
+        let live = self.inner().disk.read(lineage);
+        Ok(live.map(|live| live.generation))
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
@@ -322,7 +322,7 @@ impl Outlet for Node {
         identifiers: &BTreeSet<Identifier>,
         now: Timestamp,
     ) -> Result<bool, OutputError> {
-        if self.live(lineage).is_some() {
+        if self.live(lineage)?.is_some() {
             return Ok(false);
         }
         let facts = Facts {

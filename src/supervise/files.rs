@@ -60,6 +60,17 @@ fn has_copies(certificate: &Certificate) -> bool {
     targets.any(|target| target.copy_of(&certificate.wanted.lineage).is_some())
 }
 
+/// Files that cannot be looked at are not missing.
+fn is_missing(output: &dyn Outlet, lineage: &Lineage) -> bool {
+    match output.live(lineage) {
+        Ok(live) => live.is_none(),
+        Err(error) => {
+            tracing::warn!(%lineage, "the live files cannot be examined: {error}");
+            false
+        }
+    }
+}
+
 async fn gone(deployed: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Lineage> {
     let lineages: Vec<Lineage> = deployed
         .iter()
@@ -68,7 +79,7 @@ async fn gone(deployed: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<L
     let live = tokio::task::spawn_blocking(move || {
         let looked = lineages.into_iter();
         looked
-            .filter(|lineage| output.is_shared() && output.live(lineage).is_none())
+            .filter(|lineage| output.is_shared() && is_missing(output.as_ref(), lineage))
             .collect()
     });
     // The next pass checks again after a failure.

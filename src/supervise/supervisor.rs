@@ -130,7 +130,7 @@ impl Supervisor {
             return Ok(());
         }
         let output = &self.services.output;
-        if output.live(lineage).is_none()
+        if output.live(lineage)?.is_none()
             && let Some((generation, facts)) = record.to_be_served(now)
             && let Ok(bundle) = stored(&self.services, lineage, generation, facts).await
         {

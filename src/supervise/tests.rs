@@ -548,10 +548,16 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
     let shown = &fixture.board.all()[0];
     assert!(!shown.is_ready() && shown.next_at > fixture.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.services.output.live(&lineage).unwrap(),
+        Some(Generation(1))
+    );
     fixture.clock.set(shown.next_at);
     fixture.until("deployed", |all| all[0].is_ready()).await;
-    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(2)));
+    assert_eq!(
+        fixture.services.output.live(&lineage).unwrap(),
+        Some(Generation(2))
+    );
     assert!(handle.ping().await);
 }
 

@@ -1,6 +1,7 @@
 //! The renewal settings of an imported certificate: from the command line and the
 //! environment, then the source, then the configuration's defaults.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -104,16 +105,23 @@ fn challenge(
         Some(Http01::Listen(Some(address))) => {
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
-        Some(Http01::Webroot(path)) if path.is_dir() => {
-            let text = format!("certs writes challenge answers below {}", path.display());
-            remarks.push(Remark::stored("webroot", text));
-            settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
-        }
         Some(Http01::Webroot(path)) => {
+            let why = match std::fs::metadata(path) {
+                Ok(found) if found.is_dir() => {
+                    let text = format!("certs writes challenge answers below {}", path.display());
+                    remarks.push(Remark::stored("webroot", text));
+                    let webroot = webroot::Settings::new(path.clone());
+                    settings.challenge = ChallengeSettings::Webroot(webroot);
+                    return;
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    format!("cannot be examined: {error}")
+                }
+                _ => "is not a directory".to_owned(),
+            };
             let path = printable(&path.display().to_string());
-            let text = format!(
-                "{path} is not a directory: the renewal will use port 80; --webroot DIR names another"
-            );
+            let text =
+                format!("{path} {why}: the renewal will use port 80; --webroot DIR names another");
             remarks.push(Remark::unsupported("webroot", text));
         }
     }

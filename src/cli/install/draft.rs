@@ -141,6 +141,7 @@ impl Work<'_> {
         let output = outputs_for(self.settings)?;
         let lineage = Lineage::of(name);
         let live = output.live(&lineage);
+        let live = live.map_err(Failure::on(lineage.as_str()))?;
         Ok(Pair {
             live: absolute(&output.live_path(&lineage)),
             is_issued: live.is_some_and(|live| live != Generation(0)),

@@ -102,7 +102,10 @@ async fn import_stores_first_generation_live_but_unverified_and_not_due() {
         (issued.ca.as_str(), &issued.facts),
         (CA, one.bundle.facts())
     );
-    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.output.live(&one.lineage).unwrap(),
+        Some(Generation(1))
+    );
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_ref(), Some(&one.options));
     // The next step is its deployment; the renewal comes later.
@@ -142,7 +145,10 @@ async fn import_publishes_pair_left_unpublished_by_a_crash() {
     fixture.take(&one).await.unwrap();
     std::fs::remove_dir_all(fixture.output.live_path_of_all()).unwrap();
     assert_eq!(fixture.take(&one).await.unwrap(), HERE);
-    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.output.live(&one.lineage).unwrap(),
+        Some(Generation(1))
+    );
 }
 
 #[tokio::test]
@@ -162,13 +168,19 @@ async fn import_keeps_newer_certificate_and_replaces_older_one() {
         matches!(taken, Imported::Stored(Generation(2), _)),
         "{taken:?}"
     );
-    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
+    assert_eq!(
+        fixture.output.live(&one.lineage).unwrap(),
+        Some(Generation(2))
+    );
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_deref(), Some("the user's"));
     let others = foreign(&["a.example", "b.example"], START + DAY);
     let taken = fixture.take(&others).await.unwrap();
     assert!(matches!(taken, Imported::OtherNames(names) if names.len() == 1));
-    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
+    assert_eq!(
+        fixture.output.live(&one.lineage).unwrap(),
+        Some(Generation(2))
+    );
 }
 
 #[tokio::test]
@@ -203,7 +215,10 @@ async fn import_completes_record_that_waits_for_its_first_certificate() {
     assert_eq!(options.as_ref(), Some(&one.options));
     let (record, _) = fixture.record().await;
     assert_eq!((record.order, record.failures), (None, Failures::default()));
-    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.output.live(&one.lineage).unwrap(),
+        Some(Generation(1))
+    );
 }
 
 #[tokio::test]

@@ -56,7 +56,10 @@ async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
     let lineage = certificate.wanted.lineage.clone();
     let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
-    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(0)));
+    assert_eq!(
+        fixture.services.output.live(&lineage).unwrap(),
+        Some(Generation(0))
+    );
     tokio::spawn(supervisor.run());
     fixture.until("issued", |all| all[0].is_ready()).await;
     assert_eq!(target.reloads.load(Ordering::SeqCst), 1);
@@ -66,7 +69,10 @@ async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
     let (mut supervisor, _handle) =
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
-    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.services.output.live(&lineage).unwrap(),
+        Some(Generation(1))
+    );
     // Another program changed the files, and the server may have loaded them.
     let stored = fixture.services.store.bundle(&lineage, Generation(1)).await;
     let (key, chain) = stored.unwrap().unwrap();
@@ -78,7 +84,10 @@ async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
     fixture
         .until("deployed", |_| target.reloads.load(Ordering::SeqCst) == 2)
         .await;
-    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(
+        fixture.services.output.live(&lineage).unwrap(),
+        Some(Generation(1))
+    );
     assert_eq!(fixture.orders(), 1);
 }
 
@@ -305,7 +314,10 @@ async fn failed_deployment_blocks_no_renewal_and_failed_order_no_deployment() {
     assert!(due().await.is_err());
     assert_eq!(target.reloads.load(Ordering::SeqCst), before + 1);
     let lineage = &certificate.wanted.lineage;
-    assert_eq!(fixture.services.output.live(lineage), Some(Generation(2)));
+    assert_eq!(
+        fixture.services.output.live(lineage).unwrap(),
+        Some(Generation(2))
+    );
 }
 
 #[tokio::test]

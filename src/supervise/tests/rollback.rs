@@ -108,7 +108,7 @@ impl Scenario {
 
     fn live(&self) -> Option<Generation> {
         let lineage = &self.certificate.wanted.lineage;
-        self.fixture.services.output.live(lineage)
+        self.fixture.services.output.live(lineage).unwrap()
     }
 }
 
