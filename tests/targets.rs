@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use certs::deploy::starttls::Protocol;
-use certs::deploy::verify::observe;
+use certs::deploy::endpoint::Approach;
+use certs::deploy::verify::{Offer, observe};
 use certs::fingerprint::Fingerprint;
 use certs::identifier::Identifier;
 use rustls::pki_types::CertificateDer;
@@ -276,8 +276,8 @@ fn no_connection_sees_previous_pair_after_exit_0() {
         let leaf = CertificateDer::from_pem_slice(&pem).unwrap();
         let wanted = Fingerprint::of(&leaf);
         for _ in 0..100 {
-            let seen = runtime.block_on(observe(address, Protocol::Tls, &name));
-            assert_eq!(seen.unwrap().fingerprint, wanted);
+            let seen = runtime.block_on(observe(address, Approach::default(), &name, Offer::All));
+            assert_eq!(seen.unwrap().facts.fingerprint, wanted);
         }
     }
 }

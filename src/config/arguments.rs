@@ -62,7 +62,7 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
             return argument.action(ArgAction::SetTrue);
         }
         ValueType::Boolean => argument.value_parser(on_or_off),
-        ValueType::List => argument.action(ArgAction::Append),
+        ValueType::List | ValueType::Endpoints => argument.action(ArgAction::Append),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
     };
     argument.value_name(option.value_name)
@@ -79,7 +79,7 @@ fn help(key: &Key) -> String {
             notes.push(format!("default {value}"));
         }
     }
-    if matches!(key.value_type, ValueType::List) {
+    if matches!(key.value_type, ValueType::List | ValueType::Endpoints) {
         notes.push("repeatable".to_owned());
     }
     let mut help = key.full_doc();
@@ -105,7 +105,9 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
             Raw::Boolean(matches.get_flag(key.name))
         }
         ValueType::Boolean => Raw::Boolean(matches.get_one(key.name).copied().unwrap_or_default()),
-        ValueType::List => return Value::list(texts().map(String::as_str), &origin),
+        ValueType::List | ValueType::Endpoints => {
+            return Value::list(texts().map(String::as_str), &origin);
+        }
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => {
             Raw::Text(texts().next().cloned().unwrap_or_default())
         }

@@ -28,7 +28,7 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
             continue;
         };
         let value = match key.value_type {
-            ValueType::List => Value::list(split(&text.value), &text.origin),
+            ValueType::List | ValueType::Endpoints => Value::list(split(&text.value), &text.origin),
             ValueType::Boolean => text.map(|text| boolean(&text).map_or(Raw::Other, Raw::Boolean)),
             ValueType::Text | ValueType::Choice(_) | ValueType::Number => text.map(Raw::Text),
         };

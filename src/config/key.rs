@@ -40,6 +40,8 @@ pub(super) enum ValueType {
     /// One of these words.
     Choice(fn() -> Vec<&'static str>),
     List,
+    /// A list of endpoints, each a text or a table.
+    Endpoints,
     Boolean,
     /// A positive number of 16 bits.
     Number,
@@ -76,6 +78,7 @@ pub(crate) const IMPORT: u8 = 8;
 pub(super) const TEXT: Key = Key::new(ValueType::Text).hint("a text belongs here");
 pub(super) const PATH: Key = Key::new(ValueType::Text).hint("a path belongs here");
 pub(super) const LIST: Key = Key::new(ValueType::List);
+pub(super) const ENDPOINTS: Key = Key::new(ValueType::Endpoints);
 pub(super) const BOOLEAN: Key = Key::new(ValueType::Boolean);
 pub(super) const NUMBER: Key = Key::new(ValueType::Number).hint("a number from 1 to 65535");
 

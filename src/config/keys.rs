@@ -14,12 +14,12 @@ use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
 use super::interval::Interval;
 use super::key::{
-    BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
-    layer,
+    BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT,
+    choice, layer,
 };
 use super::layer::{
-    Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
-    words,
+    Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
+    path, words,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -113,8 +113,8 @@ layer! {
             .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form")
             .forms(DeployTarget::forms)
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
-        "verify", verify: Vec<Endpoint>, list, LIST.hint("HOST:PORT, for example example.com:443")
-            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS")
+        "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
+            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, and ?names=NAME&proxy_protocol=v1|v2 after it says how to ask")
             .option(ISSUE | RUN | IMPORT, "HOST:PORT")
             => .verify;
     }

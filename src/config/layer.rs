@@ -11,6 +11,7 @@ use std::str::FromStr;
 use super::ca::{self, DirectoryUrl};
 use super::problem::{Given, Problems, SettingOrigin, nearest};
 use crate::deploy::docker::Api;
+use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::text::origins;
@@ -23,7 +24,9 @@ pub(super) enum Raw {
     Boolean(bool),
     /// Its digits.
     Number(String),
-    /// A date or a table: no key takes one.
+    /// A table in a list.
+    Table(Vec<(String, Given<Raw>)>),
+    /// A date: no key takes one.
     Other,
 }
 
@@ -197,6 +200,36 @@ pub(super) fn words<T: Parsed>(
 pub(super) fn list<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<T>> {
     let all = words(value, hint, problems)?;
     Some(all.map(|all| all.into_iter().map(|item| item.value).collect()))
+}
+
+/// Reads endpoints: a text each, or a table with the same parts.
+pub(super) fn endpoints(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<Endpoint>> {
+    let read = |item: &Value, problems: &mut Problems| match &item.value {
+        Raw::Table(keys) => parsed(&endpoint_text(keys, &item.origin), hint, problems),
+        _ => parsed(item, hint, problems),
+    };
+    let items = value.items().iter();
+    let items = items.filter_map(|item| Some(read(item, problems)?.value));
+    Some(Given::new(items.collect(), &value.origin))
+}
+
+/// The table of an endpoint as one text, for the only parser of endpoints.
+fn endpoint_text(keys: &[(String, Value)], origin: &SettingOrigin) -> Value {
+    let texts = |value: &Value| {
+        let items = value.items().iter().map(|item| match &item.value {
+            Raw::Text(text) => text.clone(),
+            other => format!("{other:?}"),
+        });
+        items.collect::<Vec<_>>()
+    };
+    let (mut address, mut parts) = (String::new(), Vec::new());
+    for (key, value) in keys {
+        match (key.as_str(), texts(value)) {
+            ("address", texts) => address = texts.concat(),
+            (key, texts) => parts.extend(texts.iter().map(|text| format!("{key}={text}"))),
+        }
+    }
+    Value::text(&format!("{address}?{}", parts.join("&")), origin)
 }
 
 /// Reads the names of a certificate.

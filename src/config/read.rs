@@ -292,6 +292,14 @@ impl Reader<'_> {
                 let items = items.iter();
                 Raw::List(items.map(|item| self.value(key.clone(), item)).collect())
             }
+            DeValue::Table(keys) => {
+                let keys = keys.iter();
+                let keys = keys.map(|(name, item)| {
+                    let value = self.value(name.span(), item);
+                    (name.get_ref().to_string(), value)
+                });
+                Raw::Table(keys.collect())
+            }
             _ => Raw::Other,
         };
         let at = item.span();

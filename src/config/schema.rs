@@ -22,6 +22,7 @@ pub(crate) fn schema() -> String {
             ValueType::Text => json!({ "type": "string" }),
             ValueType::Choice(words) => json!({ "enum": words() }),
             ValueType::List => one_or_many.clone(),
+            ValueType::Endpoints => endpoints(),
             ValueType::Boolean => json!({ "type": "boolean" }),
             ValueType::Number => json!({ "type": "integer", "minimum": 1, "maximum": u16::MAX }),
         };
@@ -73,4 +74,19 @@ pub(crate) fn schema() -> String {
 /// A table with these keys and no others.
 fn table(properties: Map<String, Value>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+/// One endpoint or several, each a text or a table.
+fn endpoints() -> Value {
+    let names = json!({ "type": "array", "items": { "type": "string" } });
+    let one = json!({ "anyOf": [{ "type": "string" }, {
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["address"],
+        "properties": {
+            "address": { "type": "string" },
+            "names": names,
+            "proxy_protocol": { "enum": ["v1", "v2"] },
+        },
+    }] });
+    json!({ "anyOf": [one, { "type": "array", "items": one }] })
 }

@@ -1,11 +1,13 @@
 //! An endpoint that must serve a certificate, in the form that a user writes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::proxy_protocol::ProxyProtocol;
 use super::starttls::Protocol;
 use crate::identifier::Identifier;
 
@@ -13,9 +15,45 @@ use crate::identifier::Identifier;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {
-    pub(super) protocol: Protocol,
+    pub(super) approach: Approach,
     pub(super) host: Identifier,
     pub(super) port: u16,
+    /// The names to ask for, if they do not follow from the host.
+    pub(super) names: BTreeSet<Identifier>,
+}
+
+/// What comes before TLS on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Approach {
+    /// The protocol before TLS.
+    pub protocol: Protocol,
+    /// The header of a balancer.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// The names to ask an endpoint for.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) names: Vec<&'a Identifier>,
+    /// Whether it must serve each of them, and not only those that it answers to.
+    pub(super) all: bool,
+}
+
+impl Endpoint {
+    /// The names of a certificate that are asked for here: the configured ones; else the
+    /// host, if the certificate covers it; else those to which the endpoint answers.
+    pub(super) fn asked<'a>(&'a self, names: &'a BTreeSet<Identifier>) -> Asked<'a> {
+        if !self.names.is_empty() {
+            let names = self.names.iter().collect();
+            return Asked { names, all: true };
+        }
+        if names.iter().any(|name| self.host.is_covered_by(name)) {
+            let names = vec![&self.host];
+            return Asked { names, all: true };
+        }
+        let names = names.iter().collect();
+        Asked { names, all: false }
+    }
 }
 
 impl TryFrom<String> for Endpoint {
@@ -35,8 +73,9 @@ impl FromStr for Endpoint {
     type Err = String;
 
     /// Parses `HOST:PORT` or `[IPV6]:PORT`, with `smtp://`, `imap://` or `pop3://` before
-    /// it if TLS starts by STARTTLS.
+    /// it if TLS starts by STARTTLS, and with `?names=NAME&proxy_protocol=v1|v2` after it.
     fn from_str(text: &str) -> Result<Self, String> {
+        let (text, options) = text.split_once('?').unwrap_or((text, ""));
         let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
         let (protocol, place) = match text.split_once("://") {
             Some((scheme, place)) => {
@@ -47,23 +86,64 @@ impl FromStr for Endpoint {
         };
         let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
         let port = port.parse().ok().filter(|port| *port > 0);
-        Ok(Self {
-            protocol,
+        let mut endpoint = Self {
+            approach: Approach {
+                protocol,
+                proxy_protocol: None,
+            },
             host: Identifier::parse(host).map_err(|_| malformed())?,
             port: port.ok_or_else(malformed)?,
-        })
+            names: BTreeSet::new(),
+        };
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            endpoint.set(option)?;
+        }
+        Ok(endpoint)
+    }
+}
+
+impl Endpoint {
+    /// Sets `names=NAME` or `proxy_protocol=v1|v2`.
+    fn set(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            Some(("names", name)) => {
+                let name = Identifier::parse(name).map_err(|error| error.to_string())?;
+                self.names.insert(name);
+            }
+            Some(("proxy_protocol", version)) => {
+                self.approach.proxy_protocol = Some(version.parse()?);
+            }
+            _ => {
+                return Err(format!(
+                    "unknown option `{}` of an endpoint; known: names, proxy_protocol",
+                    option.escape_debug()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.protocol != Protocol::Tls {
-            write!(f, "{}://", self.protocol)?;
+        let Approach {
+            protocol,
+            proxy_protocol,
+        } = self.approach;
+        if protocol != Protocol::Tls {
+            write!(f, "{protocol}://")?;
         }
         match &self.host {
-            Identifier::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
-            host => write!(f, "{host}:{}", self.port),
+            Identifier::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port)?,
+            host => write!(f, "{host}:{}", self.port)?,
         }
+        let names = self.names.iter().map(|name| format!("names={name}"));
+        let header = proxy_protocol.map(|version| format!("proxy_protocol={version}"));
+        for (at, option) in names.chain(header).enumerate() {
+            let mark = if at == 0 { '?' } else { '&' };
+            write!(f, "{mark}{option}")?;
+        }
+        Ok(())
     }
 }
 
@@ -71,16 +151,24 @@ impl fmt::Display for Endpoint {
 mod tests {
     use super::*;
 
+    fn shown(text: &str) -> Result<String, String> {
+        let endpoint = text.parse::<Endpoint>();
+        endpoint.map(|endpoint| endpoint.to_string())
+    }
+
     #[test]
     fn endpoint_is_parsed_and_shown() {
-        let shown = |text: &str| {
-            text.parse::<Endpoint>()
-                .map(|endpoint| endpoint.to_string())
-        };
         assert_eq!(shown("Example.com:443").unwrap(), "example.com:443");
         assert_eq!(shown("[::1]:443").unwrap(), "[::1]:443");
         assert_eq!(shown("smtp://[::1]:25").unwrap(), "smtp://[::1]:25");
         assert_eq!(shown("turns://a:5349").unwrap(), "a:5349");
+        for whole in [
+            "127.0.0.1:443?names=a.example.com&names=b.example.com&proxy_protocol=v2",
+            "smtp://mx.example.com:25?proxy_protocol=v1",
+        ] {
+            assert_eq!(shown(whole).unwrap(), whole);
+        }
+        assert_eq!(shown("a:1?").unwrap(), "a:1");
         for text in [
             "example.com",
             "example.com:0",
@@ -88,8 +176,31 @@ mod tests {
             "ftp://example.com:21",
             ":443",
             "a b:1",
+            "a:1?proxy_protocol=v3",
+            "a:1?proxy_protocol",
+            "a:1?names=",
+            "a:1?name=b",
         ] {
             assert!(shown(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn endpoint_is_asked_for_its_own_name() {
+        let names = ["a.example.com", "b.example.com", "*.c.example.com"];
+        let names = names.map(|name| Identifier::parse(name).unwrap()).into();
+        let asked = |text: &str| {
+            let endpoint: Endpoint = text.parse().unwrap();
+            let asked = endpoint.asked(&names);
+            let names = asked.names.iter().map(|name| name.to_string());
+            (names.collect::<Vec<_>>().join(" "), asked.all)
+        };
+        let own = |names: &str| (names.to_owned(), true);
+        assert_eq!(asked("b.example.com:5349"), own("b.example.com"));
+        assert_eq!(asked("x.c.example.com:443"), own("x.c.example.com"));
+        let both = "a.example.com:443?names=a.example.com&names=b.example.com";
+        assert_eq!(asked(both), own("a.example.com b.example.com"));
+        let (all, must) = asked("127.0.0.1:443");
+        assert_eq!((all.split(' ').count(), must), (3, false));
     }
 }

@@ -12,10 +12,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use thiserror::Error;
 
-pub use self::handshake::observe;
+pub use self::handshake::{Offer, Shown, observe};
+use self::unseen::Cause;
 pub use self::unseen::Unseen;
-use super::endpoint::Endpoint;
-use super::starttls::Protocol;
+use super::endpoint::{Approach, Asked, Endpoint};
+use super::proxy_protocol::ProxyProtocol;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::time::Clock;
@@ -39,6 +40,10 @@ pub struct VerifyError {
     /// The length of the verification.
     within: String,
     found: String,
+    /// Whether nothing of the server could be seen from here.
+    is_blind: bool,
+    /// Whether that was so before the deployment, which cannot be its cause.
+    was_blind: bool,
 }
 
 impl VerifyError {
@@ -48,7 +53,28 @@ impl VerifyError {
             name: name.to_string(),
             within: String::new(),
             found: found.to_owned(),
+            is_blind: false,
+            was_blind: false,
         }
+    }
+
+    fn blind(mut self, is_blind: bool) -> Self {
+        self.is_blind = is_blind;
+        self
+    }
+
+    /// Compares it with a look before the deployment, which was blind or not.
+    #[must_use]
+    pub fn compared(mut self, was_blind: bool) -> Self {
+        self.was_blind = self.is_blind && was_blind;
+        self
+    }
+
+    /// Whether the server could not be seen before the deployment either: no reason to
+    /// roll back.
+    #[must_use]
+    pub fn was_blind(&self) -> bool {
+        self.was_blind
     }
 
     /// The error for a server that no longer listens.
@@ -82,6 +108,9 @@ impl VerifyError {
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
+        if self.is_blind {
+            return "the certificate is stored and deployed; name an address of the server that this machine reaches with --verify HOST:PORT, then run this again: nothing is ordered twice";
+        }
         "the certificate is stored; check that the server there reads it (the path below live/) and was reloaded, then run this again: nothing is ordered twice"
     }
 }
@@ -94,6 +123,19 @@ pub enum ServedAt {
     /// The addresses on which this server listens: one of them must serve the
     /// certificate, and so must its port in the other address family.
     Found(String, Vec<SocketAddr>),
+}
+
+impl ServedAt {
+    /// The names of a certificate that are asked for here.
+    fn asked<'a>(&'a self, names: &'a BTreeSet<Identifier>) -> Asked<'a> {
+        match self {
+            Self::Named(endpoint) => endpoint.asked(names),
+            Self::Found(..) => Asked {
+                names: names.iter().collect(),
+                all: false,
+            },
+        }
+    }
 }
 
 impl fmt::Display for ServedAt {
@@ -109,7 +151,8 @@ impl fmt::Display for ServedAt {
 /// Looks at the certificate that is served.
 #[async_trait]
 pub trait Verifier: Send + Sync {
-    /// Checks once that `place` serves `wanted` for `name` now.
+    /// Checks once that `place` serves `wanted` for `name` now. Returns the addresses that
+    /// could not be reached, each with the error: the others serve it.
     ///
     /// # Errors
     /// The certificate that it serves instead, or the failure.
@@ -118,7 +161,39 @@ pub trait Verifier: Send + Sync {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), Unseen>;
+    ) -> Result<Unreached, Unseen>;
+}
+
+/// The addresses that could not be reached, each with the error.
+pub type Unreached = Vec<String>;
+
+/// Looks at `place` for the first of `names` that it answers to, from that at `turn` on.
+/// One look is enough where it answers to the first.
+///
+/// # Errors
+/// As for [`Verifier::look`].
+pub(crate) async fn look_once(
+    verifier: &dyn Verifier,
+    place: &ServedAt,
+    names: &BTreeSet<Identifier>,
+    wanted: &Fingerprint,
+    turn: impl Fn(usize) -> usize,
+) -> Result<(), (Identifier, Unseen)> {
+    let asked = place.asked(names);
+    let mut order = asked.names;
+    let turn = turn(order.len()).min(order.len());
+    order.rotate_left(turn);
+    let mut ended = Ok(());
+    for name in order {
+        match verifier.look(place, name, wanted).await {
+            Ok(_) => return Ok(()),
+            Err(unseen) if !asked.all && unseen.is_of_another_site(name) => {
+                ended = Err((name.clone(), unseen));
+            }
+            Err(unseen) => return Err((name.clone(), unseen)),
+        }
+    }
+    ended
 }
 
 /// A verifier that does TLS handshakes.
@@ -132,7 +207,7 @@ impl Verifier for Handshake {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), Unseen> {
+    ) -> Result<Unreached, Unseen> {
         match place {
             ServedAt::Named(endpoint) => every_address(endpoint, name, wanted).await,
             ServedAt::Found(_, addresses) => each_family(addresses, name, wanted).await,
@@ -153,8 +228,8 @@ pub struct Verification<'a> {
 }
 
 impl Verification<'_> {
-    /// Waits until `place` serves the wanted certificate for each of `names`, and serves
-    /// it to every new connection for half a second.
+    /// Waits until `place` serves the wanted certificate for those of `names` that are asked
+    /// for there, and serves it to every new connection for half a second.
     ///
     /// # Errors
     /// When the time is up, with the certificate that is served instead.
@@ -163,51 +238,60 @@ impl Verification<'_> {
         place: &ServedAt,
         names: &BTreeSet<Identifier>,
     ) -> Result<(), VerifyError> {
-        // New workers serve all names.
-        let Some(first) = names.first() else {
-            return Ok(());
-        };
+        let asked = place.asked(names);
         let (mut pause, mut flaps) = (FIRST_PAUSE, false);
         loop {
-            let mut found = Ok(());
-            for name in names {
-                found = self.seen(place, name, &mut pause).await;
-                match (&found, flaps) {
-                    (Ok(()), _) => {}
-                    // Later rounds report the message below: one cause, one message.
-                    (Err(_), true) => break,
-                    (Err(found), false) => return Err(VerifyError::new(place, name, found)),
+            let ended = match self.round(place, &asked).await {
+                Ok(Some((name, unreached))) => {
+                    let repeated = self.repeatedly(place, name).await;
+                    flaps |= repeated.is_err();
+                    repeated.map(|()| unreached).map_err(|found| (name, found))
                 }
-            }
-            if found.is_ok() {
-                found = self.repeatedly(place, first).await;
-            }
-            let Err(found) = found else { return Ok(()) };
-            flaps = true;
+                Ok(None) => Ok(Vec::new()),
+                Err(found) => Err(found),
+            };
+            let (name, unseen) = match ended {
+                Ok(unreached) => {
+                    for address in unreached {
+                        tracing::warn!("{place}: {address}; judged by its other addresses");
+                    }
+                    return Ok(());
+                }
+                Err(found) => found,
+            };
             if self.time_is_up() {
-                let found = format!(
-                    "only some connections see it, as behind a balancer (verify its servers one by one): {found}"
-                );
-                return Err(VerifyError::new(place, first, &found));
+                let blind = unseen.is_blind();
+                let found = match flaps {
+                    true => format!(
+                        "only some connections see it, as behind a balancer (verify its servers one by one): {unseen}"
+                    ),
+                    false => unseen.found,
+                };
+                return Err(VerifyError::new(place, name, &found).blind(blind));
             }
             self.pause(&mut pause).await;
         }
     }
 
-    async fn seen(
+    /// Looks once for each name. Returns the first that the endpoint answers to.
+    async fn round<'a>(
         &self,
         place: &ServedAt,
-        name: &Identifier,
-        pause: &mut Duration,
-    ) -> Result<(), String> {
-        loop {
-            let Err(unseen) = self.verifier.look(place, name, self.wanted).await else {
-                return Ok(());
-            };
-            if self.time_is_up() {
-                return Err(unseen.found);
+        asked: &Asked<'a>,
+    ) -> Result<Option<(&'a Identifier, Unreached)>, (&'a Identifier, Unseen)> {
+        let (mut shown, mut other) = (None, None);
+        for name in &asked.names {
+            match self.verifier.look(place, name, self.wanted).await {
+                Ok(unreached) => shown = shown.or(Some((*name, unreached))),
+                Err(unseen) if !asked.all && unseen.is_of_another_site(name) => {
+                    other = other.or(Some((*name, unseen)));
+                }
+                Err(unseen) => return Err((name, unseen)),
             }
-            self.pause(pause).await;
+        }
+        match (shown, other) {
+            (None, Some(other)) => Err(other),
+            (shown, _) => Ok(shown),
         }
     }
 
@@ -225,12 +309,11 @@ impl Verification<'_> {
     /// After a reload, old and new workers serve side by side for a moment: with nginx both
     /// accept connections for at least 100 ms, and a balancer has several servers. One
     /// connection that sees the new pair does not show what the next one sees.
-    async fn repeatedly(&self, place: &ServedAt, name: &Identifier) -> Result<(), String> {
+    async fn repeatedly(&self, place: &ServedAt, name: &Identifier) -> Result<(), Unseen> {
         let begun = self.clock.stopwatch();
         for _ in 0..REPEATED_HANDSHAKES {
             self.clock.sleep(HANDSHAKE_PAUSE).await;
-            let seen = self.verifier.look(place, name, self.wanted).await;
-            seen.map_err(|unseen| unseen.found)?;
+            self.verifier.look(place, name, self.wanted).await?;
             // If one look takes seconds, it is enough.
             let passed = self.clock.stopwatch().saturating_sub(begun);
             if passed > HANDSHAKE_PAUSE * REPEATED_HANDSHAKES {
@@ -242,18 +325,19 @@ impl Verification<'_> {
 }
 
 /// Other ports may serve other certificates, or no TLS. A port that serves the wanted
-/// certificate by IPv4 must also serve it by IPv6 if the server listens on both.
+/// certificate by IPv4 must also serve it by IPv6 if the server listens on both, and this
+/// machine has a route there.
 async fn each_family(
     addresses: &[SocketAddr],
     name: &Identifier,
     wanted: &Fingerprint,
-) -> Result<(), Unseen> {
+) -> Result<Unreached, Unseen> {
     let (mut shown, mut others) = (Vec::new(), Vec::new());
     for address in addresses {
         if !shown.is_empty() && !is_other_family(address, &shown) {
             continue;
         }
-        match shows(*address, Protocol::Tls, name, wanted).await {
+        match shows(*address, Approach::default(), name, wanted).await {
             Ok(()) => shown.push(*address),
             Err(other) => others.push((address, other)),
         }
@@ -262,17 +346,13 @@ async fn each_family(
         return Err("it listens on port 80 only".into());
     }
     others.retain(|(address, _)| shown.is_empty() || is_other_family(address, &shown));
-    let others: Vec<Unseen> = others.into_iter().map(|(_, other)| other).collect();
-    if others.is_empty() {
-        return Ok(());
+    let others = others.into_iter().map(|(_, other)| other);
+    let (unrouted, others): (Vec<_>, Vec<_>) =
+        others.partition(|other| !shown.is_empty() && matches!(other.cause, Cause::NoRoute));
+    match Unseen::join(others, name) {
+        Some(other) => Err(other),
+        None => Ok(unrouted.into_iter().map(|other| other.found).collect()),
     }
-    let found: Vec<&str> = others.iter().map(|other| other.found.as_str()).collect();
-    let ours = others.iter().find(|other| other.shows(name));
-    let any = others.iter().find(|other| other.leaf.is_some());
-    Err(Unseen {
-        found: found.join("; "),
-        leaf: ours.or(any).and_then(|other| other.leaf.clone()),
-    })
 }
 
 /// Whether `shown` has an address of the same port and none of the same family.
@@ -282,39 +362,61 @@ fn is_other_family(address: &SocketAddr, shown: &[SocketAddr]) -> bool {
     there && !same_port.any(|one| one.is_ipv6() == address.is_ipv6())
 }
 
+/// An address that cannot be reached is left out if another one can.
 async fn every_address(
     endpoint: &Endpoint,
     name: &Identifier,
     wanted: &Fingerprint,
-) -> Result<(), Unseen> {
+) -> Result<Unreached, Unseen> {
     let host = endpoint.host.to_string();
     let addresses = tokio::net::lookup_host((host.as_str(), endpoint.port)).await;
-    let addresses: Vec<_> = addresses.map_err(|error| error.to_string())?.collect();
-    if addresses.is_empty() {
-        return Err("the host has no address".into());
-    }
+    let addresses = addresses.map_err(|error| Unseen::unreachable(&error))?;
+    let (mut unreached, mut is_shown) = (Vec::new(), false);
     for address in addresses {
-        shows(address, endpoint.protocol, name, wanted).await?;
+        match shows(address, endpoint.approach, name, wanted).await {
+            Ok(()) => is_shown = true,
+            Err(unseen) => match unseen.cause {
+                Cause::NoRoute | Cause::Unreachable => unreached.push(unseen),
+                _ => return Err(unseen),
+            },
+        }
     }
-    Ok(())
+    if is_shown {
+        return Ok(unreached.into_iter().map(|unseen| unseen.found).collect());
+    }
+    Err(Unseen::join(unreached, name).unwrap_or_else(|| "the host has no address".into()))
 }
 
 async fn shows(
     address: SocketAddr,
-    protocol: Protocol,
+    mut approach: Approach,
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<(), Unseen> {
-    let seen = observe(address, protocol, name).await;
-    let seen = seen.map_err(|error| format!("{address}: {error}"))?;
-    if seen.fingerprint == *wanted {
+    let mut seen = observe(address, approach, name, Offer::All).await;
+    // A server behind a balancer closes a connection that begins without its header.
+    if let Err(unseen) = &seen
+        && matches!(unseen.cause, Cause::Closed)
+        && approach.proxy_protocol.is_none()
+    {
+        approach.proxy_protocol = Some(ProxyProtocol::V1);
+        let behind = observe(address, approach, name, Offer::All).await;
+        seen = behind.or(seen);
+    }
+    let seen = seen.map_err(|unseen| unseen.at(address))?;
+    if seen.facts.fingerprint == *wanted {
+        return Ok(());
+    }
+    // A server may have one certificate for each kind of key.
+    let other = observe(address, approach, name, seen.other_offer()).await;
+    if other.is_ok_and(|other| other.facts.fingerprint == *wanted) {
         return Ok(());
     }
     let found = format!(
         "{address} serves another certificate (SHA-256 {}, valid to {})",
-        seen.fingerprint, seen.not_after
+        seen.facts.fingerprint, seen.facts.not_after
     );
-    Err(Unseen::other(found, seen))
+    Err(Unseen::other(found, seen.facts))
 }
 
 mod handshake;

@@ -9,7 +9,7 @@ use super::proof::FILES;
 use super::services::{Certificate, Services};
 use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::deploy::verify::{ServedAt, Verification, VerifyError};
+use crate::deploy::verify::{ServedAt, Verification, VerifyError, look_once};
 use crate::deploy::{Delivery, DeployCause, DeployError, Target};
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
@@ -70,6 +70,10 @@ impl Pass<'_> {
                 checked.map_err(|cause| cause.of(target.name()))?;
             }
         }
+        let blind = match carefully {
+            true => self.blind_endpoints(pair).await,
+            false => BTreeSet::new(),
+        };
         let rollback_to = before.map(|before| before.generation);
         if self.record.rollback_to != rollback_to {
             self.record.rollback_to = rollback_to;
@@ -77,7 +81,22 @@ impl Pass<'_> {
         }
         self.publish(pair)?;
         self.reload(pair, carefully).await?;
-        self.verify(pair).await
+        self.verify(pair, &blind).await
+    }
+
+    /// The endpoints of which this machine sees nothing before the deployment, as behind a
+    /// firewall. What it does not see afterwards either is not the deployment's fault.
+    async fn blind_endpoints(&self, pair: &Pair) -> BTreeSet<String> {
+        let (mut blind, facts) = (BTreeSet::new(), pair.bundle.facts());
+        for endpoint in endpoints_to_verify(self.certificate).await {
+            let verifier = self.services.verifier.as_ref();
+            let (names, wanted) = (&facts.identifiers, &facts.fingerprint);
+            let seen = look_once(verifier, &endpoint, names, wanted, |_| 0).await;
+            if seen.is_err_and(|(_, unseen)| unseen.is_blind()) {
+                blind.insert(endpoint.to_string());
+            }
+        }
+        blind
     }
 
     /// Publishes the files of `pair`.
@@ -183,7 +202,7 @@ impl Pass<'_> {
         let deployed = &mut self.record.deployed;
         deployed.insert(FILES.to_owned(), before.generation);
         let reloaded = self.reload(before, false).await;
-        let verified = self.verify(before).await;
+        let verified = self.verify(before, &BTreeSet::new()).await;
         match reloaded.and(verified) {
             Ok(()) if self.record.served.is_empty() || !self.record.unchecked.is_empty() => {
                 tracing::info!(%lineage, generation = %before.generation, "rolled back; not checked: no endpoint is configured");
@@ -214,9 +233,11 @@ impl Pass<'_> {
         served.all(|served| served.generation == generation)
     }
 
-    async fn verify(&mut self, pair: &Pair) -> Result<(), ManageError> {
+    /// Verifies `pair` at every endpoint; those of `blind` come last, since they take all the
+    /// time and are no reason to roll back.
+    async fn verify(&mut self, pair: &Pair, blind: &BTreeSet<String>) -> Result<(), ManageError> {
         let (services, certificate) = (self.services, self.certificate);
-        let endpoints = endpoints_to_verify(certificate).await;
+        let mut endpoints = endpoints_to_verify(certificate).await;
         let listens = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
         if let Some(gone) = self.record.served.keys().find(|known| !listens(known)) {
             return Err(VerifyError::gone(gone, self.lineage()).into());
@@ -231,12 +252,14 @@ impl Pass<'_> {
             clock: services.clock.as_ref(),
             end: begun + VERIFY_WITHIN,
         };
+        endpoints.sort_by_key(|endpoint| blind.contains(&endpoint.to_string()));
+        let mut unseen = None;
         for endpoint in endpoints {
             self.phase(&format!("verifying {endpoint}"));
-            if let Err(error) = verification
-                .verify(&endpoint, &pair.bundle.facts().identifiers)
-                .await
-            {
+            let names = &pair.bundle.facts().identifiers;
+            let verified = verification.verify(&endpoint, names).await;
+            if let Err(error) = verified {
+                let error = error.compared(blind.contains(&endpoint.to_string()));
                 // The generation that was seen there before is no longer verified.
                 let (now, again) = (services.clock.now(), self.look_again(false));
                 let known = self.record.served.entry(endpoint.to_string());
@@ -246,11 +269,16 @@ impl Pass<'_> {
                 known.again = again;
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
                 let waited = services.clock.stopwatch().saturating_sub(begun);
-                return Err(error.after(waited, obstacle).into());
+                let error = error.after(waited, obstacle);
+                match error.was_blind() {
+                    true => unseen = Some(error),
+                    false => return Err(error.into()),
+                }
+                continue;
             }
             self.note_served(&endpoint, pair).await?;
         }
-        Ok(())
+        unseen.map_or(Ok(()), |error| Err(error.into()))
     }
 
     async fn note_served(&mut self, endpoint: &ServedAt, pair: &Pair) -> Result<(), ManageError> {

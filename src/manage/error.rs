@@ -193,7 +193,11 @@ impl ManageError {
 
     /// Whether a server failed, and not our own store.
     pub(super) fn is_server_failure(&self) -> bool {
-        matches!(self, Self::Deploy(_) | Self::Verify(_))
+        match self {
+            Self::Deploy(_) => true,
+            Self::Verify(error) => !error.was_blind(),
+            _ => false,
+        }
     }
 
     /// Whether the CA rejected the key of the order.

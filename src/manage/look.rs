@@ -8,7 +8,7 @@ use super::proof::FILES;
 use super::services::Looks;
 use super::session::Pass;
 use crate::certificate::Facts;
-use crate::deploy::verify::{SILENT, ServedAt, Unseen, VerifyError};
+use crate::deploy::verify::{SILENT, ServedAt, Unseen, VerifyError, look_once};
 use crate::identifier::Identifier;
 use crate::record::{Failures, Generation, Served};
 use crate::renew::look::{after_drift, look_at, pause, sooner, turn};
@@ -35,7 +35,8 @@ impl Pass<'_> {
         let Some((generation, facts)) = self.expected(now).await else {
             return Ok(());
         };
-        let Some(name) = turn(facts.identifiers.iter(), looks.every, now) else {
+        let names = &facts.identifiers;
+        let Some(first) = names.first() else {
             return Ok(());
         };
         let endpoints = endpoints_to_verify(self.certificate).await;
@@ -46,15 +47,17 @@ impl Pass<'_> {
         for endpoint in &endpoints {
             self.phase(&format!("looking at {endpoint}"));
             let verifier = &self.services.verifier;
-            match verifier.look(endpoint, name, &facts.fingerprint).await {
+            let turn = |count| turn(count, looks.every, now);
+            let wanted = &facts.fingerprint;
+            match look_once(verifier.as_ref(), endpoint, names, wanted, turn).await {
                 Ok(()) => self.note_seen(endpoint, generation, &facts),
-                Err(unseen) => {
-                    let found = self.note_unseen(endpoint, name, unseen, generation, looks);
+                Err((name, unseen)) => {
+                    let found = self.note_unseen(endpoint, &name, unseen, generation, looks);
                     drifted = drifted.or(found);
                 }
             }
         }
-        self.note_silent(&endpoints, name);
+        self.note_silent(&endpoints, first);
         match drifted {
             Some(found) => {
                 self.record.drift = after_drift(&self.record.drift, found, now);

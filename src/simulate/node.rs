@@ -17,7 +17,7 @@ use super::{START, lock};
 use crate::acme::ClockReading;
 use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
-use crate::deploy::verify::{ServedAt, Unseen, Verifier};
+use crate::deploy::verify::{ServedAt, Unreached, Unseen, Verifier};
 use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
@@ -378,9 +378,9 @@ impl Verifier for Node {
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
-    ) -> Result<(), Unseen> {
+    ) -> Result<Unreached, Unseen> {
         match self.inner().served.get(&Lineage::of(name)) {
-            Some(served) if served.facts.fingerprint == *wanted => Ok(()),
+            Some(served) if served.facts.fingerprint == *wanted => Ok(Unreached::new()),
             Some(_) => Err(format!("{place} serves another certificate").into()),
             None => Err(format!("{place} serves no certificate").into()),
         }

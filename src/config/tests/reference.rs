@@ -88,7 +88,7 @@ fn value(key: &Key) -> String {
             let words = words().into_iter().map(|word| format!("`{word}`"));
             words.collect::<Vec<_>>().join(", ")
         }
-        ValueType::List => "list".to_owned(),
+        ValueType::List | ValueType::Endpoints => "list".to_owned(),
         ValueType::Boolean => "boolean".to_owned(),
         ValueType::Number => "number".to_owned(),
     }

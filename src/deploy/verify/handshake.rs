@@ -1,6 +1,7 @@
 //! One TLS handshake that reads the leaf. It accepts any certificate, and its signature shows
 //! that the server holds the key. See RFC 8446, section 4.4.3.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,15 +12,74 @@ use rustls::crypto::{
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::super::endpoint::Approach;
 use super::super::starttls::{self, Protocol};
+use super::unseen::Unseen;
 use crate::certificate::Facts;
 use crate::identifier::Identifier;
 use crate::net::tls;
 
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// The limit of a connection, and of a handshake after it.
+const WITHIN: Duration = Duration::from_secs(5);
+/// The limit with STARTTLS: Postfix lets a new client wait for 6 s (`postscreen_greet_wait`).
+const MAIL_WITHIN: Duration = Duration::from_secs(15);
+
+/// The kinds of keys that a client accepts. A server with certificates of both kinds
+/// chooses by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Every kind.
+    All,
+    /// RSA alone.
+    Rsa,
+    /// ECDSA and EdDSA alone.
+    EllipticCurve,
+}
+
+impl Offer {
+    fn includes(self, scheme: SignatureScheme) -> bool {
+        match self {
+            Self::All => true,
+            Self::Rsa => is_rsa(scheme),
+            Self::EllipticCurve => !is_rsa(scheme),
+        }
+    }
+}
+
+fn is_rsa(scheme: SignatureScheme) -> bool {
+    use SignatureScheme as Scheme;
+    matches!(
+        scheme,
+        Scheme::RSA_PKCS1_SHA256
+            | Scheme::RSA_PKCS1_SHA384
+            | Scheme::RSA_PKCS1_SHA512
+            | Scheme::RSA_PSS_SHA256
+            | Scheme::RSA_PSS_SHA384
+            | Scheme::RSA_PSS_SHA512
+    )
+}
+
+/// A leaf that a server sent, with a signature that shows that it holds the key.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// What the leaf says.
+    pub facts: Facts,
+    scheme: SignatureScheme,
+}
+
+impl Shown {
+    /// The offer that gets the certificate with a key of the other kind, if there is one.
+    pub(super) fn other_offer(&self) -> Offer {
+        match is_rsa(self.scheme) {
+            true => Offer::EllipticCurve,
+            false => Offer::Rsa,
+        }
+    }
+}
 
 /// Does one handshake, and reads the leaf that the server sends.
 ///
@@ -27,38 +87,62 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// Why it failed.
 pub async fn observe(
     address: SocketAddr,
-    protocol: Protocol,
+    approach: Approach,
     name: &Identifier,
-) -> Result<Facts, String> {
-    let handshake = async {
-        let stream = TcpStream::connect(address).await;
-        let mut stream = stream.map_err(|error| error.to_string())?;
-        starttls::begin(&mut stream, protocol).await?;
-        let provider = aws_lc_rs::default_provider();
-        let witness = Arc::new(Witness {
-            algorithms: provider.signature_verification_algorithms,
-            leaf: Mutex::default(),
-        });
-        let config = tls::client()
-            .map_err(|error| error.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(witness.clone())
-            .with_no_client_auth();
-        let connector = TlsConnector::from(Arc::new(config));
-        let connected = connector.connect(server_name(name)?, stream).await;
-        connected.map_err(|error| error.to_string())?;
-        let mut leaf = witness.leaf.lock().unwrap_or_else(PoisonError::into_inner);
-        leaf.take()
-            .ok_or_else(|| "no certificate was sent".to_owned())
+    offer: Offer,
+) -> Result<Shown, Unseen> {
+    let timed_out = || {
+        let late = format!("no connection within {} s", WITHIN.as_secs());
+        io::Error::new(io::ErrorKind::TimedOut, late)
     };
-    let leaf = match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
-        Ok(leaf) => leaf?,
-        Err(_) => {
-            let seconds = HANDSHAKE_WITHIN.as_secs();
-            return Err(format!("no handshake within {seconds} s"));
-        }
+    let connected = tokio::time::timeout(WITHIN, TcpStream::connect(address)).await;
+    let connected = connected.unwrap_or_else(|_| Err(timed_out()));
+    let stream = connected.map_err(|error| Unseen::unreachable(&error))?;
+    let within = match approach.protocol {
+        Protocol::Tls => WITHIN,
+        _ => MAIL_WITHIN,
     };
-    Facts::of(&leaf).map_err(|error| error.to_string())
+    let ended = tokio::time::timeout(within, handshake(stream, approach, name, offer)).await;
+    let late = || Unseen::from(format!("no handshake within {} s", within.as_secs()));
+    let (leaf, scheme) = ended.unwrap_or_else(|_| Err(late()))?;
+    let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
+    Ok(Shown { facts, scheme })
+}
+
+async fn handshake(
+    mut stream: TcpStream,
+    approach: Approach,
+    name: &Identifier,
+    offer: Offer,
+) -> Result<(CertificateDer<'static>, SignatureScheme), Unseen> {
+    let failed = |error: io::Error| Unseen::handshake(&error);
+    if let Some(version) = approach.proxy_protocol {
+        let addresses = (stream.local_addr(), stream.peer_addr());
+        let header = version.header(addresses.0.map_err(failed)?, addresses.1.map_err(failed)?);
+        let header = header.map_err(failed)?;
+        stream.write_all(&header).await.map_err(failed)?;
+    }
+    starttls::begin(&mut stream, approach.protocol).await?;
+    let provider = aws_lc_rs::default_provider();
+    let witness = Arc::new(Witness {
+        algorithms: provider.signature_verification_algorithms,
+        offer,
+        seen: Mutex::default(),
+    });
+    let config = tls::client()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(witness.clone())
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let connected = connector.connect(server_name(name)?, stream).await;
+    // An alert that comes later, as for a client without a certificate, is about us.
+    let mut seen = witness.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    match (seen.take(), connected) {
+        (Some(seen), _) => Ok(seen),
+        (None, Err(error)) => Err(failed(error)),
+        (None, Ok(_)) => Err("no certificate was sent".into()),
+    }
 }
 
 /// The name for SNI. For a wildcard it is a name that only the wildcard covers.
@@ -72,23 +156,30 @@ fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
     }
 }
 
-/// Accepts any certificate and keeps it; the signature must be valid.
+/// Accepts any certificate, and keeps it once its signature over this handshake is valid.
 #[derive(Debug)]
 struct Witness {
     algorithms: WebPkiSupportedAlgorithms,
-    leaf: Mutex<Option<CertificateDer<'static>>>,
+    offer: Offer,
+    seen: Mutex<Option<(CertificateDer<'static>, SignatureScheme)>>,
+}
+
+impl Witness {
+    fn keep(&self, leaf: &CertificateDer<'_>, signed: &DigitallySignedStruct) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = Some((leaf.clone().into_owned(), signed.scheme));
+    }
 }
 
 impl ServerCertVerifier for Witness {
     fn verify_server_cert(
         &self,
-        leaf: &CertificateDer<'_>,
+        _leaf: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(leaf.clone().into_owned());
         Ok(ServerCertVerified::assertion())
     }
 
@@ -98,7 +189,9 @@ impl ServerCertVerifier for Witness {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, leaf, signed, &self.algorithms)
+        let valid = verify_tls12_signature(message, leaf, signed, &self.algorithms)?;
+        self.keep(leaf, signed);
+        Ok(valid)
     }
 
     fn verify_tls13_signature(
@@ -107,10 +200,14 @@ impl ServerCertVerifier for Witness {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &self.algorithms)
+        let valid = verify_tls13_signature(message, leaf, signed, &self.algorithms)?;
+        self.keep(leaf, signed);
+        Ok(valid)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        let mut schemes = self.algorithms.supported_schemes();
+        schemes.retain(|scheme| self.offer.includes(*scheme));
+        schemes
     }
 }

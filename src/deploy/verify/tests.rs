@@ -11,6 +11,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+mod endpoints;
+
 use super::*;
 use crate::time::fake::SetClock;
 use crate::time::{SystemClock, Timestamp, VirtualClock};
@@ -95,11 +97,16 @@ struct Draining {
 
 #[async_trait]
 impl Verifier for Draining {
-    async fn look(&self, _: &ServedAt, _: &Identifier, _: &Fingerprint) -> Result<(), Unseen> {
+    async fn look(
+        &self,
+        _: &ServedAt,
+        _: &Identifier,
+        _: &Fingerprint,
+    ) -> Result<Unreached, Unseen> {
         let look = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
         match (self.old)(look) {
             true => Err("the old one".into()),
-            false => Ok(()),
+            false => Ok(Unreached::new()),
         }
     }
 }

@@ -1,6 +1,9 @@
-//! What a handshake found instead of the wanted certificate. No connection is made here.
+//! What a look found instead of the wanted certificate. No connection is made here.
 
 use std::fmt;
+use std::io;
+
+use rustls::AlertDescription::{HandshakeFailure, InsufficientSecurity, ProtocolVersion};
 
 use crate::certificate::Facts;
 use crate::identifier::Identifier;
@@ -9,38 +12,136 @@ use crate::identifier::Identifier;
 #[derive(Clone, Debug)]
 pub struct Unseen {
     pub(super) found: String,
-    pub(super) leaf: Option<Facts>,
+    pub(super) cause: Cause,
+}
+
+/// Why the certificate was not seen, the least certain cause first.
+#[derive(Clone, Debug)]
+pub(super) enum Cause {
+    /// This machine has no route to the address.
+    NoRoute,
+    /// No connection.
+    Unreachable,
+    /// The server and this client have no version or cipher in common.
+    Incapable,
+    /// The connection was closed before a certificate was sent.
+    Closed,
+    /// Another failure before a certificate was sent.
+    Failed,
+    /// Another leaf.
+    Leaf(Box<Facts>),
 }
 
 impl Unseen {
     /// Another leaf was shown.
     #[must_use]
     pub fn other(found: String, leaf: Facts) -> Self {
-        let leaf = Some(leaf);
-        Self { found, leaf }
+        let cause = Cause::Leaf(Box::new(leaf));
+        Self { found, cause }
+    }
+
+    /// There was no connection.
+    pub(super) fn unreachable(error: &io::Error) -> Self {
+        use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable};
+        let cause = match error.kind() {
+            AddrNotAvailable | HostUnreachable | NetworkUnreachable => Cause::NoRoute,
+            _ => Cause::Unreachable,
+        };
+        let found = error.to_string();
+        Self { found, cause }
+    }
+
+    /// The handshake failed before a certificate was seen.
+    pub(super) fn handshake(error: &io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let cause = match (inner, error.kind()) {
+            (
+                Some(
+                    rustls::Error::AlertReceived(
+                        HandshakeFailure | InsufficientSecurity | ProtocolVersion,
+                    )
+                    | rustls::Error::PeerIncompatible(_),
+                ),
+                _,
+            ) => Cause::Incapable,
+            (_, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => Cause::Closed,
+            _ => Cause::Failed,
+        };
+        let found = match cause {
+            Cause::Incapable => format!(
+                "it cannot be proven with this client, which has no TLS version or cipher in common with the server (1.2 with ECDHE and AEAD, or 1.3): {error}"
+            ),
+            _ => error.to_string(),
+        };
+        Self { found, cause }
+    }
+
+    /// Those of several addresses as one, with the cause that says most.
+    pub(super) fn join(all: Vec<Self>, name: &Identifier) -> Option<Self> {
+        let found: Vec<&str> = all.iter().map(|one| one.found.as_str()).collect();
+        let found = found.join("; ");
+        let cause = all.into_iter().max_by_key(|one| one.weight(name))?.cause;
+        Some(Self { found, cause })
+    }
+
+    fn weight(&self, name: &Identifier) -> u8 {
+        match self.cause {
+            Cause::NoRoute => 0,
+            Cause::Unreachable => 1,
+            Cause::Incapable => 2,
+            Cause::Closed | Cause::Failed => 3,
+            Cause::Leaf(_) if self.shows(name) => 5,
+            Cause::Leaf(_) => 4,
+        }
+    }
+
+    /// The same, found at `place`.
+    pub(super) fn at(mut self, place: impl fmt::Display) -> Self {
+        self.found = format!("{place}: {}", self.found);
+        self
     }
 
     /// The leaf that was shown, if there was a handshake.
     #[must_use]
     pub fn leaf(&self) -> Option<&Facts> {
-        self.leaf.as_ref()
+        match &self.cause {
+            Cause::Leaf(leaf) => Some(leaf),
+            _ => None,
+        }
     }
 
     /// Whether another leaf for `name` was shown. One for other names may belong there.
     #[must_use]
     pub fn shows(&self, name: &Identifier) -> bool {
-        self.leaf.as_ref().is_some_and(|leaf| {
+        self.leaf().is_some_and(|leaf| {
             let mut names = leaf.identifiers.iter();
             names.any(|pattern| name.is_covered_by(pattern))
         })
     }
+
+    /// Whether the server answered for another site than `name`.
+    pub(super) fn is_of_another_site(&self, name: &Identifier) -> bool {
+        self.leaf().is_some() && !self.shows(name)
+    }
+
+    /// Whether nothing of the server could be seen from here: no connection, or no
+    /// handshake that this client is capable of.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::NoRoute | Cause::Unreachable | Cause::Incapable
+        )
+    }
 }
 
 impl<T: Into<String>> From<T> for Unseen {
-    /// A failure without a handshake.
+    /// A failure without a certificate.
     fn from(found: T) -> Self {
         let found = found.into();
-        Self { found, leaf: None }
+        let cause = Cause::Failed;
+        Self { found, cause }
     }
 }
 

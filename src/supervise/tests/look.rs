@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::certificate::Facts;
-use crate::deploy::verify::{ServedAt, Unseen, Verifier};
+use crate::deploy::verify::{ServedAt, Unreached, Unseen, Verifier};
 use crate::deploy::{Delivery, DeployCause, Target};
 use crate::fingerprint::Fingerprint;
 use crate::manage::Looks;
@@ -57,10 +57,15 @@ impl Target for Arc<Server> {
 
 #[async_trait]
 impl Verifier for Server {
-    async fn look(&self, _: &ServedAt, _: &Identifier, _: &Fingerprint) -> Result<(), Unseen> {
+    async fn look(
+        &self,
+        _: &ServedAt,
+        _: &Identifier,
+        _: &Fingerprint,
+    ) -> Result<Unreached, Unseen> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         match *self.shown.lock().unwrap() {
-            Shown::Ours => Ok(()),
+            Shown::Ours => Ok(Unreached::new()),
             Shown::Nothing => Err("connection refused".into()),
             Shown::Other(name) => Err(Unseen::other(
                 "it serves another certificate".into(),

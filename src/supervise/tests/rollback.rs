@@ -1,7 +1,7 @@
 //! Deployments that are not verified, and the generation that is served then.
 
 use super::*;
-use crate::deploy::verify::{ServedAt, Unseen, Verifier};
+use crate::deploy::verify::{ServedAt, Unreached, Unseen, Verifier};
 use crate::fingerprint::Fingerprint;
 use crate::record::Failures;
 
@@ -15,12 +15,17 @@ struct ScriptedVerifier {
 
 #[async_trait]
 impl Verifier for ScriptedVerifier {
-    async fn look(&self, _: &ServedAt, _: &Identifier, wanted: &Fingerprint) -> Result<(), Unseen> {
+    async fn look(
+        &self,
+        _: &ServedAt,
+        _: &Identifier,
+        wanted: &Fingerprint,
+    ) -> Result<Unreached, Unseen> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let sees = self.sees.lock().unwrap().clone();
         match sees {
             None => std::future::pending().await,
-            Some(seen) if seen.contains(wanted) => Ok(()),
+            Some(seen) if seen.contains(wanted) => Ok(Unreached::new()),
             Some(_) => Err("it serves another".into()),
         }
     }
