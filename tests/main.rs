@@ -17,6 +17,7 @@ mod denied;
 mod deployment;
 mod descriptors;
 mod docs;
+mod endpoints;
 mod environment;
 mod errno;
 mod fallback;

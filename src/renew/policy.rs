@@ -94,6 +94,9 @@ pub(crate) const DRIFT_FORGOTTEN: Duration = DAY;
 pub(crate) const SOONER_PART: u32 = 10;
 /// How long all endpoints together may keep serving the old certificate. Ours.
 pub(crate) const VERIFY_WITHIN: Duration = SECOND.saturating_mul(30);
+/// The same for an endpoint of which this machine saw nothing before the deployment: a
+/// program that starts its server may still need a moment. Ours.
+pub(crate) const VERIFY_BLIND_WITHIN: Duration = SECOND.saturating_mul(5);
 
 /// The first pause between two probes of an unreachable CA; it doubles up to
 /// [`LONGEST_PROBE_PAUSE`], each give or take a fifth. Ours.

@@ -57,14 +57,14 @@ async fn answer(request: Request<Incoming>, socket: &Path) -> Result<Reply, Infa
         .uri()
         .path_and_query()
         .map_or("", |path| path.as_str());
-    let answered = match request.method() {
-        &Method::GET if is_read_by_discovery(path) => api.open(path).await.map(|reply| {
+    let answered = match *request.method() {
+        Method::GET if is_read_by_discovery(path) => api.open(path).await.map(|reply| {
             let (head, body) = reply.into_parts();
             // Docker's own headers are of its connection.
             with_status(head.status, body.boxed())
         }),
         // The probe for a filter; nothing of this request is forwarded.
-        &Method::POST if path == Api::PROBE => api.probe().await.map(empty),
+        Method::POST if path == Api::PROBE => api.probe().await.map(empty),
         _ => Ok(empty(StatusCode::FORBIDDEN)),
     };
     Ok(answered.unwrap_or_else(|error: HttpError| {
