@@ -14,9 +14,8 @@
 //! the directory on NFS. Files are small and local, so they are read and written
 //! on the calling thread.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -345,7 +344,8 @@ impl Lease for FileLease {
 /// machine the kernel's lock alone excludes every other process.
 fn next_token(file: &mut File) -> io::Result<u64> {
     let mut text = String::new();
-    file.read_to_string(&mut text)?;
+    // The longest number has 20 digits; the directory's owner can make the file endless.
+    file.take(21).read_to_string(&mut text)?;
     let token = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
     file.rewind()?;
     file.set_len(0)?;
@@ -355,20 +355,13 @@ fn next_token(file: &mut File) -> io::Result<u64> {
 }
 
 fn open_lock(path: &Path) -> Result<File, StoreError> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(PRIVATE_FILE);
-    options.open(path).map_err(at("open", path))
+    files::open_lock(path).map_err(at("open", path))
 }
 
 /// The lock of a compare-and-swap.
 fn locked(path: &Path) -> Result<File, StoreError> {
     let lock = open_lock(path)?;
-    lock.lock().map_err(at("lock", path))?;
+    files::lock(&lock).map_err(at("lock", path))?;
     Ok(lock)
 }
 
@@ -408,12 +401,10 @@ fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
 
 /// The text of a file, if the file exists.
 fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt(path, &error)),
-        Err(error) => Err(at("read", path)(error)),
-    }
+    files::read_data(path).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData | ErrorKind::FileTooLarge => corrupt(path, &error),
+        _ => at("read", path)(error),
+    })
 }
 
 /// Removes all but the newest pairs, and the staged records of killed writers, which
