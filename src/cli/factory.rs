@@ -2,7 +2,6 @@
 //! distinct CA, so that certificates can be added while the process runs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -26,6 +25,7 @@ use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::deploy::outputs::Outputs;
 use crate::deploy::owner::{self, Owner};
+use crate::deploy::removal::Emptied;
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
 use crate::deploy::{Delivery, DeployCause, Target};
@@ -276,10 +276,9 @@ impl Factory {
         &self.process.output
     }
 
-    /// The root of the output of a certificate that was made with these settings.
-    pub(super) fn output_root(&self, made_with: Option<&CertificateSettings>) -> PathBuf {
-        let own = made_with.map(|settings| self.process.output_of(settings));
-        own.unwrap_or(self.process.output.clone()).directory
+    /// The output of a certificate that was made with these settings, for its deletion.
+    pub(super) fn emptied(&self, made_with: Option<&CertificateSettings>) -> Emptied {
+        emptied(made_with, &self.process)
     }
 
     /// The result of a pass, for the user.
@@ -419,6 +418,14 @@ pub(super) fn outputs_for(settings: &Settings) -> Result<Outputs, Failure> {
     let output = &settings.output;
     let owner = owner_of(output, settings);
     Ok(Outputs::new(output_for(output, settings)?, owner))
+}
+
+/// The output of a certificate that was made with these settings, for its deletion.
+pub(super) fn emptied(made_with: Option<&CertificateSettings>, process: &Settings) -> Emptied {
+    let own = made_with.map(|settings| process.output_of(settings));
+    let output = own.unwrap_or(process.output.clone());
+    let owner = owner_of(&output, process);
+    Emptied::new(output.directory, owner)
 }
 
 /// Below the data directory of a service's user, files belong to that user, unless the

@@ -353,7 +353,8 @@ impl Work<'_> {
         };
         if self.report.has_imported() {
             self.report.by_hand(self.tool.name(), timer);
-            if control::is_running(&settings.data_dir).await {
+            let running = control::is_running(&settings.data_dir).await;
+            if running.is_ok_and(|runs| runs) {
                 let text =
                     "restart the one that runs on this data directory, so that it renews these";
                 self.report.by_hand("certs run", text);

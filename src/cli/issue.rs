@@ -105,7 +105,7 @@ pub(crate) async fn work(
     task: Task,
     rights: BTreeSet<Right>,
 ) -> Result<(), Failure> {
-    if control::is_running(&settings.data_dir).await {
+    if control::is_running(&settings.data_dir).await? {
         confirm(&settings.data_dir, rights);
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),

@@ -159,7 +159,7 @@ pub(super) async fn skip_orphans(
     settings: &mut Settings,
 ) -> Result<(), Failure> {
     let requests = Labels::open(&settings.data_dir)?.requests();
-    let sidecar_runs = control::is_running(&settings.data_dir).await;
+    let sidecar_runs = control::is_running(&settings.data_dir).await?;
     settings.certificates.retain(|one| {
         let lineage = &one.lineage;
         let why = orphaned_for_command(sources, one, requests.get(lineage), sidecar_runs);

@@ -125,7 +125,7 @@ async fn row(
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| serde_json::from_str(&json).ok());
     let requested = requested_by.as_ref();
-    let sidecar_runs = control::is_running(&process.data_dir).await;
+    let sidecar_runs = control::is_running(&process.data_dir).await?;
     let why = made_with
         .as_ref()
         .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
