@@ -13,6 +13,7 @@ mod authority;
 mod bounds;
 mod certificates;
 mod constraints;
+mod directory;
 mod jws;
 mod listen;
 mod nonces;
@@ -236,18 +237,6 @@ impl CaError {
             Self::InUse(_) => "use the CA that is running, or give another --data-dir",
             Self::Signing(_) | Self::Tls(_) => "run again with -v and report its output",
         }
-    }
-}
-
-/// The text of a file; `None` if it does not exist.
-fn read(path: &Path) -> Result<Option<String>, CaError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(CaError::corrupt(path, error))
-        }
-        Err(error) => Err(CaError::io(path, error)),
     }
 }
 

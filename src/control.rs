@@ -4,8 +4,7 @@
 //! any accepted peer can order certificates. The group of root does not count: what such
 //! a peer orders can run a program as root, and a process with group 0 need not be root.
 
-use std::io;
-use std::io::ErrorKind::{ConnectionRefused, InvalidInput, NotFound};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, Json, State};
-use axum::http::{Request, StatusCode};
+use axum::http::{Request, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
@@ -22,20 +21,30 @@ use http_body_util::Full;
 use rustix::fs::Mode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 use crate::certificate::Facts;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
+use crate::files::beneath::Directory;
 use crate::files::{DirectoryOwner, trust};
 use crate::lineage::Lineage;
 use crate::manage::{ManageError, Outcome, Trigger};
-use crate::net::http::{Longest, Origin};
+use crate::net::http::{HttpError, Longest, Origin};
 use crate::net::listen::{self, Limits, Peer, Socket};
+use crate::net::unix;
 
 const WORK: &str = "/v1/work";
 const DELETE: &str = "/v1/delete";
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
+
+/// A pass may wait for hours, for example for the tokens of a rate limit.
+const LONGEST_WORK: Duration = Duration::from_hours(24);
+/// Meanwhile the other end must answer: the user of the data directory can put a socket there
+/// that never does.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+const PROBED_EVERY: Duration = Duration::from_secs(15);
+const MOST_UNANSWERED: usize = 2;
 
 /// A pass may take hours, and every command of the machine may wait for one.
 const LIMITS: Limits = Limits {
@@ -189,17 +198,41 @@ async fn deletion(
 ///
 /// # Errors
 /// When that cannot be seen, for example because this user may not connect: two processes
-/// would do the same work.
+/// would do the same work. Also when something else than a trusted sidecar's socket has its
+/// name: the user of the data directory can put anything there.
 pub(crate) async fn is_running(data_dir: &Path) -> Result<bool, Failure> {
-    let socket = path(data_dir);
-    match UnixStream::connect(&socket).await {
+    const NOT_RUNNING: [ErrorKind; 4] = [
+        ErrorKind::NotFound,
+        ErrorKind::NotADirectory,
+        ErrorKind::ConnectionRefused,
+        // The path is too long for a socket, so that there is none.
+        ErrorKind::InvalidInput,
+    ];
+    let path = path(data_dir);
+    let connected = async {
+        let (directory, name) = Directory::of(&path)?;
+        directory.check_socket(name)?;
+        unix::connect(&path).await
+    };
+    match connected.await {
         Ok(_) => Ok(true),
-        // Invalid: the path is too long for a socket, so that there is none.
-        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
-            Ok(false)
+        Err(error) if NOT_RUNNING.contains(&error.kind()) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(Failure::unusable(&path, &error))
         }
-        Err(error) => Err(Failure::unusable(&socket, &error)),
+        Err(error) => Err(unusable(&path, format!("no `certs run` is there: {error}"))),
     }
+}
+
+/// The failure of a socket that is not answered as by a sidecar.
+fn unusable(path: &Path, message: String) -> Failure {
+    let path = path.display();
+    Failure::output(
+        message,
+        &format!(
+            "if `certs run` does not use this directory, remove it: rm {path}; else restart `certs run`"
+        ),
+    )
 }
 
 /// The one-shot command's end: sends the work and waits for its result.
@@ -234,7 +267,14 @@ async fn request<T: DeserializeOwned>(
     asked: &impl Serialize,
 ) -> Result<T, Failure> {
     let asked = serde_json::to_vec(asked).map_err(Failure::unexpected)?;
-    let answer = send(&path(data_dir), route, asked).await;
+    let socket = &path(data_dir);
+    let answer = tokio::select! {
+        answer = send(socket, route, asked) => answer,
+        error = silence(socket) => {
+            let message = format!("{lineage}: the process at {} does not answer: {error}", socket.display());
+            return Err(unusable(socket, message));
+        }
+    };
     let (status, body) = answer.map_err(|error| {
         let message = format!("{lineage}: the running `certs run` did not answer: {error}");
         Failure::broken(message, ManageError::Stopped.hint())
@@ -267,6 +307,62 @@ async fn send(
         .header("content-type", "application/json")
         .body(Full::from(body))?;
     let sidecar = Origin::Unix(socket.to_owned());
-    // A pass may wait for hours, for example for the tokens of a rate limit.
-    Ok(sidecar.send(request, Duration::MAX, LARGEST_REPLY).await?)
+    Ok(sidecar.send(request, LONGEST_WORK, LARGEST_REPLY).await?)
+}
+
+/// Returns when the process at the other end has answered none of a few requests in a row. A
+/// sidecar answers any request at once, whatever it works on.
+async fn silence(socket: &Path) -> HttpError {
+    let sidecar = Origin::Unix(socket.to_owned());
+    let mut unanswered = 0;
+    loop {
+        let mut probe = Request::new(Full::default());
+        *probe.uri_mut() = Uri::from_static(WORK);
+        match sidecar.send(probe, ANSWERED_WITHIN, LARGEST_REPLY).await {
+            Ok(_) => unanswered = 0,
+            Err(error) if unanswered == MOST_UNANSWERED => return error,
+            Err(_) => unanswered += 1,
+        }
+        tokio::time::sleep(PROBED_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn socket_that_never_answers_ends_the_command() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path(directory.path());
+        // The backlog accepts every connection.
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(is_running(directory.path()).await.unwrap());
+        let lineage = Lineage::parse("example.com").unwrap();
+        let failure = delete(directory.path(), &lineage, false).await.unwrap_err();
+        assert_eq!(failure.code, 8);
+        let shown = failure.in_a_line();
+        let named = path.display().to_string();
+        assert!(
+            shown.contains("does not answer") && shown.contains(&format!("rm {named}")),
+            "{shown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_is_a_sidecar() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_running(directory.path()).await.unwrap());
+        let elsewhere = directory.path().join("other.sock");
+        let listener = UnixListener::bind(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, path(directory.path())).unwrap();
+        let refused = is_running(directory.path()).await.unwrap_err();
+        assert!(
+            refused.summary().contains("a symbolic link"),
+            "{}",
+            refused.summary()
+        );
+        let accepted = tokio::time::timeout(Duration::ZERO, listener.accept());
+        assert!(accepted.await.is_err());
+    }
 }

@@ -117,6 +117,13 @@ impl From<Untrusted> for Failure {
 
 /// The hint for a path that cannot be used. Another user's path is for that user's commands.
 pub(crate) fn hint_for(path: &Path, error: &io::Error) -> String {
+    if beneath::is_refusal(error) {
+        return beneath::REFUSED_HINT.to_owned();
+    }
+    if error.kind() == ErrorKind::ResourceBusy {
+        let path = path.display();
+        return format!("`fuser -v {path}` shows the process; stop it and run this command again");
+    }
     let nearest = path.ancestors().filter(|path| !path.as_os_str().is_empty());
     let mut nearest = nearest.filter_map(|path| Some((path, std::fs::metadata(path).ok()?.uid())));
     let own = rustix::process::geteuid().as_raw();

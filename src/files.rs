@@ -11,7 +11,7 @@ mod owner;
 
 pub(crate) mod trust;
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -110,6 +110,37 @@ pub(crate) fn read_short(path: &Path) -> io::Result<(String, Metadata)> {
     Ok((text, found))
 }
 
+/// The text of a file of the data directory; `None` if it does not exist. The directory's
+/// owner can put a link, a pipe or an endless file in its place: they are refused.
+pub(crate) fn read_data(path: &Path) -> io::Result<Option<String>> {
+    const LARGEST: u64 = 16 << 20;
+    match Directory::of(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.and_then(|(directory, name)| directory.text(name, LARGEST)),
+    }
+}
+
+/// Opens a file of the data directory to lock it.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    let (directory, name) = Directory::of(path)?;
+    directory.lock_file(name, 0o600)
+}
+
+/// Waits for a lock that is held only while a few files are written. The owner of the data
+/// directory could hold it for ever.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    const TRIES: usize = 2000;
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            locked => return Ok(locked?),
+        }
+    }
+    let message = "another process has held the lock for more than 10 s";
+    Err(io::Error::new(ErrorKind::ResourceBusy, message))
+}
+
 /// The path beside `directory` with a suffix: what belongs to it, and its user may not change.
 pub(crate) fn beside(directory: &Path, suffix: &str) -> PathBuf {
     let directory = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
@@ -126,9 +157,9 @@ pub(crate) fn make_data_directory(path: &Path) -> io::Result<DirectoryOwner> {
     const PRIVATE: u32 = 0o700;
     let above = DirectoryOwner::checked(path)?;
     let acting = above.act();
-    make_directory(path, PRIVATE)?;
-    if std::fs::read_dir(path)?.next().is_none()
-        && let Err(error) = std::fs::set_permissions(path, PermissionsExt::from_mode(PRIVATE))
+    let directory = Directory::make(path, PRIVATE)?.opened()?;
+    if beneath::names_in(&directory)?.is_empty()
+        && let Err(error) = directory.set_permissions(PermissionsExt::from_mode(PRIVATE))
     {
         // Another user owns the directory; the files in it are private all the same.
         tracing::warn!(path = %path.display(), "cannot make the data directory private: {error}");
@@ -152,7 +183,11 @@ fn directory_of(path: &Path) -> Option<&Path> {
 
 /// Flushes the directory itself: its mode and its entries.
 pub(crate) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    // A pipe in its place would block.
+    let flags = rustix::fs::OFlags::DIRECTORY.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    let directory = options.read(true).custom_flags(flags).open(directory)?;
+    directory.sync_all()
 }
 
 /// Removes a file; succeeds if it does not exist.

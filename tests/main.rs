@@ -11,6 +11,7 @@ mod ca;
 mod clocks;
 mod copies;
 mod crash;
+mod data_owner;
 mod delete;
 mod demo;
 mod denied;

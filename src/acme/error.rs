@@ -237,7 +237,9 @@ impl Cause {
                 beneath::REFUSED_HINT
             }
             Self::Solver(_) => "check the --webroot directory and its owner",
-            Self::Journal(_) => "check the data directory: owner, mode, free space",
+            Self::Journal(_) => {
+                "check the data directory: owner, mode, free space; `fuser -v LOCK` shows the process that holds a lock"
+            }
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",
             Self::NoChallenge { .. } => {
                 "a wildcard needs DNS-01; for other names ask the CA which challenges it offers"

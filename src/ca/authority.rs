@@ -6,7 +6,6 @@
 //! they are replaced together. RFC 5280.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,10 +19,10 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::constraints::{self, Permitted};
+use super::directory::StateDirectory;
 use super::nonces::random_bytes;
-use super::{CaError, DAY, HOUR, lock, read};
+use super::{CaError, DAY, HOUR, lock};
 use crate::certificate::{Facts, Secret};
-use crate::files;
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
@@ -31,9 +30,12 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// The shortest lifetime of an intermediate: twice that of the leaf, if longer.
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 
+const INTERMEDIATE: &str = "intermediate.pem";
+
 pub(super) struct Authority {
-    directory: Option<PathBuf>,
+    directory: Option<Arc<StateDirectory>>,
     root: CaKey,
+    has_new_root: bool,
     intermediate: Mutex<Arc<CaKey>>,
 }
 
@@ -50,31 +52,36 @@ impl Authority {
     ///
     /// A new root permits the names of `permitted` alone.
     pub(super) fn open(
-        directory: Option<&Path>,
+        directory: Option<Arc<StateDirectory>>,
         permitted: &[Permitted],
         now: Timestamp,
     ) -> Result<Self, CaError> {
-        let (root, stored) = match directory {
-            Some(directory) => {
-                let root = open_root(directory, permitted, now)?;
-                let stored = read_intermediate(directory, &root)?;
-                (root, stored)
-            }
-            None => (make_root(permitted, now)?, None),
-        };
-        let intermediate = match stored {
+        let on_disk = directory.as_deref();
+        let stored = on_disk.map(read_root).transpose()?.flatten();
+        let has_new_root = stored.is_none();
+        let root = match stored {
             Some(stored) => stored,
-            None => make_intermediate(directory, &root, now, now)?,
+            None => make_root(on_disk, permitted, now)?,
+        };
+        let stored = on_disk.map(|directory| read_intermediate(directory, &root));
+        let intermediate = match stored.transpose()?.flatten() {
+            Some(stored) => stored,
+            None => make_intermediate(on_disk, &root, now, now)?,
         };
         Ok(Self {
-            directory: directory.map(Path::to_owned),
+            directory,
             root,
+            has_new_root,
             intermediate: Mutex::new(Arc::new(intermediate)),
         })
     }
 
     pub(super) fn root_pem(&self) -> &str {
         &self.root.pem
+    }
+
+    pub(super) fn has_new_root(&self) -> bool {
+        self.has_new_root
     }
 
     /// Whether the root permits certificates for `identifier`.
@@ -125,7 +132,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let signed = params.signed_by(public, &signer.issuer)?;
         let facts = Facts::of(signed.der());
-        let facts = facts.map_err(|error| CaError::corrupt(Path::new("the new leaf"), error))?;
+        let facts = facts.map_err(|error| CaError::corrupt("the new leaf".as_ref(), error))?;
         Ok((facts, format!("{}{}", signed.pem(), signer.pem)))
     }
 
@@ -145,44 +152,50 @@ impl Authority {
     }
 }
 
-fn open_root(directory: &Path, permitted: &[Permitted], now: Timestamp) -> Result<CaKey, CaError> {
-    let (pem_path, key_path) = (directory.join("root.pem"), directory.join("root.key"));
-    match (read(&pem_path)?, read(&key_path)?) {
-        (Some(pem), Some(key)) => signer(pem, key, &pem_path, None),
-        (Some(_), None) => Err(CaError::corrupt(&pem_path, "its key `root.key` is missing")),
+fn read_root(directory: &StateDirectory) -> Result<Option<CaKey>, CaError> {
+    let corrupt = |detail| directory.corrupt("root.pem", detail);
+    match (directory.read("root.pem")?, directory.read("root.key")?) {
+        (Some(pem), Some(key)) => signer(pem, key, None).map(Some).map_err(corrupt),
+        (Some(_), None) => Err(corrupt("its key `root.key` is missing".to_owned())),
         // Without `root.pem` no client can trust the key yet: it is replaced.
-        (None, _) => {
-            let made = make_root(permitted, now)?;
-            write(&key_path, 0o600, made.key_pem.expose())?;
-            write(&pem_path, 0o644, &made.pem)?;
-            Ok(made)
-        }
+        (None, _) => Ok(None),
     }
 }
 
-fn make_root(permitted: &[Permitted], now: Timestamp) -> Result<CaKey, CaError> {
+fn make_root(
+    directory: Option<&StateDirectory>,
+    permitted: &[Permitted],
+    now: Timestamp,
+) -> Result<CaKey, CaError> {
     let key = KeyPair::generate()?;
     let length = BasicConstraints::Unconstrained;
     let mut params = ca_params("root", length, now - HOUR, now + ROOT_LIFETIME);
     params.name_constraints = constraints::extension(permitted);
     let pem = params.self_signed(&key)?.pem();
-    signer(pem, key.serialize_pem(), Path::new("the new root"), None)
+    let made = signer(pem, key.serialize_pem(), None);
+    let made = made.map_err(|detail| CaError::corrupt("the new root".as_ref(), detail))?;
+    if let Some(directory) = directory {
+        directory.write("root.key", 0o600, made.key_pem.expose().as_bytes())?;
+        directory.write("root.pem", 0o644, made.pem.as_bytes())?;
+    }
+    Ok(made)
 }
 
-fn read_intermediate(directory: &Path, root: &CaKey) -> Result<Option<CaKey>, CaError> {
-    let path = directory.join("intermediate.pem");
-    let Some(text) = read(&path)? else {
+fn read_intermediate(directory: &StateDirectory, root: &CaKey) -> Result<Option<CaKey>, CaError> {
+    const BOUNDARY: &str = "-----BEGIN CERTIFICATE-----";
+    let corrupt = |detail| directory.corrupt(INTERMEDIATE, detail);
+    let Some(text) = directory.read(INTERMEDIATE)? else {
         return Ok(None);
     };
-    const BOUNDARY: &str = "-----BEGIN CERTIFICATE-----";
     let at = text.find(BOUNDARY);
-    let at = at.ok_or_else(|| CaError::corrupt(&path, "no certificate found"))?;
+    let at = at.ok_or_else(|| corrupt("no certificate found".to_owned()))?;
     let (key, pem) = text.split_at(at);
-    signer(pem.to_owned(), key.to_owned(), &path, Some(root)).map(Some)
+    let read = signer(pem.to_owned(), key.to_owned(), Some(root));
+    read.map(Some).map_err(corrupt)
 }
 
 fn make_intermediate(
-    directory: Option<&Path>,
+    directory: Option<&StateDirectory>,
     root: &CaKey,
     now: Timestamp,
     needed: Timestamp,
@@ -198,9 +211,10 @@ fn make_intermediate(
     let key = key.serialize_pem();
     if let Some(directory) = directory {
         let both = Secret::new(format!("{key}{pem}"));
-        write(&directory.join("intermediate.pem"), 0o600, both.expose())?;
+        directory.write(INTERMEDIATE, 0o600, both.expose().as_bytes())?;
     }
-    signer(pem, key, Path::new("the new intermediate"), None)
+    let made = signer(pem, key, None);
+    made.map_err(|detail| CaError::corrupt("the new intermediate".as_ref(), detail))
 }
 
 fn ca_params(
@@ -228,22 +242,17 @@ fn ca_params(
     params
 }
 
-/// Checks a certificate of the CA, read from `path`, with its key, and with the `root`
-/// that must have signed it.
-fn signer(
-    pem: String,
-    key_pem: String,
-    path: &Path,
-    root: Option<&CaKey>,
-) -> Result<CaKey, CaError> {
-    let corrupt = |detail| CaError::corrupt(path, detail);
+/// Checks a certificate of the CA with its key, and with the `root` that must have signed it.
+///
+/// # Errors
+/// What is invalid.
+fn signer(pem: String, key_pem: String, root: Option<&CaKey>) -> Result<CaKey, String> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|_| corrupt("not a valid certificate in PEM"))?;
-    let (_, certificate) =
-        X509Certificate::from_der(&der).map_err(|error| CaError::corrupt(path, error))?;
-    let key = KeyPair::from_pem(&key_pem).map_err(|_| corrupt("its private key is invalid"))?;
+        .map_err(|_| "not a valid certificate in PEM")?;
+    let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+    let key = KeyPair::from_pem(&key_pem).map_err(|_| "its private key is invalid")?;
     if certificate.public_key().raw != key.subject_public_key_info() {
-        return Err(corrupt("the private key belongs to another certificate"));
+        return Err("the private key belongs to another certificate".to_owned());
     }
     let is_signed_by = |root: &CaKey| {
         let key = root.issuer.key().subject_public_key_info();
@@ -251,11 +260,11 @@ fn signer(
         parsed.is_ok_and(|(_, key)| certificate.verify_signature(Some(&key)).is_ok())
     };
     if root.is_some_and(|root| !is_signed_by(root)) {
-        return Err(corrupt("the root did not sign it"));
+        return Err("the root did not sign it".to_owned());
     }
     Ok(CaKey {
         not_after: Timestamp::from_seconds(certificate.validity().not_after.timestamp()),
-        issuer: Issuer::from_ca_cert_der(&der, key)?,
+        issuer: Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?,
         key_pem: Secret::new(key_pem),
         pem,
     })
@@ -277,8 +286,4 @@ fn serial() -> SerialNumber {
 
 fn instant(timestamp: Timestamp) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(timestamp.seconds()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
-fn write(path: &Path, mode: u32, text: &str) -> Result<(), CaError> {
-    files::replace(path, mode, text.as_bytes()).map_err(|error| CaError::io(path, error))
 }

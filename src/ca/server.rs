@@ -1,8 +1,6 @@
 //! The state of the embedded CA behind one lock: read, changed and durably saved,
 //! and the validations in progress. The requests are in [`super::routes`].
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use axum::Json;
@@ -11,11 +9,11 @@ use http::StatusCode;
 use tokio::sync::Semaphore;
 
 use super::authority::Authority;
+use super::directory::StateDirectory;
 use super::nonces::Nonces;
 use super::problem::{Problem, without_nulls};
 use super::state::{Authorization, Id, State};
-use super::{CaError, Settings, Validation, lock, read, validate};
-use crate::files;
+use super::{CaError, Settings, Validation, lock, validate};
 use crate::time::{Clock, Timestamp};
 
 const VALIDATIONS_AT_ONCE: usize = 64;
@@ -35,8 +33,8 @@ pub(super) struct Inner {
     versioned: Mutex<(State, u64)>,
     /// The version on disk; locked while a newer one is written.
     written: tokio::sync::Mutex<u64>,
-    /// Locks the directory for the lifetime of the server.
-    _lock: Option<File>,
+    /// `None` keeps the state in memory.
+    directory: Option<Arc<StateDirectory>>,
 }
 
 impl Server {
@@ -48,9 +46,11 @@ impl Server {
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, CaError> {
         settings.check()?;
         let directory = settings.directory.as_deref();
-        let lock = directory.map(lock_directory).transpose()?;
-        let authority = Authority::open(directory, &settings.permitted, clock.now())?;
-        let mut state = directory.map(load).transpose()?.unwrap_or_default();
+        let directory = directory.map(StateDirectory::open).transpose()?;
+        let directory = directory.map(Arc::new);
+        let authority = Authority::open(directory.clone(), &settings.permitted, clock.now())?;
+        let state = directory.as_deref().map(load).transpose()?;
+        let mut state = state.unwrap_or_default();
         let interrupted = state.recover();
         let server = Self(Arc::new(Inner {
             settings,
@@ -60,7 +60,7 @@ impl Server {
             nonces: Nonces::default(),
             versioned: Mutex::new((state, 0)),
             written: tokio::sync::Mutex::new(0),
-            _lock: lock,
+            directory,
         }));
         if tokio::runtime::Handle::try_current().is_ok() {
             for id in interrupted {
@@ -74,6 +74,12 @@ impl Server {
     #[must_use]
     pub fn root_pem(&self) -> &str {
         self.0.authority.root_pem()
+    }
+
+    /// Whether the root was created by [`Server::new`].
+    #[must_use]
+    pub fn has_new_root(&self) -> bool {
+        self.0.authority.has_new_root()
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -149,7 +155,7 @@ impl Server {
     /// Saves the state unless another request already saved this version:
     /// concurrent changes cost one write.
     async fn write(&self, version: u64) -> Result<(), Problem> {
-        let Some(directory) = &self.0.settings.directory else {
+        let Some(directory) = self.0.directory.clone() else {
             return Ok(());
         };
         let mut written = self.0.written.lock().await;
@@ -161,31 +167,19 @@ impl Server {
             (serde_json::to_vec(state), *version)
         };
         let json = json.map_err(|error| Problem::internal(&error))?;
-        let path = directory.join(STATE_FILE);
-        let ended = tokio::task::spawn_blocking(move || files::replace(&path, 0o600, &json)).await;
-        let replaced = ended.unwrap_or_else(|error| Err(error.into()));
-        replaced.map_err(|error| Problem::internal(&error))?;
+        let writing = move || directory.write(STATE_FILE, 0o600, &json);
+        let ended = tokio::task::spawn_blocking(writing).await;
+        let ended = ended.map_err(|error| Problem::internal(&error))?;
+        ended.map_err(|error| Problem::internal(&error))?;
         *written = version;
         Ok(())
     }
 }
 
-fn lock_directory(directory: &Path) -> Result<File, CaError> {
-    let failed = |source| CaError::io(directory, source);
-    files::make_directory(directory, 0o700).map_err(failed)?;
-    let file = File::create(directory.join("lock")).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(CaError::InUse(directory.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-fn load(directory: &Path) -> Result<State, CaError> {
-    let path = directory.join(STATE_FILE);
-    let json = read(&path)?;
+fn load(directory: &StateDirectory) -> Result<State, CaError> {
+    let json = directory.read(STATE_FILE)?;
     let state = json.map(|json| serde_json::from_str(&json)).transpose();
-    let state = state.map_err(|error| CaError::corrupt(&path, error))?;
+    let state = state.map_err(|error| directory.corrupt(STATE_FILE, error))?;
     Ok(state.unwrap_or_default())
 }
 

@@ -14,7 +14,7 @@ use super::output::say;
 use crate::ca::{CaError, PRIVATE, Permitted, Profile, Resolve, Server, Settings, Validation};
 use crate::certificate::SecretBytes;
 use crate::config::{self, Unusable};
-use crate::failure::Failure;
+use crate::failure::{Failure, hint_for};
 use crate::files;
 use crate::files::beneath::Directory;
 use crate::sandbox;
@@ -175,7 +175,12 @@ fn write_root(path: &Path, pem: &str) -> Result<(), Failure> {
 
 /// The failure of the CA itself.
 pub(super) fn failed(error: &CaError) -> Failure {
-    Failure::usage(format!("the embedded CA: {error}"), error.hint())
+    let message = format!("the embedded CA: {error}");
+    match error {
+        CaError::Io { path, source } => Failure::output(message, &hint_for(path, source)),
+        CaError::Corrupt { .. } => Failure::output(message, error.hint()),
+        _ => Failure::usage(message, error.hint()),
+    }
 }
 
 fn announce(call: &Call, directory: &str, root: &Path) {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    CertificateSettings, DirectoryUrl, Remembered, Settings, Sources, USUAL_DATA_DIR,
+    CertificateSettings, DirectoryUrl, OutputSettings, Remembered, Settings, Sources,
+    USUAL_DATA_DIR,
 };
 use crate::deploy::confirmed::{Confirmed, Right};
 use crate::failure::Failure;
@@ -110,6 +111,19 @@ pub(super) async fn recall(
 fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
     let file = Confirmed::file_for(&settings.data_dir);
     Confirmed::read(&file).map_err(|error| Failure::store(format!("{}: {error}", file.display())))
+}
+
+/// The right that `certs delete` lacks to remove the files of a certificate that was made
+/// with these settings.
+pub(super) fn denied_output(
+    sources: &Sources,
+    configured: &Settings,
+    made_with: &CertificateSettings,
+) -> Result<Option<Right>, Failure> {
+    let mut settings = made_with.clone();
+    deny_unconfirmed(sources, configured, &confirmed(configured)?, &mut settings);
+    let mut output = settings.output.iter().flat_map(OutputSettings::rights);
+    Ok(output.find(|right| settings.unconfirmed.contains(right)))
 }
 
 /// Denies the rights that only the store names.

@@ -9,13 +9,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::catalog::{existing_store, recall};
+use super::catalog::{denied_output, existing_store, recall};
+use super::factory::emptied;
 use super::labels::Labels;
 use super::output::say;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
-use crate::deploy::removal;
+use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::delete::delete as delete_stored;
@@ -53,9 +54,8 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let is_remembered = made_with.is_some() || !damaged.is_empty();
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| serde_json::from_str(&json).ok());
-    let own = made_with.as_ref().map(|one| settings.output_of(one));
-    let root = &own.unwrap_or(settings.output.clone()).directory;
-    let files = removal::present(root, lineage).map_err(Failure::on(lineage.as_str()))?;
+    let output = emptied(made_with.as_ref(), &settings);
+    let files = files(call, options, &settings, made_with.as_ref(), &output)?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
@@ -66,11 +66,11 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         }
         confirm(call, options, &files, &notes)?;
     }
-    let root = (!options.keep_files).then_some(root.as_path());
+    let output = (!options.keep_files).then_some(&output);
     let was_there = match control::is_running(&settings.data_dir).await? {
         true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
         false => {
-            let deleted = delete_stored(&store, lineage, root).await;
+            let deleted = delete_stored(&store, lineage, output).await;
             deleted.map_err(Failure::on(lineage.as_str()))?.0
         }
     };
@@ -87,6 +87,30 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// The existing files of the certificate in `output`: none if only the store names that place.
+fn files(
+    call: &Call,
+    options: &Delete,
+    settings: &Settings,
+    made_with: Option<&CertificateSettings>,
+    output: &Emptied,
+) -> Result<Vec<PathBuf>, Failure> {
+    let lineage = &options.name;
+    let denied = made_with.map(|one| denied_output(&call.sources, settings, one));
+    match denied.transpose()?.flatten() {
+        None => output
+            .present(lineage)
+            .map_err(Failure::on(lineage.as_str())),
+        Some(_) if options.keep_files => Ok(Vec::new()),
+        Some(right) => Err(Failure::output(
+            format!(
+                "{lineage}: the right to {right} is stored, but neither configured nor confirmed; nothing was deleted"
+            ),
+            &format!("to delete it without those files: certs delete {lineage} --yes --keep-files"),
+        )),
+    }
 }
 
 /// What is stored, or nothing if it is damaged: that must not keep it for ever.

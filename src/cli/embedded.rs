@@ -9,7 +9,6 @@ use std::sync::Arc;
 use super::ca::{directory_in, failed};
 use crate::ca::{Resolve, Server, Settings, Validation};
 use crate::failure::Failure;
-use crate::files::DirectoryOwner;
 use crate::net::sockets::reachable;
 use crate::time::Clock;
 
@@ -21,12 +20,8 @@ pub(super) fn open(
     answers_at: Option<SocketAddr>,
     clock: Arc<dyn Clock>,
 ) -> Result<Server, Failure> {
-    let owner = DirectoryOwner::of(data_dir);
-    let _acting = owner.act();
     let directory = directory_in(data_dir)?;
     let root = directory.join("root.pem");
-    let found = root.try_exists();
-    let is_new = !found.map_err(|error| Failure::unusable(&root, &error))?;
     let mut settings = Settings::new(BASE_URL);
     settings.directory = Some(directory);
     let answers_at = answers_at.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 80).into());
@@ -35,7 +30,7 @@ pub(super) fn open(
         resolve: Resolve::Fixed(reachable(answers_at).ip()),
     };
     let server = Server::new(settings, clock).map_err(|error| failed(&error))?;
-    if is_new {
+    if server.has_new_root() {
         tracing::info!(
             "a new CA was created: clients must trust {}",
             root.display()

@@ -5,12 +5,11 @@ mod outputs;
 mod targets;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
 
-pub(super) use self::outputs::outputs_for;
+pub(super) use self::outputs::{emptied, outputs_for};
 use self::outputs::{output_for, owner_of};
 use super::Call;
 use super::catalog::{remember, still_imported};
@@ -28,6 +27,7 @@ use crate::control::{Done, Task};
 use crate::deploy::coalesce::Coalesced;
 use crate::deploy::confirmed::Right;
 use crate::deploy::outputs::Outputs;
+use crate::deploy::removal::Emptied;
 use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
 use crate::failure::Failure;
@@ -241,10 +241,9 @@ impl Factory {
         &self.process.output
     }
 
-    /// The root of the output of a certificate that was made with these settings.
-    pub(super) fn output_root(&self, made_with: Option<&CertificateSettings>) -> PathBuf {
-        let own = made_with.map(|settings| self.process.output_of(settings));
-        own.unwrap_or(self.process.output.clone()).directory
+    /// The output of a certificate that was made with these settings, for its deletion.
+    pub(super) fn emptied(&self, made_with: Option<&CertificateSettings>) -> Emptied {
+        emptied(made_with, &self.process)
     }
 
     /// The result of a pass, for the user.

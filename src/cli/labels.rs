@@ -10,6 +10,7 @@ use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
 use crate::failure::Failure;
+use crate::files::DirectoryOwner;
 use crate::lineage::Lineage;
 use crate::observe::RequestedBy;
 use crate::time::Timestamp;
@@ -17,6 +18,7 @@ use crate::time::Timestamp;
 /// The certificates that containers request.
 pub(super) struct Labels {
     path: PathBuf,
+    owner: DirectoryOwner,
     registry: Registry,
     /// The problems logged last.
     logged: BTreeSet<String>,
@@ -29,10 +31,15 @@ impl Labels {
     /// When the file cannot be read: the next write would forget what it holds.
     pub(super) fn open(data_dir: &Path) -> Result<Self, Failure> {
         let path = stored::path(data_dir);
-        let read = stored::read(&path);
+        let owner = DirectoryOwner::of(data_dir);
+        let read = {
+            let _acting = owner.act();
+            stored::read(&path)
+        };
         Ok(Self {
             registry: read.map_err(|error| Failure::unusable(&path, &error))?,
             path,
+            owner,
             logged: BTreeSet::new(),
         })
     }
@@ -90,6 +97,7 @@ impl Labels {
         if self.registry == before {
             return false;
         }
+        let _acting = self.owner.act();
         stored::write(&self.path, &self.registry);
         true
     }

@@ -6,44 +6,62 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::output::{OutputError, at};
+use crate::files::DirectoryOwner;
 use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
 
-/// The existing live link and archive of `lineage` in the output at `root`.
-///
-/// # Errors
-/// When it cannot be seen whether they exist.
-pub(crate) fn present(root: &Path, lineage: &Lineage) -> Result<Vec<PathBuf>, OutputError> {
-    let mut found = Vec::new();
-    for path in places(root, lineage) {
-        match path.symlink_metadata() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(at("read", &path)(error)),
-            Ok(_) => found.push(path),
-        }
-    }
-    Ok(found)
+/// An output, and the user as which its files are removed.
+#[derive(Debug)]
+pub(crate) struct Emptied {
+    root: PathBuf,
+    owner: DirectoryOwner,
 }
 
-/// Removes them; succeeds if they do not exist.
-///
-/// # Errors
-/// The first that cannot be removed. The next call continues.
-pub(crate) fn remove(root: &Path, lineage: &Lineage) -> Result<(), OutputError> {
-    let [link, archive] = places(root, lineage);
-    let name = lineage.as_str();
-    if let Some(live) = part(root, "live").map_err(at("open", &link))? {
-        let removed = live.remove(format!(".{lineage}.new"));
-        let removed = removed
-            .and_then(|()| live.remove(name))
-            .and_then(|()| live.sync());
-        removed.map_err(at("remove", &link))?;
+impl Emptied {
+    /// The output at `root`, with files of `owner`.
+    #[must_use]
+    pub(crate) fn new(root: PathBuf, owner: DirectoryOwner) -> Self {
+        Self { root, owner }
     }
-    if let Some(all) = part(root, "archive").map_err(at("open", &archive))? {
-        let removed = remove_generations(&all, name).and_then(|()| all.sync());
-        removed.map_err(at("remove", &archive))?;
+
+    /// The existing live link and archive of `lineage`.
+    ///
+    /// # Errors
+    /// When it cannot be seen whether they exist.
+    pub(crate) fn present(&self, lineage: &Lineage) -> Result<Vec<PathBuf>, OutputError> {
+        let _acting = self.owner.act();
+        let mut found = Vec::new();
+        for path in places(&self.root, lineage) {
+            match path.symlink_metadata() {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(at("read", &path)(error)),
+                Ok(_) => found.push(path),
+            }
+        }
+        Ok(found)
     }
-    Ok(())
+
+    /// Removes them; succeeds if they do not exist.
+    ///
+    /// # Errors
+    /// The first that cannot be removed. The next call continues.
+    pub(crate) fn remove(&self, lineage: &Lineage) -> Result<(), OutputError> {
+        let _acting = self.owner.act();
+        let [link, archive] = places(&self.root, lineage);
+        let name = lineage.as_str();
+        if let Some(live) = part(&self.root, "live").map_err(at("open", &link))? {
+            let removed = live.remove(format!(".{lineage}.new"));
+            let removed = removed
+                .and_then(|()| live.remove(name))
+                .and_then(|()| live.sync());
+            removed.map_err(at("remove", &link))?;
+        }
+        if let Some(all) = part(&self.root, "archive").map_err(at("open", &archive))? {
+            let removed = remove_generations(&all, name).and_then(|()| all.sync());
+            removed.map_err(at("remove", &archive))?;
+        }
+        Ok(())
+    }
 }
 
 /// A directory of the output, through no link.
@@ -93,12 +111,13 @@ mod tests {
         }
         std::os::unix::fs::symlink(root.join("archive/kept"), root.join("archive/gone/0002"))
             .unwrap();
-        assert_eq!(present(root, &gone).unwrap().len(), 2);
+        let output = Emptied::new(root.to_owned(), DirectoryOwner::default());
+        assert_eq!(output.present(&gone).unwrap().len(), 2);
         for _ in 0..2 {
-            remove(root, &gone).unwrap();
-            assert_eq!(present(root, &gone).unwrap().len(), 0);
+            output.remove(&gone).unwrap();
+            assert_eq!(output.present(&gone).unwrap().len(), 0);
         }
-        assert_eq!(present(root, &kept).unwrap().len(), 2);
+        assert_eq!(output.present(&kept).unwrap().len(), 2);
         assert!(root.join("archive/kept/0001").is_dir());
     }
 }

@@ -1,9 +1,10 @@
 //! The registry as it is stored in `DATA_DIR/labels.json`.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::registry::Registry;
+use crate::files;
 
 const FILE: &str = "labels.json";
 
@@ -18,11 +19,10 @@ pub(crate) fn path(data_dir: &Path) -> PathBuf {
 /// # Errors
 /// When the file cannot be read.
 pub(crate) fn read(path: &Path) -> io::Result<Registry> {
-    let bytes = match std::fs::read(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Registry::default()),
-        read => read?,
+    let Some(text) = files::read_data(path)? else {
+        return Ok(Registry::default());
     };
-    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+    Ok(serde_json::from_str(&text).unwrap_or_else(|error| {
         tracing::error!(
             "{}: {error}; certificates of removed containers are not renewed; hint: restore it from a backup",
             path.display()
@@ -34,7 +34,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Registry> {
 /// Stores the registry, so that a restart remembers the containers that are gone.
 pub(crate) fn write(path: &Path, registry: &Registry) {
     let written = serde_json::to_vec_pretty(registry).map_err(std::io::Error::from);
-    let written = written.and_then(|json| crate::files::replace(path, 0o600, &json));
+    let written = written.and_then(|json| files::replace(path, 0o600, &json));
     if let Err(error) = written {
         tracing::error!(
             "{}: {error}; hint: make it writable, or a restart forgets the certificates of removed containers",

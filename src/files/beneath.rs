@@ -143,14 +143,32 @@ impl Directory {
 
     /// A regular file in it, open for reading.
     pub(crate) fn file(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
-        let name = name.as_ref();
+        self.regular(name.as_ref(), OFlags::RDONLY, Mode::empty())
+    }
+
+    /// A regular file in it to lock, created with `mode` if it is missing. Its content stays.
+    pub(crate) fn lock_file(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        self.regular(name.as_ref(), flags, Mode::from_raw_mode(mode))
+    }
+
+    fn regular(&self, name: &OsStr, flags: OFlags, mode: Mode) -> io::Result<File> {
         // A pipe without a writer would block.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let opened = openat(self, name, flags, Mode::empty());
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = openat(self, name, flags, mode);
         let file = File::from(opened.map_err(|error| self.or_refused(name, error))?);
         match file.metadata()?.is_file() {
             true => Ok(file),
             false => Err(self.or_refused(name, Errno::INVAL)),
+        }
+    }
+
+    /// Refuses anything but a socket of that name.
+    pub(crate) fn check_socket(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        let name = name.as_ref();
+        match FileType::from_raw_mode(self.status(name)?.st_mode) {
+            FileType::Socket => Ok(()),
+            _ => Err(self.or_refused(name, Errno::INVAL)),
         }
     }
 
@@ -160,8 +178,23 @@ impl Directory {
         let file = self.file(name)?;
         let length = file.take(largest + 1).read_to_end(&mut content)?;
         match length as u64 > largest {
-            true => Err(io::Error::other("the file is too large")),
+            true => Err(io::Error::new(
+                ErrorKind::FileTooLarge,
+                "the file is too large",
+            )),
             false => Ok(content),
+        }
+    }
+
+    /// The text of a regular file of at most `largest` bytes; `None` if it does not exist.
+    pub(crate) fn text(&self, name: impl AsRef<OsStr>, largest: u64) -> io::Result<Option<String>> {
+        match self.read(name, largest) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            read => {
+                let text = String::from_utf8(read?);
+                text.map(Some)
+                    .map_err(|error| io::Error::new(ErrorKind::InvalidData, error.utf8_error()))
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Stat, StatVfsMountFlags, lstat, statvfs};
 use rustix::io::Errno;
-use rustix::process::{getegid, geteuid};
+use rustix::process::{getegid, geteuid, getuid};
 use thiserror::Error;
 
 use crate::text::printable;
@@ -84,6 +84,12 @@ pub(crate) fn is_ours(owner: u32) -> bool {
     owner == 0 || owner == geteuid().as_raw()
 }
 
+/// The same for a link to follow: while root acts as another user, only root counts.
+#[must_use]
+pub(super) fn is_own(owner: u32) -> bool {
+    owner == 0 || owner == getuid().as_raw()
+}
+
 /// The path that `path` leads to, if it may be obeyed.
 ///
 /// # Errors
@@ -114,7 +120,7 @@ pub(crate) fn resolve_socket(path: &Path, holder: u32) -> Result<PathBuf, Untrus
 /// Whether only root and we can change the names of root and ours in this directory.
 #[must_use]
 pub(super) fn is_ours_alone(directory: &Stat) -> bool {
-    is_ours(directory.st_uid) && !is_open(directory.st_mode, true)
+    is_own(directory.st_uid) && !is_open(directory.st_mode, true)
 }
 
 /// Whether users other than its owner can change what has that mode. In a sticky directory

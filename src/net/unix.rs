@@ -7,7 +7,7 @@
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use tokio::net::UnixStream;
@@ -19,41 +19,45 @@ use crate::files::trust;
 /// # Errors
 /// Those of the connection, and a peer that root may not trust.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(path).await?;
-    if geteuid().is_root() {
-        check(path, stream.peer_cred()?.uid()).map_err(io::Error::other)?;
+    if !geteuid().is_root() {
+        return UnixStream::connect(path).await;
     }
-    Ok(stream)
+    let (real, holder) = resolve(path)?;
+    let stream = UnixStream::connect(real).await?;
+    let peer = stream.peer_cred()?.uid();
+    match is_trusted(peer, holder) {
+        true => Ok(stream),
+        false => Err(io::Error::other(format!(
+            "{}: the process that listens there is of user {peer}, and neither root's nor of the user of that directory; stop it, or give the server's user a directory of its own",
+            path.display()
+        ))),
+    }
 }
 
-fn check(path: &Path, peer: u32) -> Result<(), String> {
-    let shown = path.display();
-    let untrusted = || {
-        format!(
-            "{shown}: the process that listens there is of user {peer}, and neither root's nor of the user of that directory; stop it, or give the server's user a directory of its own"
-        )
-    };
+fn is_trusted(peer: u32, holder: u32) -> bool {
+    trust::is_ours(peer) || peer == holder
+}
+
+/// The socket that `path` leads to, and the user of its directory.
+fn resolve(path: &Path) -> io::Result<(PathBuf, u32)> {
     if path.as_os_str().as_bytes().starts_with(b"\0") {
-        return trust::is_ours(peer).then_some(()).ok_or_else(untrusted);
+        return Ok((path.to_owned(), 0));
     }
-    let real = std::fs::canonicalize(path).map_err(|error| format!("{shown}: {error}"))?;
+    let real = std::fs::canonicalize(path)?;
     let directory = real.parent().map(std::fs::metadata);
     let holder = directory
         .and_then(Result::ok)
         .map_or(0, |found| found.uid());
-    if !trust::is_ours(peer) && peer != holder {
-        return Err(untrusted());
-    }
-    let resolved = trust::resolve_socket(path, holder);
-    resolved.map(drop).map_err(|error| {
-        let hint = error.hint();
-        format!("{shown} is not trusted: {error}: {hint}")
-    })
+    let resolved = trust::resolve_socket(path, holder).map_err(|error| {
+        let (shown, hint) = (path.display(), error.hint());
+        io::Error::other(format!("{shown} is not trusted: {error}: {hint}"))
+    });
+    Ok((resolved?, holder))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use tokio::net::UnixListener;
 
@@ -72,15 +76,26 @@ mod tests {
         let socket = own.join("admin.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
         assert!(connect(&socket).await.is_ok());
-        assert!(check(&socket, SERVER).unwrap_err().contains("user 4321"));
+        let is_accepted = |path: &Path, peer| {
+            let resolved = resolve(path);
+            resolved.is_ok_and(|(_, holder)| is_trusted(peer, holder))
+        };
+        assert!(!is_accepted(&socket, SERVER));
         // As Debian has HAProxy's directory.
         chown(&own, Some(SERVER), Some(SERVER)).unwrap();
         let mode = PermissionsExt::from_mode(0o2775);
         std::fs::set_permissions(&own, mode).unwrap();
-        assert_eq!(check(&socket, SERVER), Ok(()));
-        assert_eq!(check(&socket, 0), Ok(()));
-        assert!(check(&socket, SERVER + 1).is_err());
-        assert_eq!(check(Path::new("\0bus"), 0), Ok(()));
-        assert!(check(Path::new("\0bus"), SERVER).is_err());
+        assert!(is_accepted(&socket, SERVER) && is_accepted(&socket, 0));
+        assert!(!is_accepted(&socket, SERVER + 1));
+        let bus = Path::new("\0bus");
+        assert!(is_accepted(bus, 0) && !is_accepted(bus, SERVER));
+        // A link of that user leads to no socket of root's, not even for a moment.
+        let roots = directory.path().join("roots.sock");
+        let listener = UnixListener::bind(&roots).unwrap();
+        let link = own.join("link");
+        symlink(&roots, &link).unwrap();
+        assert!(connect(&link).await.is_err());
+        let accepted = tokio::time::timeout(std::time::Duration::ZERO, listener.accept());
+        assert!(accepted.await.is_err());
     }
 }

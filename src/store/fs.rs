@@ -348,7 +348,8 @@ impl Lease for FileLease {
 /// machine the kernel's lock alone excludes every other process.
 fn next_token(file: &mut File) -> io::Result<u64> {
     let mut text = String::new();
-    file.read_to_string(&mut text)?;
+    // The longest number has 20 digits; the directory's owner can make the file endless.
+    file.take(21).read_to_string(&mut text)?;
     let token = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
     file.rewind()?;
     file.set_len(0)?;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::super::authority::Authority;
 use super::super::constraints::{PRIVATE, Permitted};
+use super::super::directory::StateDirectory;
 use super::super::state::SignedCertificate;
 use super::*;
 use crate::time::{Clock, SystemClock};
@@ -81,7 +82,8 @@ fn existing_root_keeps_its_constraints() {
     let (directory, now) = (tempfile::tempdir().unwrap(), SystemClock.now());
     let other = Identifier::parse("iana.org").unwrap();
     let open = |permitted: &[Permitted]| {
-        let opened = Authority::open(Some(directory.path()), permitted, now);
+        let on_disk = StateDirectory::open(&directory.path().join("ca")).unwrap();
+        let opened = Authority::open(Some(on_disk.into()), permitted, now);
         opened.unwrap().permits(&other)
     };
     assert!(open(&[]));

@@ -1,9 +1,10 @@
 //! The outputs of settings, with the owners of their files.
 
-use crate::config::{OutputSettings, Settings};
+use crate::config::{CertificateSettings, OutputSettings, Settings};
 use crate::deploy::output::Output;
 use crate::deploy::outputs::Outputs;
 use crate::deploy::owner::{self, Owner};
+use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
 use crate::files::DirectoryOwner;
 
@@ -12,6 +13,17 @@ pub(in super::super) fn outputs_for(settings: &Settings) -> Result<Outputs, Fail
     let output = &settings.output;
     let owner = owner_of(output, settings);
     Ok(Outputs::new(output_for(output, settings)?, owner))
+}
+
+/// The output of a certificate that was made with these settings, for its deletion.
+pub(in super::super) fn emptied(
+    made_with: Option<&CertificateSettings>,
+    process: &Settings,
+) -> Emptied {
+    let own = made_with.map(|settings| process.output_of(settings));
+    let output = own.unwrap_or(process.output.clone());
+    let owner = owner_of(&output, process);
+    Emptied::new(output.directory, owner)
 }
 
 /// Below the data directory of a service's user, files belong to that user, unless the

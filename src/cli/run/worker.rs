@@ -81,9 +81,9 @@ impl Worker for Sidecar {
     async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure> {
         let services = &self.factory.services;
         let stored = self.stored(lineage).await?;
-        let root = self.factory.output_root(stored.as_ref());
-        let root = (!keep_files).then_some(root.as_path());
-        let deleted = delete(services.store.as_ref(), lineage, root).await;
+        let output = self.factory.emptied(stored.as_ref());
+        let output = (!keep_files).then_some(&output);
+        let deleted = delete(services.store.as_ref(), lineage, output).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
         // No pass may order it again before the supervisor has forgotten it.
         self.restock().await;

@@ -63,7 +63,7 @@ impl Directory {
                 (Err(error @ (Errno::NOTDIR | Errno::LOOP)), _) => {
                     let target = at.read_link(&name).map_err(|_| error)?;
                     let is_own = distrusted.iter().any(|below| at.path.starts_with(below));
-                    let is_ours = !is_foreign && trust::is_ours(at.status(&name)?.st_uid);
+                    let is_ours = !is_foreign && trust::is_own(at.status(&name)?.st_uid);
                     let fault = match (is_own, is_ours) {
                         (true, _) => Some("a link in a directory of certs"),
                         (false, false) => Some("a link that another user can replace"),

@@ -1,9 +1,8 @@
 //! Single files and directories of the store, private to its user. Each failure names the step
 //! and the path.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -14,20 +13,13 @@ use super::{PRIVATE_DIRECTORY, PRIVATE_FILE};
 use crate::files;
 
 pub(super) fn open_lock(path: &Path) -> Result<File, StoreError> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(PRIVATE_FILE);
-    options.open(path).map_err(at("open", path))
+    files::open_lock(path).map_err(at("open", path))
 }
 
 /// The lock of a compare-and-swap.
 pub(super) fn locked(path: &Path) -> Result<File, StoreError> {
     let lock = open_lock(path)?;
-    lock.lock().map_err(at("lock", path))?;
+    files::lock(&lock).map_err(at("lock", path))?;
     Ok(lock)
 }
 
@@ -67,12 +59,10 @@ fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
 
 /// The text of a file, if the file exists.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt(path, &error)),
-        Err(error) => Err(at("read", path)(error)),
-    }
+    files::read_data(path).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData | ErrorKind::FileTooLarge => corrupt(path, &error),
+        _ => at("read", path)(error),
+    })
 }
 
 pub(super) fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
