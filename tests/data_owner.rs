@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::support::{NOBODY, as_nobody, certs, free_port, run};
+use crate::support::{NOBODY, Running, as_nobody, certs, free_port, run, until};
 
 const NAME: &str = "example.com";
 
@@ -414,4 +414,104 @@ fn labels_and_socket_lead_root_to_no_file_of_its_own() {
         );
     }
     assert!(socket.accept().is_err(), "root connected");
+}
+
+#[test]
+fn key_of_roots_reaches_no_output_of_the_service() {
+    let Some(service) = Service::issued() else {
+        return;
+    };
+    let mut own = certs(&service.path("root"));
+    let listen = format!("--http-listen=127.0.0.1:{}", free_port());
+    own.args(["issue", NAME, "--ca", "embedded", &listen]);
+    run(&mut own, 0);
+    // Its group is root's, which opens it to a login of root's.
+    let (stored, roots) = (
+        format!("data/records/{NAME}/0001"),
+        service.path(&format!("root/out/archive/{NAME}/0001")),
+    );
+    std::fs::rename(service.path(&stored), service.path("aside")).unwrap();
+    service.link(&roots, &stored);
+    let mut login = Command::new("setpriv");
+    login.args(["--groups", "0"]);
+    let reload = service.root(&["reload", NAME]);
+    login.arg(reload.get_program()).args(reload.get_args());
+    login.env_clear();
+    let set = reload.get_envs();
+    login.envs(set.filter_map(|(name, value)| Some((name, value?))));
+    run(&mut login, 8);
+    let key = std::fs::read(roots.join("privkey.pem")).unwrap();
+    let outputs = [below(&service.path("out")), below(&service.path("data"))];
+    let mut files = outputs.iter().flatten();
+    assert!(files.all(|(_, _, content)| *content != key));
+}
+
+#[test]
+fn command_refuses_a_data_directory_that_another_user_can_lead_elsewhere() {
+    let Some(service) = Service::issued() else {
+        return;
+    };
+    for name in ["home", "roots"] {
+        std::fs::create_dir(service.path(name)).unwrap();
+    }
+    chown(service.path("home"), Some(NOBODY), Some(NOBODY)).unwrap();
+    service.link(service.path("roots"), "home/certs");
+    service.secret("roots/records");
+    let before = below(&service.path("roots"));
+    for arguments in [
+        &["status"][..],
+        &["reload", NAME],
+        &["renew", "--force"],
+        &["delete", NAME, "--yes"],
+        &["run"],
+        &["ca", "serve", "--listen", "127.0.0.1:0"],
+        &["issue", NAME, "--ca", "embedded"],
+    ] {
+        let mut command = service.root(arguments);
+        command.env("CERTS_DATA_DIR", service.path("home/certs"));
+        let printed = run(&mut command, 8);
+        assert!(printed.contains("hint: "), "{arguments:?}: {printed}");
+        assert_eq!(below(&service.path("roots")), before, "{arguments:?}");
+    }
+}
+
+/// Runs root's sidecar until it is ready or ends; its log.
+fn sidecar(service: &Service) -> String {
+    let log = service.path("log");
+    let mut command = certs(service.0.path());
+    command.args(["run", "--admin-listen", "off"]);
+    command.args(["--http-listen", &format!("127.0.0.1:{}", free_port())]);
+    let mut running =
+        Running::start_logging(&mut command, std::fs::File::create(&log).unwrap().into());
+    let logged = || std::fs::read_to_string(&log).unwrap();
+    until("the sidecar", || {
+        running.has_ended() || logged().contains(" ready")
+    });
+    logged()
+}
+
+#[test]
+fn sidecar_gives_away_no_file_of_roots_that_it_did_not_make() {
+    let Some(service) = Service::issued() else {
+        return;
+    };
+    // Moved there by the service's user, from a directory of its own.
+    let moved = service.secret(&format!("data/records/{NAME}/note"));
+    let owner = || std::fs::metadata(&moved).unwrap().uid();
+    assert!(sidecar(&service).contains(" ready"));
+    assert_eq!(owner(), 0);
+    // A directory of root's with files of another program.
+    std::fs::rename(service.path("data"), service.path("aside")).unwrap();
+    std::fs::create_dir_all(service.path("data/accounts/payroll")).unwrap();
+    service.secret("data/accounts/payroll/db");
+    service.secret("data/.bashrc");
+    let private = PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(service.path("data"), private).unwrap();
+    let before = below(&service.path("data"));
+    let log = sidecar(&service);
+    assert!(log.contains("it has `.bashrc`"), "{log}");
+    let mut after = below(&service.path("data"));
+    // What the start makes itself.
+    after.retain(|(path, ..)| before.iter().any(|(known, ..)| known == path));
+    assert_eq!(after, before);
 }

@@ -166,9 +166,33 @@ impl Drop for ActingAs {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{chown, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use super::*;
+
+    #[test]
+    fn right_to_search_stays_below_directories_of_root_alone() {
+        if !geteuid().is_root() {
+            eprintln!("SKIPPED: acting as another user: needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, "").unwrap();
+        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+        let theirs = directory.path().join("theirs");
+        std::fs::create_dir(&theirs).unwrap();
+        chown(&theirs, Some(1234), Some(1235)).unwrap();
+        // Of a group that the user may have got in another way than by the table.
+        for (mode, group, reads) in [(0o700, 0, true), (0o750, 4000, false)] {
+            chown(directory.path(), Some(0), Some(group)).unwrap();
+            let mode = PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(directory.path(), mode).unwrap();
+            let owner = DirectoryOwner::of(&theirs);
+            let _acting = owner.act();
+            assert_eq!(std::fs::read(&secret).is_ok(), reads, "{group}");
+        }
+    }
 
     #[test]
     fn root_acts_as_owner_and_follows_no_link_to_its_own_files() {
@@ -177,7 +201,7 @@ mod tests {
             return;
         }
         let directory = tempfile::tempdir().unwrap();
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let open = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
         let (theirs, roots) = (
             directory.path().join("theirs"),
@@ -198,5 +222,9 @@ mod tests {
         assert_eq!((made.uid(), made.gid()), (1234, 1235));
         assert!(geteuid().is_root() && getegid().is_root());
         assert!(DirectoryOwner::of(&roots).0.is_none());
+        // What follows on the way can be replaced by the first other user.
+        std::fs::create_dir(theirs.join("roots")).unwrap();
+        let way = DirectoryOwner::of(&theirs.join("roots"));
+        assert_eq!(way.0.unwrap().user.as_raw(), 1234);
     }
 }
