@@ -128,7 +128,7 @@ async fn one_unreadable_record_does_not_hide_the_others() {
                 &[
                     "a.example.com",
                     &broken.display().to_string(),
-                    "symbolic links",
+                    "symbolic link",
                 ],
             );
         }
