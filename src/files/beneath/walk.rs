@@ -136,4 +136,27 @@ mod tests {
         let above = std::fs::metadata(root.join("real/new")).unwrap();
         assert_eq!(above.mode() & 0o777, 0o755);
     }
+
+    #[test]
+    fn links_of_the_user_as_whom_root_acts_are_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIPPED: acting as another user needs root");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let theirs = std::fs::canonicalize(scratch.path()).unwrap().join("data");
+        std::fs::create_dir_all(theirs.join("real")).unwrap();
+        symlink("real", theirs.join("link")).unwrap();
+        for path in [&theirs, &theirs.join("real"), &theirs.join("link")] {
+            std::os::unix::fs::lchown(path, Some(1234), Some(1234)).unwrap();
+        }
+        let owner = crate::files::DirectoryOwner::of(&theirs);
+        // That user can replace root's own link, too.
+        for maker in [1234, 0] {
+            std::os::unix::fs::lchown(theirs.join("link"), Some(maker), None).unwrap();
+            let _acting = owner.act();
+            assert!(Directory::open(&theirs.join("real")).is_ok());
+            let refused = Directory::open(&theirs.join("link")).unwrap_err();
+            assert!(is_refusal(&refused), "{refused}");
+        }
+    }
 }
