@@ -498,7 +498,8 @@ fn sidecar_gives_away_no_file_of_roots_that_it_did_not_make() {
     // Moved there by the service's user, from a directory of its own.
     let moved = service.secret(&format!("data/records/{NAME}/note"));
     let owner = || std::fs::metadata(&moved).unwrap().uid();
-    assert!(sidecar(&service).contains(" ready"));
+    let log = sidecar(&service);
+    assert!(log.contains(" ready"), "{log}");
     assert_eq!(owner(), 0);
     // A directory of root's with files of another program.
     std::fs::rename(service.path("data"), service.path("aside")).unwrap();

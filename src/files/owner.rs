@@ -63,6 +63,13 @@ impl DirectoryOwner {
         }))
     }
 
+    /// Whether both belong to the same user.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let user = |one: &Self| one.0.as_deref().map(|owner| owner.user);
+        user(self) == user(other)
+    }
+
     /// Checks that only root and the owner of `directory` can lead its path elsewhere:
     /// it is used again and again.
     ///

@@ -26,12 +26,14 @@ pub(in super::super) fn emptied(
     Emptied::new(output.directory, owner)
 }
 
-/// Below the data directory of a service's user, files belong to that user, unless the
-/// configuration gives them to another.
+/// In a directory of the user to whom the data directory belongs, files belong to that user,
+/// unless the configuration gives them to another.
 pub(super) fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
     let is_given = output.owner.is_some() || output.group.is_some();
-    match output.directory.starts_with(&process.data_dir) && !is_given {
-        true => DirectoryOwner::of(&process.data_dir),
+    let (own, data) = (&output.directory, &process.data_dir);
+    let (own, data) = (DirectoryOwner::of(own), DirectoryOwner::of(data));
+    match own.is_same(&data) && !is_given {
+        true => own,
         false => DirectoryOwner::default(),
     }
 }
