@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Call;
 use super::catalog::{existing_store, recall};
 use super::labels::Labels;
-use super::output::say;
+use super::output::{say, say_json};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
@@ -80,7 +80,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     withdraw(call, &settings, lineage, rights.unwrap_or_default()).await;
     let kept: &[PathBuf] = if options.keep_files { &files } else { &[] };
     match call.json {
-        true => say(json!({ "name": lineage, "deleted": true, "kept": kept })),
+        true => say_json(json!({ "name": lineage, "deleted": true, "kept": kept })),
         false => say(format_args!(
             "{lineage}: deleted{}",
             listed("; kept: ", kept)
@@ -130,7 +130,7 @@ async fn withdraw(
     match withdrawn.await {
         Ok(withdrawn) => {
             for right in withdrawn {
-                let line = format!("{lineage}: no longer confirmed: {right}\n");
+                let line = format!("{lineage}: no longer confirmed: {right}");
                 call.terminal.print(&line);
             }
         }
@@ -206,14 +206,11 @@ fn confirm(
     let lineage = &options.name;
     let removed = if options.keep_files { &[] } else { files };
     let removed = listed("; removes ", removed);
-    let mut shown = format!(
-        "{lineage}: {}{removed}\n",
-        notes.first().map_or("", String::as_str)
-    );
+    let first = notes.first().map_or("", String::as_str);
+    call.terminal.print(&format!("{lineage}: {first}{removed}"));
     for note in notes.iter().skip(1) {
-        shown += &format!("{lineage}: {note}\n");
+        call.terminal.print(&format!("{lineage}: {note}"));
     }
-    call.terminal.print(&shown);
     if options.yes {
         return Ok(());
     }
@@ -231,7 +228,7 @@ fn confirm(
     if !std::io::stdin().is_terminal() {
         return Err(refused("there is no terminal to ask at"));
     }
-    call.terminal.print(&format!("Delete {lineage}? [y/N] "));
+    call.terminal.ask(&format!("Delete {lineage}? [y/N] "));
     // A prompt has no end of line.
     let _ = std::io::stderr().flush();
     let mut answer = String::new();

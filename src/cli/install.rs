@@ -12,7 +12,7 @@ use serde_json::json;
 use self::draft::Draft;
 use super::Call;
 use super::factory::outputs_for;
-use super::output::say;
+use super::output::{say, say_json};
 use crate::config::Settings;
 use crate::deploy::Outlet;
 use crate::failure::Failure;
@@ -196,7 +196,7 @@ impl Work<'_> {
                 "notes": plan.notes, "webroot": plan.webroot, "issued": issued, "next": next,
                 "reloaded": reloaded.as_ref().map(Result::is_ok),
             });
-            return say(json);
+            return say_json(json);
         }
         for line in plan.done.iter() {
             say(line);
@@ -248,7 +248,7 @@ impl Work<'_> {
                 .iter()
                 .map(|one| json!({"name": one.subject.name, "files": one.files}))
                 .collect();
-            say(json!({"undone": restored, "reloaded": reloaded}));
+            say_json(json!({"undone": restored, "reloaded": reloaded}));
             return Ok(());
         }
         for one in &undone {
