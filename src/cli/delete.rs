@@ -11,6 +11,7 @@ use serde_json::json;
 use super::Call;
 use super::catalog::{existing_store, recall};
 use super::labels::Labels;
+use super::meant;
 use super::output::{say, say_json};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
@@ -29,8 +30,8 @@ use crate::store::{Store, StoreError};
     Example: certs delete old.example.com"
 )]
 pub(super) struct Delete {
-    /// The certificate, as certs status names it
-    pub name: Lineage,
+    /// The certificate, by lineage or by one of its names
+    pub name: String,
     /// Delete without a question
     #[arg(long)]
     pub yes: bool,
@@ -41,7 +42,8 @@ pub(super) struct Delete {
 
 /// Deletes the certificate, by the running sidecar if there is one.
 pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure> {
-    let (settings, lineage) = (call.sources.process_settings()?, &options.name);
+    let settings = call.sources.process_settings()?;
+    let lineage = &only(&settings, &options.name).await?;
     let Some(store) = existing_store(settings.data_dir.clone())? else {
         return Err(unknown(lineage));
     };
@@ -64,7 +66,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
             // What cannot be read is not said to be absent.
             notes.splice(..1, damaged);
         }
-        confirm(call, options, &files, &notes)?;
+        confirm(call, options, lineage, (&files, &notes))?;
     }
     let root = (!options.keep_files).then_some(root.as_path());
     let was_there = match control::is_running(&settings.data_dir).await {
@@ -87,6 +89,24 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// The one certificate that `name` selects. Files may be left of one that is not stored.
+async fn only(settings: &Settings, name: &str) -> Result<Lineage, Failure> {
+    match meant::selected(&settings.data_dir, name).await.as_deref() {
+        Ok([only]) => Ok(only.clone()),
+        Ok(several) => {
+            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
+            let several = several.join(", ");
+            Err(Failure::usage(
+                format!("several certificates have {name}: {several}; nothing was deleted"),
+                "delete one of them by its own name",
+            ))
+        }
+        Err(_) => {
+            Lineage::parse(name).map_err(|error| Failure::usage(error.to_string(), error.hint()))
+        }
+    }
 }
 
 /// What is stored, or nothing if it is damaged: that must not keep it for ever.
@@ -200,10 +220,9 @@ fn notes(
 fn confirm(
     call: &Call,
     options: &Delete,
-    files: &[PathBuf],
-    notes: &[String],
+    lineage: &Lineage,
+    (files, notes): (&[PathBuf], &[String]),
 ) -> Result<(), Failure> {
-    let lineage = &options.name;
     let removed = if options.keep_files { &[] } else { files };
     let removed = listed("; removes ", removed);
     let first = notes.first().map_or("", String::as_str);

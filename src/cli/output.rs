@@ -34,6 +34,7 @@ impl Failure {
             .messages()
             .map(|(message, hint)| match terminal.format {
                 LogFormat::Json => {
+                    let hint = terminal.hint(hint);
                     let fields = serde_json::json!({"message": message, "hint": hint});
                     let json = serde_json::json!({"level": "ERROR", "fields": fields});
                     printable_json(&json.to_string()) + "\n"
@@ -41,7 +42,8 @@ impl Failure {
                 LogFormat::Text => {
                     let (error, advice) =
                         (terminal.paint("error:", RED), terminal.paint("hint:", CYAN));
-                    let (message, hint) = (printable_whole(message), printable_whole(hint));
+                    let hint = printable_whole(&terminal.hint(hint));
+                    let message = printable_whole(message);
                     format!("{error} {message}\n{advice} {hint}\n")
                 }
             });
@@ -66,6 +68,10 @@ pub(super) struct Terminal {
     colour: bool,
     format: LogFormat,
     line: Arc<Mutex<String>>,
+    /// The options of this command that choose files.
+    places: Arc<str>,
+    /// The verbs of all commands.
+    verbs: Arc<[String]>,
 }
 
 impl Terminal {
@@ -84,7 +90,43 @@ impl Terminal {
             progress: is_terminal && !quiet,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
+            places: Arc::default(),
+            verbs: Arc::default(),
         }
+    }
+
+    /// The same for a command with these options, which hints repeat.
+    pub(super) fn repeating(self, places: &str, verbs: impl Iterator<Item = String>) -> Self {
+        Self {
+            places: places.into(),
+            verbs: verbs.collect(),
+            ..self
+        }
+    }
+
+    /// `text` with the options of this command in each further command that it names, so
+    /// that it works on the same files.
+    pub(super) fn hint(&self, text: &str) -> String {
+        const CERTS: &str = "certs ";
+        if self.places.is_empty() {
+            return text.to_owned();
+        }
+        let mut parts = text.split(CERTS);
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |mut made, part| {
+            let word: String = part.chars().take_while(char::is_ascii_lowercase).collect();
+            // It runs already, with options of its own.
+            let is_verb = word != "run" && self.verbs.contains(&word);
+            let is_word =
+                made.ends_with(|last: char| last.is_alphanumeric() || "-/".contains(last));
+            made += CERTS.trim_end();
+            made += if is_verb && !is_word {
+                &*self.places
+            } else {
+                ""
+            };
+            made + " " + part
+        })
     }
 
     /// Whether the progress line is shown.
@@ -145,12 +187,19 @@ impl Write for &Terminal {
     }
 }
 
+/// What comes before the hint of a message.
+const HINT: &str = "hint: ";
+
 /// Writes log messages, one at a time.
 pub(super) struct LogWriter<'a>(&'a Terminal);
 
 impl Write for LogWriter<'_> {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(message);
+        let text = match text.split_once(HINT) {
+            Some((before, hint)) => format!("{before}{HINT}{}", self.0.hint(hint)),
+            None => text.into_owned(),
+        };
         let shown = match (self.0.format, self.0.colour) {
             (LogFormat::Json, _) => printable_json(&text),
             (LogFormat::Text, false) => printable_whole(&text),

@@ -18,8 +18,8 @@ use super::key::{
     layer,
 };
 use super::layer::{
-    Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
-    words,
+    Value, address_or_off, boolean, directory, docker_host, email, list, list_or_none, number,
+    parsed, path, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -109,12 +109,12 @@ layer! {
     }
 
     group "Deployment" {
-        "deploy", deploy: Vec<Given<String>>, words, LIST.hint(DEPLOY_HINT)
-            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form")
+        "deploy", deploy: Vec<Given<String>>, words_or_none, LIST.hint(DEPLOY_HINT)
+            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form, or to `none`")
             .forms(DeployTarget::forms)
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
-        "verify", verify: Vec<Endpoint>, list, LIST.hint("HOST:PORT, for example example.com:443")
-            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS")
+        "verify", verify: Vec<Endpoint>, list_or_none, LIST.hint("HOST:PORT, for example example.com:443")
+            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS; `none` drops stored ones")
             .option(ISSUE | RUN | IMPORT, "HOST:PORT")
             => .verify;
     }

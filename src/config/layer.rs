@@ -50,6 +50,14 @@ impl Value {
         Self::new(Raw::List(items.collect()), origin)
     }
 
+    /// The same, or an empty list for the word [`NONE`].
+    fn or_none(&self) -> Self {
+        match self.items() {
+            [only] if only.value == Raw::Text(NONE.to_owned()) => Self::list([], &self.origin),
+            _ => self.clone(),
+        }
+    }
+
     /// The items of a list; a single text is a list of one.
     fn items(&self) -> &[Self] {
         match &self.value {
@@ -192,6 +200,27 @@ pub(super) fn words<T: Parsed>(
     let items = value.items().iter();
     let items = items.filter_map(|item| parsed(item, hint, problems));
     Some(Given::new(items.collect(), &value.origin))
+}
+
+/// The word of a list that holds nothing, against a stored or a weaker one.
+const NONE: &str = "none";
+
+/// Reads a list as [`words`] does; `none` is an empty one.
+pub(super) fn words_or_none(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<Vec<Given<String>>> {
+    words(&value.or_none(), hint, problems)
+}
+
+/// Reads a list as [`list`] does; `none` is an empty one.
+pub(super) fn list_or_none<T: Parsed>(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<Vec<T>> {
+    list(&value.or_none(), hint, problems)
 }
 
 pub(super) fn list<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<T>> {
