@@ -42,7 +42,7 @@ fn hints_repeat_the_options_that_choose_files() {
         printed.contains(r"certs --data-dir '/tmp/it'\''s' status"),
         "{printed}"
     );
-    let printed = run(&mut certs(&ca.path("")).args(["status", "absent"]), 2);
+    let printed = run(certs(&ca.path("")).args(["status", "absent"]), 2);
     assert!(printed.contains("hint: certs status lists"), "{printed}");
     // The hint is the command that does it.
     let places = ["--data-dir", &data, "--output-dir", &out];
