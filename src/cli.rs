@@ -89,6 +89,14 @@ pub fn run(
     }
 }
 
+/// The verbs of all commands.
+fn verbs() -> impl Iterator<Item = String> {
+    let command = Arguments::command();
+    let verbs = command.get_subcommands();
+    let verbs: Vec<String> = verbs.map(|verb| verb.get_name().to_owned()).collect();
+    verbs.into_iter()
+}
+
 fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
     let variables = CommandVariables::read(&environment);
     if let Ok(variables) = &variables {
@@ -98,7 +106,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     let sources = Sources::read(&options, &environment);
     let call = Call {
         json: arguments.global.json,
-        terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format()),
+        terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format())
+            .repeating(&options.places(), verbs()),
         options,
         environment,
         sources,
@@ -133,7 +142,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                     health: Some(health),
                     ..
                 } => status::health(&call, health).await,
-                Verb::Status { name, .. } => status::status(&call, name.as_ref()).await,
+                Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Import(options) => import::import(&call, &options).await,

@@ -25,6 +25,7 @@ mod origin;
 mod problem;
 mod read;
 mod remembered;
+mod repeated;
 mod resolve;
 mod rights;
 mod schema;

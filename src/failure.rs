@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,9 @@ use crate::files::trust::Untrusted;
 /// The hint for a store or an output that cannot be used.
 pub(crate) const STORE_HINT: &str =
     "check the directory's owner, mode and free space; nothing that is served was changed";
+
+/// Finds out why something cannot work; `None` if it can.
+pub(crate) type Check = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 /// An exit code, and messages with hints.
 #[derive(Debug, Serialize, Deserialize)]

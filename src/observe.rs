@@ -8,4 +8,4 @@ pub(crate) mod probe;
 pub(crate) mod status;
 
 pub(crate) use metrics::{Metrics, Tokens};
-pub(crate) use status::{Board, ExcludedName, Proof, ProofState, RequestedBy, Status};
+pub(crate) use status::{Board, ExcludedName, Obstacles, Proof, ProofState, RequestedBy, Status};

@@ -33,7 +33,7 @@ use crate::deploy::confirmed::Confirmed;
 use crate::deploy::helper::{Helper, Permits};
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
-use crate::failure::Failure;
+use crate::failure::{Check, Failure};
 use crate::files::{self, DirectoryOwner};
 use paths::{Paths, open_answers, permitted, specs};
 use user::{DOCKER_RELAY, ServiceUser};
@@ -93,6 +93,13 @@ impl Sandbox {
             Some(helper) if self.is_for_helper(spec) => helper.target(spec),
             _ => spec.target(),
         }
+    }
+
+    /// Whether the helper process still serves, to be asked again and again.
+    pub(crate) fn check(&self) -> Option<Check> {
+        let helper = self.helper.clone()?;
+        let why = "the helper process is gone: no server is reloaded; hint: restart certs run";
+        Some(Arc::new(move || helper.has_ended().then_some(why)))
     }
 
     /// The socket to use instead of Docker's own.

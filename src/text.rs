@@ -22,13 +22,39 @@ pub(crate) fn printable(text: &str) -> String {
 pub(crate) fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for letter in urls(text, without_user).chars().take(most) {
-        if letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter) {
+        if steers(letter) {
             shown.extend(letter.escape_unicode());
         } else {
             shown.push(letter);
         }
     }
     shown
+}
+
+/// Whether a terminal obeys this character, or reads what follows it in another direction.
+fn steers(letter: char) -> bool {
+    letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter)
+}
+
+/// The same line by line, and whole, for a message. Its further lines are indented, so that
+/// none of them looks like another message.
+pub(crate) fn printable_whole(text: &str) -> String {
+    let lines = text.split('\n').enumerate().map(|(number, line)| {
+        let is_further = number > 0 && !line.is_empty() && !line.starts_with(' ');
+        let indent = if is_further { "  " } else { "" };
+        format!("{indent}{}", printable_within(line, usize::MAX))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// JSON without characters that a terminal obeys. Outside of its strings it has none but
+/// line ends, and all of them are in the basic plane.
+pub(crate) fn printable_json(json: &str) -> String {
+    let shown = json.chars().map(|letter| match steers(letter) {
+        true if letter != '\n' => format!("\\u{:04x}", u32::from(letter)),
+        _ => letter.to_string(),
+    });
+    shown.collect()
 }
 
 /// Cuts a message at 2 KiB: it goes into logs, records and pages.
@@ -163,6 +189,19 @@ mod tests {
         for plain in ["", "a@b.example", "a:/b@c", "://"] {
             assert_eq!(both(plain), (plain.to_owned(), plain.to_owned()));
         }
+    }
+
+    #[test]
+    fn whole_texts_keep_their_lines_and_json_its_values() {
+        let text = "a\x1b]0;pwn\x07\n\u{9b}2J\u{202e}\n  c\n";
+        assert_eq!(
+            printable_whole(text),
+            "a\\u{1b}]0;pwn\\u{7}\n  \\u{9b}2J\\u{202e}\n  c\n"
+        );
+        let json = serde_json::to_string_pretty(&[text]).unwrap();
+        let shown = printable_json(&json);
+        assert!(!shown.replace('\n', "").contains(steers), "{shown}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&shown).unwrap(), [text]);
     }
 
     #[test]

@@ -203,11 +203,12 @@ fn damaged_record_can_be_deleted() {
         assert!(!printed.contains("no certificate exists"), "{printed}");
         let sidecar = (file == "options.json").then(|| Sidecar::start(&ca, &["other.example.com"]));
         if let Some(sidecar) = &sidecar {
-            until("the sidecar", || sidecar.readiness() == 200);
+            until("the report", || sidecar.readiness() == 503);
         }
         run(&mut verb(&ca, &["delete", "example.com", "--yes"]), 0);
         assert_eq!(left(&ca, "/example.com"), Vec::<String>::new());
         if let Some(sidecar) = sidecar {
+            until("readiness", || sidecar.readiness() == 200);
             sidecar.stop();
         }
     }

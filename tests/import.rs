@@ -335,7 +335,9 @@ async fn certbot_import_renews_with_its_rsa_account() {
     let arguments = ["issue", "example.com", "www.example.com", "--ca", &ca];
     let printed = run(&mut certs_here(&pebble, &arguments), 0);
     assert!(printed.contains("not due"), "{printed}");
-    assert_eq!(options(&pebble, "example.com")["deploy"], json!([]));
+    // It keeps what the command does not set.
+    let deploy = &options(&pebble, "example.com")["deploy"];
+    assert_eq!(*deploy, json!([format!("exec:{hook}")]));
     assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
 

@@ -246,6 +246,15 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
     });
     let printed = run(&mut machine.install(&["--undo"]), 0);
     assert!(printed.contains("nothing to undo"), "{printed}");
+    // What is named and not found is no success.
+    let printed = run(
+        &mut machine.install(&["--undo", "--domain", "www.example.com"]),
+        2,
+    );
+    assert!(
+        printed.contains("hint: repeat the command with the --data-dir"),
+        "{printed}"
+    );
 }
 
 #[test]

@@ -350,7 +350,11 @@ fn command_reports_running_sidecar() {
     // The files are in the sidecar's output directory.
     let other = pebble.path("other");
     let mut command = pebble.issue(&["new.example.com", "--output-dir"]);
-    let printed = run(command.arg(&other), 0);
+    let printed = run(command.arg(&other), 2);
+    assert!(printed.contains("nothing was ordered"), "{printed}");
+    assert!(!pebble.path("data/records/new.example.com").exists());
+    let mut command = pebble.issue(&["new.example.com"]);
+    let printed = run(command.env_remove("CERTS_OUTPUT_DIR"), 0);
     let path = pebble.path("out/live/new.example.com");
     let there = format!("in {}, valid", path.display());
     assert!(printed.contains(&there) && path.exists(), "{printed}");

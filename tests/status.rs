@@ -121,3 +121,48 @@ async fn own_rate_limit_exits_6_with_retry_time() {
         "{printed}"
     );
 }
+
+#[tokio::test]
+async fn stored_text_cannot_steer_the_terminal() {
+    const ESCAPES: &str = "\x1b]0;pwn\x07\u{9b}2J\u{202e}\nforged  line";
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let store = FileStore::open(data.clone()).unwrap();
+    let name = Identifier::parse("a.example.com").unwrap();
+    let lineage = Lineage::of(&name);
+    let ca = format!("https://ca.invalid/{ESCAPES}");
+    let mut record = Record::new(lineage.clone(), [name].into(), ca);
+    record.failures.last = Some(ESCAPES.into());
+    store.save(&record, Revision(0), None).await.unwrap();
+    let made = certs(directory.path())
+        .args(["config", "check", "--json"])
+        .env("CERTS_DOMAINS", "a.example.com")
+        .args(["--config", "/dev/null"])
+        .env("CERTS_AGREE_TOS", "true")
+        .output()
+        .unwrap();
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let mut options = made["certificates"][0].clone();
+    options["profile"] = ESCAPES.into();
+    options["orphaned"] = ESCAPES.into();
+    options["deploy"] = serde_json::json!([format!("file:/srv/{ESCAPES}/cert.pem")]);
+    let json = options.to_string();
+    store.save_options(&lineage, &json).await.unwrap();
+
+    for arguments in [
+        &["status"][..],
+        &["status", "a.example.com"],
+        &["status", "a.example.com", "--json"],
+        &["renew"],
+        &["renew", "--json"],
+        &["renew", "--log-format", "json"],
+        &["delete", "a.example.com"],
+        &["delete", "a.example.com", "--yes"],
+    ] {
+        let output = certs(directory.path()).args(arguments).output().unwrap();
+        let printed = crate::support::text(&output);
+        let steers = |letter: char| letter.is_control() && letter != '\n' || letter == '\u{202e}';
+        assert!(!printed.contains(steers), "{arguments:?}: {printed:?}");
+        assert!(!printed.contains("\nforged"), "{arguments:?}: {printed:?}");
+    }
+}

@@ -5,7 +5,6 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
-use crate::lineage::Lineage;
 
 /// Gets, renews, deploys and verifies TLS certificates next to any proxy.
 #[derive(Debug, Parser)]
@@ -73,10 +72,13 @@ pub(super) enum Verb {
         to: Option<u64>,
     },
     /// Show every certificate: CA, not-after, next action, generation issued and served, last error
-    #[command(after_help = "Example: certs status example.com --json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Example: certs status example.com --json"
+    )]
     Status {
-        /// Only this certificate
-        name: Option<Lineage>,
+        /// Only this certificate, by lineage or by one of its names
+        name: Option<String>,
         /// Query the running certs run instead: alive, or ready (every certificate is verified); exit code 1 if not
         #[arg(
             long,

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
-use super::output::say;
+use super::output::{say, say_json};
 use crate::ca::{CaError, PRIVATE, Permitted, Profile, Resolve, Server, Settings, Validation};
 use crate::certificate::SecretBytes;
 use crate::config::{self, Unusable};
@@ -185,11 +185,13 @@ pub(super) fn failed(error: &CaError) -> Failure {
 
 fn announce(call: &Call, directory: &str, root: &Path) {
     if call.json {
-        return say(serde_json::json!({"directory": directory, "root": root}));
+        return say_json(serde_json::json!({"directory": directory, "root": root}));
     }
     let root = root.display();
+    say(format_args!("directory: {directory}"));
+    say(format_args!("root: {root}"));
     say(format_args!(
-        "directory: {directory}\nroot: {root}\ntry: certs issue NAME --ca {directory} --ca-root {root} --http-listen 127.0.0.1:PORT"
+        "try: certs issue NAME --ca {directory} --ca-root {root} --http-listen 127.0.0.1:PORT"
     ));
 }
 

@@ -2,6 +2,7 @@
 //! settings. It orders nothing.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
@@ -9,7 +10,8 @@ use crate::config::{
     USUAL_DATA_DIR,
 };
 use crate::deploy::confirmed::{Confirmed, Right};
-use crate::failure::Failure;
+use crate::failure::{Failure, hint_for};
+use crate::files::trust;
 use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
@@ -107,10 +109,78 @@ pub(super) async fn recall(
     Ok(recalled.collect())
 }
 
+/// The sources of a command with what is stored of the certificate `lineage` that it names:
+/// it keeps what the command does not set.
+pub(super) async fn with_stored(
+    sources: &Sources,
+    data_dir: &Path,
+    lineage: &Lineage,
+) -> Result<Sources, Failure> {
+    let Some(store) = existing_store(data_dir.to_owned())? else {
+        return Ok(sources.clone());
+    };
+    let stored = store.options(lineage).await;
+    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+    // Damaged settings are replaced by those of the command.
+    let stored = stored.and_then(|json| serde_json::from_str(&json).ok());
+    Ok(stored.map_or_else(
+        || sources.clone(),
+        |stored| {
+            let stored = Remembered::Whole(Box::new(stored));
+            sources.clone().with_stored(&stored)
+        },
+    ))
+}
+
+/// Denies what only the store names to the certificates of a command.
+pub(super) fn deny_stored(sources: &Sources, settings: &mut Settings) -> Result<(), Failure> {
+    let confirmed = confirmed(settings)?;
+    let mut certificates = std::mem::take(&mut settings.certificates);
+    for certificate in &mut certificates {
+        deny_unconfirmed(sources, settings, &confirmed, certificate);
+    }
+    settings.certificates = certificates;
+    Ok(())
+}
+
 /// The rights that the administrator has confirmed for stored certificates.
 fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
-    let file = Confirmed::file_for(&settings.data_dir);
-    Confirmed::read(&file).map_err(|error| Failure::store(format!("{}: {error}", file.display())))
+    read_confirmed(&Confirmed::file_for(&settings.data_dir))
+}
+
+fn read_confirmed(file: &Path) -> Result<Confirmed, Failure> {
+    Confirmed::read(file).map_err(|error| {
+        let (shown, text) = (file.display(), error.to_string());
+        let (why, hint) = match (error.kind(), text.split_once("; hint: ")) {
+            (ErrorKind::InvalidData, _) => (text.as_str(), format!(
+                "move {shown} away; then repeat certs issue as root with the options of each certificate that certs status shows as denied"
+            )),
+            (_, Some((why, hint))) => (why, hint.to_owned()),
+            (_, None) => (text.as_str(), hint_for(file, &error)),
+        };
+        let message = format!("the confirmed rights in {shown} cannot be used: {why}");
+        Failure::output(message, &hint)
+    })
+}
+
+/// The rights that these stored settings lack.
+pub(super) fn denied(
+    sources: &Sources,
+    process: &Settings,
+    settings: &CertificateSettings,
+) -> Result<Vec<String>, Failure> {
+    let mut settings = settings.clone();
+    deny_unconfirmed(sources, process, &Confirmed::default(), &mut settings);
+    if settings.unconfirmed.is_empty() {
+        return Ok(Vec::new());
+    }
+    deny_unconfirmed(sources, process, &confirmed(process)?, &mut settings);
+    Ok(lacking(&settings.unconfirmed))
+}
+
+/// Rights that a certificate lacks, as a user reads them.
+pub(super) fn lacking(rights: &BTreeSet<Right>) -> Vec<String> {
+    rights.iter().map(ToString::to_string).collect()
 }
 
 /// The right that `certs delete` lacks to remove the files of a certificate that was made
@@ -133,15 +203,7 @@ fn deny_unconfirmed(
     confirmed: &Confirmed,
     settings: &mut CertificateSettings,
 ) {
-    // The same without what is stored: the rights that the configuration grants.
-    let bare = Remembered::Record {
-        lineage: settings.lineage.clone(),
-        names: settings.names.clone(),
-        directory: Some(settings.ca.directory.clone()),
-        profile: None,
-    };
-    let own = sources.remembered(&bare);
-    let own = own.map_or_else(|_| BTreeSet::new(), |own| own.rights());
+    let own = sources.own_rights(settings);
     let usual: BTreeSet<Right> = configured.output.rights().collect();
     settings.unconfirmed = settings.rights();
     settings
@@ -149,19 +211,44 @@ fn deny_unconfirmed(
         .retain(|right| !confirmed.has(right) && !own.contains(right) && !usual.contains(right));
 }
 
+/// Those of `rights` that may be confirmed. A program that another user can change does not
+/// run, and must not once its directory is mended.
+pub(super) fn trusted(mut rights: BTreeSet<Right>) -> BTreeSet<Right> {
+    rights.retain(|right| {
+        let refused = right
+            .program()
+            .and_then(|program| trust::resolve(program).err());
+        let refused = refused.filter(|error| !error.is_absent());
+        if let Some(error) = &refused {
+            tracing::warn!(
+                "not confirmed: the right to {right}: {error}; hint: {}, then repeat this command",
+                error.hint()
+            );
+        }
+        refused.is_none()
+    });
+    rights
+}
+
 /// Confirms the rights of certificates that a command stores, for later runs. They are the
 /// caller's own words.
-pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) {
+///
+/// # Errors
+/// When the confirmed ones cannot be read: then no later run would have these.
+pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) -> Result<(), Failure> {
+    let rights = trusted(rights);
     if rights.is_empty() {
-        return;
+        return Ok(());
     }
     let file = Confirmed::file_for(data_dir);
+    read_confirmed(&file)?;
     if let Err(error) = Confirmed::add(&file, rights) {
         tracing::warn!(
             "{} cannot be written: {error}; hint: later runs deny what only the store names: put it into the configuration, or repeat this command as root",
             file.display()
         );
     }
+    Ok(())
 }
 
 /// The stored settings of every certificate that `configured` does not name, if they are

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Call;
 use super::args::Config;
-use super::output::say;
+use super::output::{say, say_json};
 use crate::config::Purpose;
 use crate::failure::Failure;
 use crate::text::origins;
@@ -12,14 +12,14 @@ use crate::text::origins;
 /// Checks, or prints the schema; sends and writes nothing.
 pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     if matches!(verb, Config::Schema) {
-        say(crate::config::schema());
+        say_json(crate::config::schema());
         return Ok(());
     }
     let settings = call.sources.settings(&Purpose::All)?;
     if call.json {
         let mut shown = serde_json::to_value(&settings)?;
         hide_secrets(&mut shown, false);
-        say(format_args!("{shown:#}"));
+        say_json(format_args!("{shown:#}"));
         return Ok(());
     }
     let count = settings.certificates.len();

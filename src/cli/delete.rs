@@ -12,7 +12,8 @@ use super::Call;
 use super::catalog::{denied_output, existing_store, recall};
 use super::factory::emptied;
 use super::labels::Labels;
-use super::output::say;
+use super::meant;
+use super::output::{say, say_json};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
@@ -30,8 +31,8 @@ use crate::store::{Store, StoreError};
     Example: certs delete old.example.com"
 )]
 pub(super) struct Delete {
-    /// The certificate, as certs status names it
-    pub name: Lineage,
+    /// The certificate, by lineage or by one of its names
+    pub name: String,
     /// Delete without a question
     #[arg(long)]
     pub yes: bool,
@@ -42,7 +43,8 @@ pub(super) struct Delete {
 
 /// Deletes the certificate, by the running sidecar if there is one.
 pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure> {
-    let (settings, lineage) = (call.sources.process_settings()?, &options.name);
+    let settings = call.sources.process_settings()?;
+    let lineage = &only(&settings, &options.name).await?;
     let Some(store) = existing_store(settings.data_dir.clone())? else {
         return Err(unknown(lineage));
     };
@@ -55,7 +57,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| serde_json::from_str(&json).ok());
     let output = emptied(made_with.as_ref(), &settings);
-    let files = files(call, options, &settings, made_with.as_ref(), &output)?;
+    let files = files(call, options, &settings, (lineage, made_with.as_ref()), &output)?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
@@ -64,7 +66,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
             // What cannot be read is not said to be absent.
             notes.splice(..1, damaged);
         }
-        confirm(call, options, &files, &notes)?;
+        confirm(call, options, lineage, (&files, &notes))?;
     }
     let output = (!options.keep_files).then_some(&output);
     let was_there = match control::is_running(&settings.data_dir).await? {
@@ -80,7 +82,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     withdraw(call, &settings, lineage, rights.unwrap_or_default()).await;
     let kept: &[PathBuf] = if options.keep_files { &files } else { &[] };
     match call.json {
-        true => say(json!({ "name": lineage, "deleted": true, "kept": kept })),
+        true => say_json(json!({ "name": lineage, "deleted": true, "kept": kept })),
         false => say(format_args!(
             "{lineage}: deleted{}",
             listed("; kept: ", kept)
@@ -89,15 +91,33 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     Ok(())
 }
 
+/// The one certificate that `name` selects. Files may be left of one that is not stored.
+async fn only(settings: &Settings, name: &str) -> Result<Lineage, Failure> {
+    match meant::selected(&settings.data_dir, name).await.as_deref() {
+        Ok([only]) => Ok(only.clone()),
+        Ok(several) => {
+            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
+            let several = several.join(", ");
+            Err(Failure::usage(
+                format!("several certificates have {name}: {several}; nothing was deleted"),
+                "delete one of them by its own name",
+            ))
+        }
+        Err(_) => {
+            Lineage::parse(name).map_err(|error| Failure::usage(error.to_string(), error.hint()))
+        }
+    }
+}
+
 /// The existing files of the certificate in `output`: none if only the store names that place.
 fn files(
     call: &Call,
     options: &Delete,
     settings: &Settings,
-    made_with: Option<&CertificateSettings>,
+    made_with: (&Lineage, Option<&CertificateSettings>),
     output: &Emptied,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let lineage = &options.name;
+    let (lineage, made_with) = made_with;
     let denied = made_with.map(|one| denied_output(&call.sources, settings, one));
     match denied.transpose()?.flatten() {
         None => output
@@ -154,7 +174,7 @@ async fn withdraw(
     match withdrawn.await {
         Ok(withdrawn) => {
             for right in withdrawn {
-                let line = format!("{lineage}: no longer confirmed: {right}\n");
+                let line = format!("{lineage}: no longer confirmed: {right}");
                 call.terminal.print(&line);
             }
         }
@@ -224,20 +244,16 @@ fn notes(
 fn confirm(
     call: &Call,
     options: &Delete,
-    files: &[PathBuf],
-    notes: &[String],
+    lineage: &Lineage,
+    (files, notes): (&[PathBuf], &[String]),
 ) -> Result<(), Failure> {
-    let lineage = &options.name;
     let removed = if options.keep_files { &[] } else { files };
     let removed = listed("; removes ", removed);
-    let mut shown = format!(
-        "{lineage}: {}{removed}\n",
-        notes.first().map_or("", String::as_str)
-    );
+    let first = notes.first().map_or("", String::as_str);
+    call.terminal.print(&format!("{lineage}: {first}{removed}"));
     for note in notes.iter().skip(1) {
-        shown += &format!("{lineage}: {note}\n");
+        call.terminal.print(&format!("{lineage}: {note}"));
     }
-    call.terminal.print(&shown);
     if options.yes {
         return Ok(());
     }
@@ -255,7 +271,7 @@ fn confirm(
     if !std::io::stdin().is_terminal() {
         return Err(refused("there is no terminal to ask at"));
     }
-    call.terminal.print(&format!("Delete {lineage}? [y/N] "));
+    call.terminal.ask(&format!("Delete {lineage}? [y/N] "));
     // A prompt has no end of line.
     let _ = std::io::stderr().flush();
     let mut answer = String::new();

@@ -57,7 +57,7 @@ pub(super) fn demo(
     });
     let score = demo::demo(&log, environment, program.as_deref())?;
     if json {
-        say_json(&score)?;
+        say_json(serde_json::to_string(&score)?);
     } else {
         log.end();
         for line in score.lines() {

@@ -5,6 +5,7 @@ mod outputs;
 mod targets;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
@@ -244,6 +245,12 @@ impl Factory {
     /// The output of a certificate that was made with these settings, for its deletion.
     pub(super) fn emptied(&self, made_with: Option<&CertificateSettings>) -> Emptied {
         emptied(made_with, &self.process)
+    }
+
+    /// The root of the output of a certificate that was made with these settings.
+    pub(super) fn output_root(&self, made_with: Option<&CertificateSettings>) -> PathBuf {
+        let own = made_with.map(|settings| self.process.output_of(settings));
+        own.unwrap_or(self.process.output.clone()).directory
     }
 
     /// The result of a pass, for the user.

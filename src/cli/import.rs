@@ -15,7 +15,7 @@ use clap::Args;
 use self::account::Accounts;
 use self::report::Report;
 use super::Call;
-use super::catalog::{confirm, existing_store, open_store};
+use super::catalog::{confirm, existing_store, open_store, trusted};
 use super::factory::outputs_for;
 use super::meant;
 use crate::certificate::{Bundle, Facts, Freshness};
@@ -278,7 +278,7 @@ impl Work<'_> {
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
         let mut rights = BTreeSet::new();
         let foreign = wanted.and_then(|settings| {
-            rights = settings.rights();
+            rights = trusted(settings.rights());
             Ok(ImportedPair {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
@@ -316,7 +316,10 @@ impl Work<'_> {
             }
         };
         if let Some(data_dir) = &self.confirms_in {
-            confirm(data_dir, rights);
+            let confirmed = confirm(data_dir, rights);
+            if let Err(failure) = confirmed {
+                self.report.not_imported(&subject, &failure.in_a_line());
+            }
         }
         for remark in all.iter().chain(&of_settings) {
             self.report.remark(Some(&lineage), remark, &live);

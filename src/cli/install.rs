@@ -12,7 +12,7 @@ use serde_json::json;
 use self::draft::Draft;
 use super::Call;
 use super::factory::outputs_for;
-use super::output::say;
+use super::output::{say, say_json};
 use crate::config::Settings;
 use crate::deploy::Outlet;
 use crate::failure::Failure;
@@ -196,7 +196,7 @@ impl Work<'_> {
                 "notes": plan.notes, "webroot": plan.webroot, "issued": issued, "next": next,
                 "reloaded": reloaded.as_ref().map(Result::is_ok),
             });
-            return say(json);
+            return say_json(json);
         }
         for line in plan.done.iter() {
             say(line);
@@ -215,7 +215,8 @@ impl Work<'_> {
             say(format_args!("no certificate is issued yet; next: {next}"));
         }
         if !changed.is_empty() {
-            say("to undo: certs install nginx --undo");
+            let undo = self.call.terminal.hint("certs install nginx --undo");
+            say(format_args!("to undo: {undo}"));
         }
     }
 
@@ -225,9 +226,9 @@ impl Work<'_> {
         let webroot = webroot.map(|webroot| format!(" --webroot {}", webroot.display()));
         let (names, webroot) = (plan.names.join(" "), webroot.unwrap_or_default());
         let verify = format!("{}:{}", plan.name, self.options.https_port);
-        format!(
+        self.call.terminal.hint(&format!(
             "certs issue {names}{webroot} --deploy nginx --verify {verify} --agree-tos --email YOU"
-        )
+        ))
     }
 
     fn undo(&self) -> Result<(), Failure> {
@@ -235,6 +236,17 @@ impl Work<'_> {
         let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
         let _lock = self.journals.lock()?;
         let undone = self.journals.undo(domain.as_deref(), main.as_deref())?;
+        let data_dir = self.settings.data_dir.display();
+        let selected = domain.map(|domain| format!(" of {domain}"));
+        let selected = selected.or_else(|| Some(format!(" in {}", main.as_ref()?.display())));
+        if let (true, Some(selected)) = (undone.is_empty(), &selected) {
+            return Err(Failure::usage(
+                format!(
+                    "nothing to undo{selected}: no install with the data directory {data_dir} has changed it"
+                ),
+                "repeat the command with the --data-dir of the install; without --domain and --conf it undoes all of them",
+            ));
+        }
         let program = self.program();
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
@@ -248,7 +260,7 @@ impl Work<'_> {
                 .iter()
                 .map(|one| json!({"name": one.subject.name, "files": one.files}))
                 .collect();
-            say(json!({"undone": restored, "reloaded": reloaded}));
+            say_json(json!({"undone": restored, "reloaded": reloaded}));
             return Ok(());
         }
         for one in &undone {
@@ -258,10 +270,9 @@ impl Work<'_> {
             }
         }
         match (undone.is_empty(), reloaded.iter().all(|done| *done)) {
-            (true, _) => say(match &domain {
-                Some(domain) => format!("nothing to undo for {domain}"),
-                None => "nothing to undo".to_owned(),
-            }),
+            (true, _) => say(format_args!(
+                "nothing to undo: no install with the data directory {data_dir}"
+            )),
             (false, true) => say("nginx was reloaded"),
             (false, false) => say("nginx is not running or failed to reload: see nginx -t"),
         }

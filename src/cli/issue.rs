@@ -14,10 +14,10 @@ use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
 use super::meant;
-use super::output::say;
+use super::output::{say, say_json};
 use super::progress::Display;
 use crate::challenge::responses::Responses;
-use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::config::{CertificateSettings, Settings};
 use crate::control::{self, Done, Task};
 use crate::deploy::Outlet;
 use crate::deploy::confirmed::Right;
@@ -34,14 +34,19 @@ use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
-    let mut settings = meant::settings(&call.sources, &Purpose::Named).await?;
+    let mut settings = meant::named(&call.sources).await?;
     meant::check_command(&call.sources, &settings).await?;
     if options.dry_run {
         at_staging(&mut settings)?;
         return work(call, &settings, Task::Rehearsal, BTreeSet::new()).await;
     }
-    let all = settings.certificates.iter();
-    let rights = all.flat_map(CertificateSettings::rights).collect();
+    // What only the store names is confirmed by no command that does not repeat it.
+    let own = |one: &CertificateSettings| {
+        let rights = one.rights().into_iter();
+        let rights = rights.filter(|right| !one.unconfirmed.contains(right));
+        rights.collect::<Vec<_>>()
+    };
+    let rights = settings.certificates.iter().flat_map(own).collect();
     let trigger = match options.force {
         true => Trigger::Forced,
         false => Trigger::Requested,
@@ -72,6 +77,8 @@ enum Worker {
     Sidecar {
         /// The settings of this command, with the output that it expects.
         settings: Box<Settings>,
+        /// Whether the command names that output, and accepts no other.
+        names_output: bool,
         display: Display,
     },
 }
@@ -82,10 +89,13 @@ impl Worker {
             Self::Here(factory) => factory.work(settings, task).await,
             Self::Sidecar {
                 settings: own,
+                names_output,
                 display,
             } => {
                 let lineage = &settings.lineage;
-                let delegated = control::delegate(&own.data_dir, settings, task);
+                let mut asked = settings.clone();
+                asked.output.take_if(|_| !names_output);
+                let delegated = control::delegate(&own.data_dir, &asked, task);
                 let done = display.during(lineage, delegated).await?;
                 if let Done::Passed { path, .. } = &done
                     && *path != Output::new(own.output_of(settings).directory).live_path(lineage)
@@ -107,9 +117,10 @@ pub(crate) async fn work(
     rights: BTreeSet<Right>,
 ) -> Result<(), Failure> {
     if control::is_running(&settings.data_dir).await? {
-        confirm(&settings.data_dir, rights);
+        confirm(&settings.data_dir, rights)?;
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),
+            names_output: call.sources.names_an_output(),
             display: Display::new(call.terminal.clone()),
         };
         return each(call, &worker, settings, task).await;
@@ -123,7 +134,7 @@ pub(crate) async fn work(
         Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
-    confirm(&settings.data_dir, rights);
+    confirm(&settings.data_dir, rights)?;
     let mut factory = Factory::new(call, settings, store, responses)?;
     if settings.gives_up_root {
         // After the listener is bound, as in `certs run`.
@@ -217,14 +228,14 @@ pub(crate) fn print_failure(call: &Call, lineage: &str, task: Task, failure: &Fa
     if task == Task::Rehearsal {
         json["dry_run"] = true.into();
     }
-    say(json);
+    say_json(json);
 }
 
 fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
     let now = SystemClock.now();
     match done {
-        Done::Passed { outcome, path } if call.json => say(json!({
+        Done::Passed { outcome, path } if call.json => say_json(json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
             "left_out": outcome.excluded, "proof": outcome.proof.state,
@@ -251,7 +262,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 ));
             }
         }
-        Done::Rehearsed(facts) if call.json => say(json!({
+        Done::Rehearsed(facts) if call.json => say_json(json!({
             "name": lineage, "dry_run": true, "ca": ca.identity(),
             "not_before": facts.not_before, "not_after": facts.not_after,
         })),

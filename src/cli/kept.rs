@@ -2,7 +2,7 @@
 //! kept until it is deleted; what the configuration or a label made is kept while that asks
 //! for it, and is orphaned afterwards: shown, looked at, and renewed no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::catalog::{as_stored, existing_store, recall, remember};
 use super::labels::Labels;
@@ -32,13 +32,9 @@ pub(super) fn orphaned(
     settings: &CertificateSettings,
     requested_by: Option<&RequestedBy>,
 ) -> Option<&'static str> {
-    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
-    let mut known = sources.known().into_iter();
-    let is_configured = known
-        .any(|one| one.lineage == settings.lineage || one.wanted.iter().eq(names.iter().copied()));
     let is_requested = requested_by.is_some_and(|requested| !requested.stopped);
     match (settings.asked_by(), requested_by) {
-        _ if is_configured || is_requested => None,
+        _ if is_configured(sources, settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
@@ -46,18 +42,42 @@ pub(super) fn orphaned(
     }
 }
 
+/// Whether the configuration names the certificate, or one of the same names.
+pub(super) fn is_configured(sources: &Sources, settings: &CertificateSettings) -> bool {
+    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
+    let mut known = sources.known().into_iter();
+    known.any(|one| one.lineage == settings.lineage || one.wanted.iter().eq(names.iter().copied()))
+}
+
+/// The stored certificates that `certs run` does not manage.
+#[derive(Debug, Default)]
+pub(super) struct NotKept {
+    /// Those that nothing keeps: they are only looked at.
+    pub(super) orphans: Vec<Orphan>,
+    /// Those that cannot be used, and why.
+    pub(super) unusable: BTreeMap<Lineage, String>,
+}
+
+impl NotKept {
+    fn refuse(&mut self, lineage: Lineage, failure: &Failure) {
+        let why = failure.in_a_line();
+        tracing::error!(%lineage, "the stored certificate is not managed: {why}");
+        self.unusable.insert(lineage, why);
+    }
+}
+
 /// Adds the stored certificates that `certs run` keeps and no configuration names, and
-/// returns those that nothing keeps. An unusable one does not affect the others.
+/// returns the others. An unusable one does not affect them.
 pub(super) async fn keep_stored(
     sources: &Sources,
     configured: &mut Settings,
     labels: &Labels,
-) -> Result<Vec<Orphan>, Failure> {
+) -> Result<NotKept, Failure> {
     let requests = labels.requests();
     let granted = labels.certificates(sources, configured);
     let granted: BTreeSet<&Lineage> = granted.iter().map(|one| &one.lineage).collect();
     let whole = as_stored(sources, configured).await;
-    let mut orphans = Vec::new();
+    let mut not_kept = NotKept::default();
     for (lineage, settings) in recall(sources, configured).await? {
         let mut settings = match settings {
             // The options of this process are for others; an import leaves room for them.
@@ -67,11 +87,17 @@ pub(super) async fn keep_stored(
                 whole.next().cloned().unwrap_or(settings)
             }
             Err(failure) => {
-                tracing::error!(%lineage, "the stored certificate is not managed: {}", failure.in_a_line());
+                not_kept.refuse(lineage, &failure);
                 continue;
             }
         };
-        let record = record(configured, &lineage).await?;
+        let record = match record(configured, &lineage).await {
+            Ok(record) => record,
+            Err(failure) => {
+                not_kept.refuse(lineage, &failure);
+                continue;
+            }
+        };
         let is_issued = record
             .as_ref()
             .is_some_and(|record| record.issued.is_some());
@@ -83,7 +109,7 @@ pub(super) async fn keep_stored(
                 if before.as_deref() != Some(why) {
                     mark(configured, &settings).await;
                 }
-                orphans.push(Orphan { settings, why });
+                not_kept.orphans.push(Orphan { settings, why });
             }
             None if is_issued || is_ordered => {
                 let settings = without_shared_files(settings, configured);
@@ -94,7 +120,7 @@ pub(super) async fn keep_stored(
             }
         }
     }
-    Ok(orphans)
+    Ok(not_kept)
 }
 
 /// Stores that `certs run` does not keep the certificate: commands may not see the
@@ -115,13 +141,9 @@ async fn record(configured: &Settings, lineage: &Lineage) -> Result<Option<Recor
     let Some(store) = existing_store(configured.data_dir.clone())? else {
         return Ok(None);
     };
-    match store.load(lineage).await {
-        Ok(stored) => Ok(stored.map(|(record, _)| record)),
-        Err(error) => {
-            tracing::error!(%lineage, "the stored certificate is not managed: {error}");
-            Ok(None)
-        }
-    }
+    let stored = store.load(lineage).await;
+    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+    Ok(stored.map(|(record, _)| record))
 }
 
 /// Two certificates must not write the same file.

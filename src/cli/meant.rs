@@ -5,12 +5,33 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::catalog::existing_store;
+use super::catalog::{deny_stored, existing_store, with_stored};
 use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant};
 use crate::store::Store;
+
+/// The settings of the certificate that a command names, else of all of them. What is
+/// stored of it holds unless the command sets it, and only as far as it is confirmed.
+pub(super) async fn named(sources: &Sources) -> Result<Settings, Failure> {
+    let (Some((own, names)), Ok(process)) = (sources.named(), sources.process_settings()) else {
+        return settings(sources, &Purpose::Named).await;
+    };
+    let data_dir = process.data_dir;
+    let stored = stored(&data_dir).await?;
+    let lineage = match meant(names, &stored) {
+        Meant::Known(lineage) if !sources.names_itself(own) => lineage,
+        _ => own,
+    };
+    if sources.configures(own) || sources.configures(lineage) {
+        return settings(sources, &Purpose::Named).await;
+    }
+    let with_stored = with_stored(sources, &data_dir, lineage).await?;
+    let mut settings = settings(&with_stored, &Purpose::Named).await?;
+    deny_stored(sources, &mut settings)?;
+    Ok(settings)
+}
 
 /// The settings for `purpose`, with each certificate under its stored name.
 pub(super) async fn settings(sources: &Sources, purpose: &Purpose) -> Result<Settings, Failure> {
@@ -70,9 +91,10 @@ fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) ->
     let all = list(certificate.names.iter().chain(missing.iter().copied()), " ");
     let (lacking, lineage) = (list(missing, ", "), &other.lineage);
     let is_free = |new: &Lineage| known.iter().all(|one| one.lineage != *new);
-    let mut new = certificate.names.iter().map(Lineage::of);
-    let new = new.find(is_free);
-    let new = new.map_or("NAME".to_owned(), |new| new.to_string());
+    let own = certificate.names.iter().map(Lineage::of);
+    let numbered = (2..).map_while(|number| Lineage::parse(&format!("{lineage}-{number}")).ok());
+    let new = own.chain(numbered).find(is_free);
+    let new = new.map_or("new".to_owned(), |new| new.to_string());
     Failure::usage(
         format!(
             "the certificate {lineage} also has {lacking}, which the command lacks; nothing was ordered"
@@ -86,6 +108,33 @@ fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) ->
 fn list<'n>(names: impl IntoIterator<Item = &'n Identifier>, between: &str) -> String {
     let names = names.into_iter().map(ToString::to_string);
     names.collect::<Vec<_>>().join(between)
+}
+
+/// The stored certificates that `name` selects: that of this lineage, else those with this
+/// name in them. A damaged one is selected by its lineage.
+///
+/// # Errors
+/// When there is none.
+pub(super) async fn selected(data_dir: &Path, name: &str) -> Result<Vec<Lineage>, Failure> {
+    let listed = match existing_store(data_dir.to_owned())? {
+        Some(store) => store.list().await.map_err(Failure::on("store"))?,
+        None => Vec::new(),
+    };
+    if let Some(lineage) = listed.into_iter().find(|one| one.as_str() == name) {
+        return Ok(vec![lineage]);
+    }
+    let identifier = Identifier::parse(name).ok();
+    let identifier = identifier.as_ref();
+    let has = |one: &Known| identifier.is_some_and(|it| one.wanted.contains(it));
+    let stored = stored(data_dir).await?.into_iter();
+    let selected: Vec<Lineage> = stored.filter(has).map(|one| one.lineage).collect();
+    match selected.is_empty() {
+        true => Err(Failure::usage(
+            format!("unknown certificate {}", name.escape_debug()),
+            "certs status lists the stored ones; certs issue obtains a new one",
+        )),
+        false => Ok(selected),
+    }
 }
 
 /// The stored certificates. An unreadable record is reported where it is used.

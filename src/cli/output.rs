@@ -7,12 +7,12 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Serialize;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{ConfigProblem, LogFormat};
 use crate::failure::Failure;
+use crate::text::{printable_json, printable_whole, printable_within};
 
 impl From<Vec<ConfigProblem>> for Failure {
     /// An invalid configuration; nothing was sent or written.
@@ -34,13 +34,16 @@ impl Failure {
             .messages()
             .map(|(message, hint)| match terminal.format {
                 LogFormat::Json => {
+                    let hint = terminal.hint(hint);
                     let fields = serde_json::json!({"message": message, "hint": hint});
                     let json = serde_json::json!({"level": "ERROR", "fields": fields});
-                    format!("{json}\n")
+                    printable_json(&json.to_string()) + "\n"
                 }
                 LogFormat::Text => {
                     let (error, advice) =
                         (terminal.paint("error:", RED), terminal.paint("hint:", CYAN));
+                    let hint = printable_whole(&terminal.hint(hint));
+                    let message = printable_whole(message);
                     format!("{error} {message}\n{advice} {hint}\n")
                 }
             });
@@ -65,6 +68,10 @@ pub(super) struct Terminal {
     colour: bool,
     format: LogFormat,
     line: Arc<Mutex<String>>,
+    /// The options of this command that choose files.
+    places: Arc<str>,
+    /// The verbs of all commands.
+    verbs: Arc<[String]>,
 }
 
 impl Terminal {
@@ -83,7 +90,43 @@ impl Terminal {
             progress: is_terminal && !quiet,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
+            places: Arc::default(),
+            verbs: Arc::default(),
         }
+    }
+
+    /// The same for a command with these options, which hints repeat.
+    pub(super) fn repeating(self, places: &str, verbs: impl Iterator<Item = String>) -> Self {
+        Self {
+            places: places.into(),
+            verbs: verbs.collect(),
+            ..self
+        }
+    }
+
+    /// `text` with the options of this command in each further command that it names, so
+    /// that it works on the same files.
+    pub(super) fn hint(&self, text: &str) -> String {
+        const CERTS: &str = "certs ";
+        if self.places.is_empty() {
+            return text.to_owned();
+        }
+        let mut parts = text.split(CERTS);
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |mut made, part| {
+            let word: String = part.chars().take_while(char::is_ascii_lowercase).collect();
+            // It runs already, with options of its own.
+            let is_verb = word != "run" && self.verbs.contains(&word);
+            let is_word =
+                made.ends_with(|last: char| last.is_alphanumeric() || "-/".contains(last));
+            made += CERTS.trim_end();
+            made += if is_verb && !is_word {
+                &*self.places
+            } else {
+                ""
+            };
+            made + " " + part
+        })
     }
 
     /// Whether the progress line is shown.
@@ -108,9 +151,15 @@ impl Terminal {
         }
     }
 
-    /// Shows `text` above the progress line.
-    pub(super) fn print(&self, text: &str) {
-        self.write(text.as_bytes());
+    /// Shows a line above the progress line. What a store or a peer wrote into it can
+    /// neither steer the terminal nor forge another line.
+    pub(super) fn print(&self, line: &str) {
+        self.write(format!("{}\n", printable_within(line, usize::MAX)).as_bytes());
+    }
+
+    /// Shows a question; the answer follows on its line.
+    pub(super) fn ask(&self, question: &str) {
+        self.write(printable_within(question, usize::MAX).as_bytes());
     }
 
     /// Writes whole lines.
@@ -138,23 +187,56 @@ impl Write for &Terminal {
     }
 }
 
-impl<'a> MakeWriter<'a> for Terminal {
-    type Writer = &'a Self;
-    fn make_writer(&'a self) -> Self::Writer {
-        self
+/// What comes before the hint of a message.
+const HINT: &str = "hint: ";
+
+/// Writes log messages, one at a time.
+pub(super) struct LogWriter<'a>(&'a Terminal);
+
+impl Write for LogWriter<'_> {
+    fn write(&mut self, message: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(message);
+        let text = match text.split_once(HINT) {
+            Some((before, hint)) => format!("{before}{HINT}{}", self.0.hint(hint)),
+            None => text.into_owned(),
+        };
+        let shown = match (self.0.format, self.0.colour) {
+            (LogFormat::Json, _) => printable_json(&text),
+            (LogFormat::Text, false) => printable_whole(&text),
+            // The colours of the log; it has escaped those of its messages.
+            (LogFormat::Text, true) => {
+                let parts: Vec<String> = text.split('\x1b').map(printable_whole).collect();
+                parts.join("\x1b")
+            }
+        };
+        Terminal::write(self.0, shown.as_bytes());
+        Ok(message.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-/// Prints a result. A closed standard output (`certs status | head`) does not stop
-/// the work.
-pub(super) fn say(result: impl fmt::Display) {
-    let _ = writeln!(io::stdout(), "{result}");
+impl<'a> MakeWriter<'a> for Terminal {
+    type Writer = LogWriter<'a>;
+    fn make_writer(&'a self) -> Self::Writer {
+        LogWriter(self)
+    }
 }
 
-/// Prints a result as JSON.
-pub(super) fn say_json(result: &impl Serialize) -> Result<(), Failure> {
-    say(serde_json::to_string(result)?);
-    Ok(())
+/// Prints a line of a result. A closed standard output (`certs status | head`) does not
+/// stop the work. What a store or a peer wrote into it can neither steer the terminal nor
+/// forge another line.
+pub(super) fn say(result: impl fmt::Display) {
+    let line = printable_within(&result.to_string(), usize::MAX);
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Prints JSON.
+pub(super) fn say_json(json: impl fmt::Display) {
+    let json = printable_json(&json.to_string());
+    let _ = writeln!(io::stdout(), "{json}");
 }
 
 /// Sends log messages to standard error.

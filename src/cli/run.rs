@@ -46,13 +46,14 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let notifier = Arc::new(Notifier::connect(&call.environment));
     let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
     let labels = Labels::open(&configured.data_dir)?;
-    let orphans = keep_stored(&call.sources, &mut configured, &labels).await?;
+    let not_kept = keep_stored(&call.sources, &mut configured, &labels).await?;
     let mut settings = with_labels(&call.sources, &configured, &labels);
     settings.gives_up_root = sandbox::gives_up_root(&settings);
     let bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &bound).await?;
     let shown = Shown {
         metrics: factory.services.metrics.clone(),
+        process: factory.sandbox.check(),
         ..Shown::default()
     };
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
@@ -64,7 +65,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory: factory.clone(),
         board: shown.board.clone(),
         requested: Vec::new(),
-        orphans,
+        not_kept,
         announced: BTreeSet::new(),
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
         notifier: notifier.clone(),

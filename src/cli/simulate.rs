@@ -85,7 +85,7 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
         written.map_err(|error| unwritable(path, &error))?;
     }
     if json {
-        say_json(&score)?;
+        say_json(serde_json::to_string(&score)?);
     } else {
         table(&score);
     }

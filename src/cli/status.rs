@@ -1,18 +1,20 @@
 //! `certs status`: the state of every certificate.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Call;
 use super::args::Health;
-use super::catalog::{existing_store, none_in};
-use super::kept::{notice, orphaned_for_command};
+use super::catalog::{denied, existing_store, none_in};
+use super::kept::{is_configured, notice, orphaned_for_command};
 use super::labels::Labels;
-use super::output::say;
+use super::meant;
+use super::output::{Terminal, say, say_json};
 use crate::ca_state::Outage;
-use crate::config::{CertificateSettings, Settings};
+use crate::config::{CertificateSettings, Origin, Settings};
 use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -26,12 +28,12 @@ use crate::text::printable_lines;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or JSON.
-pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
+pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failure> {
     let settings = call.sources.process_settings()?;
     let store = existing_store(settings.data_dir.clone())?;
     let mut requests = Labels::open(&settings.data_dir)?.requests();
     let lineages = match (only, &store) {
-        (Some(lineage), _) => vec![lineage.clone()],
+        (Some(name), _) => meant::selected(&settings.data_dir, name).await?,
         (None, Some(store)) => {
             let listed = store.list().await;
             listed.map_err(Failure::on("store"))?
@@ -43,9 +45,14 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
         match row(call, store.as_ref(), &settings, &lineage, requested_by, now).await {
-            Ok(mut row) => {
+            Ok((mut row, denied)) => {
                 row.made_with.take_if(|_| only.is_none());
                 rows.push(row);
+                // The same file for all of them.
+                if let (Err(failure), true) = (denied, ended.is_ok()) {
+                    failure.show(&call.terminal);
+                    ended = Err(failure.code_only());
+                }
             }
             Err(failure) => {
                 failure.show(&call.terminal);
@@ -54,13 +61,12 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         }
     }
     if call.json {
-        say(serde_json::to_value(&rows)?);
+        say_json(serde_json::to_string(&rows)?);
     } else if ended.is_ok() && rows.is_empty() {
-        table(&rows, now);
-        call.terminal
-            .print(&format!("{}\n", none_in(&settings.data_dir)));
+        table(&call.terminal, &rows, now);
+        call.terminal.print(&none_in(&settings.data_dir));
     } else if !rows.is_empty() {
-        table(&rows, now);
+        table(&call.terminal, &rows, now);
         if let ([row], Some(_)) = (rows.as_slice(), only) {
             row.made_with.iter().for_each(show_settings);
         }
@@ -92,9 +98,9 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
         return Err(Failure::broken(format!("unhealthy: {body}"), hint));
     }
     if call.json {
-        say(serde_json::json!({ "health": body }));
+        say_json(serde_json::json!({ "health": body }));
     } else {
-        say(body);
+        body.lines().for_each(say);
     }
     Ok(())
 }
@@ -106,7 +112,7 @@ async fn row(
     lineage: &Lineage,
     requested_by: Option<RequestedBy>,
     now: Timestamp,
-) -> Result<Row, Failure> {
+) -> Result<(Row, Result<(), Failure>), Failure> {
     let unknown = || {
         let message = format!("unknown certificate {lineage}");
         Failure::usage(message, "certs status without a name lists them")
@@ -132,12 +138,20 @@ async fn row(
     status.orphaned = why.is_some();
     status.orphaned_why = why;
     status.requested_by = requested_by;
-    Ok(Row {
+    let lasts = |own: &&CertificateSettings| own.asked_by().is_none_or(Origin::lasts);
+    let own = made_with.as_ref().filter(lasts);
+    // The configuration grants the rights of its own certificates.
+    let own = own.filter(|own| !is_configured(&call.sources, own));
+    let lacks = own.map(|own| denied(&call.sources, process, own));
+    let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
+    let lacks = lacks.map(|denied| status.denied = denied);
+    let row = Row {
         made_with: made_with.map(|own| shown(own, process)).transpose()?,
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
-    })
+    };
+    Ok((row, lacks))
 }
 
 /// One certificate, with its CA's state.
@@ -175,7 +189,7 @@ const COLUMNS: [&str; 8] = [
     "PROOF",
 ];
 
-fn table(rows: &[Row], now: Timestamp) {
+fn table(terminal: &Terminal, rows: &[Row], now: Timestamp) {
     let cells: Vec<_> = rows.iter().map(|row| cells(&row.status, now)).collect();
     let titles = COLUMNS.map(str::to_owned);
     let width = |column: usize| {
@@ -191,7 +205,7 @@ fn table(rows: &[Row], now: Timestamp) {
     line(&titles);
     for (row, cells) in rows.iter().zip(&cells) {
         line(cells);
-        details(row, now);
+        details(terminal, row, now);
     }
 }
 
@@ -211,8 +225,9 @@ fn cells(status: &Status, now: Timestamp) -> [String; 8] {
 }
 
 /// The lines below a certificate's row.
-fn details(row: &Row, now: Timestamp) {
+fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     let status = &row.status;
+    let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
     if status.generation_issued.is_some() {
         say(format_args!("  {}", status.proof.seen_at(now)));
     }
@@ -221,11 +236,22 @@ fn details(row: &Row, now: Timestamp) {
     {
         say(format_args!("  issued by {ca}"));
     }
+    if let Some(rolled_back_to) = &status.rolled_back_to {
+        say(format_args!(
+            "  {}",
+            rolled_back_to.seen_at(&status.name, now)
+        ));
+    }
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
     if let Some(why) = &status.orphaned_why {
         say(format_args!("  {}", notice(&status.name, why)));
+    }
+    for right in &status.denied {
+        say(format_args!(
+            "  denied: the right to {right} is stored, but neither configured nor confirmed; hint: as root, repeat certs issue with its options"
+        ));
     }
     for one in &status.excluded {
         let (name, reason) = (&one.identifier, &one.reason);
@@ -250,19 +276,27 @@ fn details(row: &Row, now: Timestamp) {
     if !spent.is_empty() {
         say(format_args!("  left: {}", spent.join("; ")));
     }
-    if let Some(outage) = &row.outage {
-        let what = match (outage.windows_only, outage.answered) {
-            // The next window request shows whether it has windows again.
-            (true, true) => return,
-            (true, false) => "has not provided renewal windows or the time",
-            (false, true) => "is reachable but has issued nothing",
-            (false, false) => "has been unreachable",
-        };
-        let (since, probe_at) = (outage.since.seen_at(now), outage.probe_at.seen_at(now));
-        say(format_args!(
-            "  its CA {what} since {since}; next probe at {probe_at}"
-        ));
+    if let Some(line) = row
+        .outage
+        .as_ref()
+        .and_then(|outage| unreachable(outage, now))
+    {
+        say(format_args!("  {line}"));
     }
+}
+
+/// The outage of a CA, unless the next window request shows whether it is over.
+fn unreachable(outage: &Outage, now: Timestamp) -> Option<String> {
+    let what = match (outage.windows_only, outage.answered) {
+        (true, true) => return None,
+        (true, false) => "has not provided renewal windows or the time",
+        (false, true) => "is reachable but has issued nothing",
+        (false, false) => "has been unreachable",
+    };
+    let (since, probe_at) = (outage.since.seen_at(now), outage.probe_at.seen_at(now));
+    Some(format!(
+        "its CA {what} since {since}; next probe at {probe_at}"
+    ))
 }
 
 /// Each stored setting in a line, as its JSON names it.

@@ -148,6 +148,23 @@ impl Options {
         self.config = file.map(str::to_owned);
     }
 
+    /// The global options that choose files, as given: a hint repeats them in its commands.
+    pub(crate) fn places(&self) -> String {
+        const PLACES: [&str; 2] = ["data_dir", "output_dir"];
+        let config = self.config.iter();
+        let config = config.map(|file| ("config".to_owned(), file.as_str()));
+        let keys = self
+            .values
+            .iter()
+            .filter_map(|(key, value)| match &value.value {
+                Raw::Text(text) if PLACES.contains(&key.name) => Some((key.option_name(), &**text)),
+                _ => None,
+            });
+        let all = config.chain(keys);
+        all.map(|(name, text)| format!(" --{name} {}", quoted(text)))
+            .collect()
+    }
+
     pub(super) fn layer(&self, problems: &mut Problems) -> Layer {
         let mut layer = Layer::default();
         for (key, value) in &self.values {
@@ -161,6 +178,15 @@ impl Options {
             problems.add(&SettingOrigin::option(one), message, hint);
         }
         layer
+    }
+}
+
+/// `text` as one word for a shell.
+fn quoted(text: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+:@%,=".contains(letter);
+    match text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 

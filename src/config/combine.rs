@@ -8,7 +8,7 @@ use super::key::KeyTable;
 use super::keys::{CertificateLayer, Layer};
 use super::layer::absolute;
 use super::problem::{Given, Problems, SettingOrigin};
-use super::read::Entry;
+use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{
     CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, OutputSettings, Settings,
@@ -18,7 +18,7 @@ use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
 
 impl Sources {
-    fn layers(&self) -> [&Layer; 3] {
+    pub(super) fn layers(&self) -> [&Layer; 3] {
         [&self.options, &self.variables.layer, &self.document.layer]
     }
 
@@ -26,9 +26,10 @@ impl Sources {
     pub(super) fn layers_of<'a>(&'a self, entry: &'a Entry) -> [&'a CertificateLayer; 4] {
         let (options, variables) = (&self.options.shared, &self.variables.layer.shared);
         let (own, file) = (&entry.layer, &self.document.layer.shared);
-        match entry.is_a_label {
-            true => [own, options, variables, file],
-            false => [options, variables, own, file],
+        match entry.strength {
+            Strength::Label => [own, options, variables, file],
+            Strength::Table => [options, variables, own, file],
+            Strength::Stored => [options, variables, file, own],
         }
     }
 
@@ -77,7 +78,7 @@ impl Sources {
         settings
     }
 
-    fn shared_layers(&self) -> [&CertificateLayer; 3] {
+    pub(super) fn shared_layers(&self) -> [&CertificateLayer; 3] {
         self.layers().map(|layer| &layer.shared)
     }
 
@@ -88,8 +89,7 @@ impl Sources {
         let raw = value(pick(&layers, |layer| &layer.docker_accepts_raw));
         // Their problems are reported with the certificates.
         let mut deploy = self.deploy(&self.shared_layers(), &mut Problems::default());
-        let tables = self.document.targets.values();
-        for table in tables.map(|spec| self.located(spec)) {
+        for table in self.tables() {
             if !deploy.contains(&table) {
                 deploy.push(table);
             }
@@ -124,12 +124,24 @@ impl Sources {
         });
         settings.challenge = challenge(&layers);
         settings.deploy = self.deploy(&layers, problems);
+        if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
+            // The tables of today, and what a command has stored beside them.
+            let mut all = self.tables();
+            let stored = std::mem::take(&mut settings.deploy);
+            all.extend(
+                stored
+                    .into_iter()
+                    .filter(|spec| !self.tables().contains(spec)),
+            );
+            settings.deploy = all;
+        }
         settings.output = Some(self.output(entry));
         settings
     }
 
     /// Where a certificate is published. A stored certificate stays in its tree, which a
-    /// server reads, whatever the environment of this process says; an option moves it.
+    /// server reads, whatever the environment of this process says; an option moves it, and
+    /// so does each source of a command that names it again.
     fn output(&self, entry: &Entry) -> OutputSettings {
         // Their problems are reported with the process's settings.
         let process = self.process(&mut Problems::default());
@@ -140,7 +152,12 @@ impl Sources {
             // The readers of the files are the configuration's, if it names them.
             output.owner = owner.or(output.owner);
             output.group = group.or(output.group);
-            if let Some(given) = &self.options.output_dir {
+            let layers = self.layers();
+            let layers = match entry.strength {
+                Strength::Stored => layers.as_slice(),
+                _ => &layers[..1],
+            };
+            if let Some(given) = pick(layers, |layer| &layer.output_dir) {
                 output.directory.clone_from(&given.value);
             }
         }
@@ -163,7 +180,7 @@ impl Sources {
             return stored.value.clone();
         }
         let Some(given) = strongest.and_then(|layer| layer.deploy.as_ref()) else {
-            return targets.values().map(|spec| self.located(spec)).collect();
+            return self.tables();
         };
         let mut specs: Vec<DeployTarget> = Vec::new();
         for word in &given.value {
@@ -184,6 +201,12 @@ impl Sources {
             }
         }
         specs
+    }
+
+    /// The targets of all tables of the file.
+    fn tables(&self) -> Vec<DeployTarget> {
+        let tables = self.document.targets.values();
+        tables.map(|spec| self.located(spec)).collect()
     }
 
     fn located(&self, spec: &Given<DeployTarget>) -> DeployTarget {

@@ -19,7 +19,7 @@ use super::key::{
 };
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, words,
+    path, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -109,12 +109,12 @@ layer! {
     }
 
     group "Deployment" {
-        "deploy", deploy: Vec<Given<String>>, words, LIST.hint(DEPLOY_HINT)
-            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form")
+        "deploy", deploy: Vec<Given<String>>, words_or_none, LIST.hint(DEPLOY_HINT)
+            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form, or to `none`")
             .forms(DeployTarget::forms)
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
         "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
-            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, and ?names=NAME&proxy_protocol=v1|v2 after it says how to ask")
+            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, ?names=NAME&proxy_protocol=v1|v2 after it says how to ask, and `none` drops stored ones")
             .option(ISSUE | RUN | IMPORT, "HOST:PORT")
             => .verify;
     }

@@ -9,7 +9,7 @@ use super::keys::CertificateLayer;
 use super::layer::{Value, split};
 use super::origin::Origin;
 use super::problem::{ConfigProblem, Problems, SettingOrigin};
-use super::read::Entry;
+use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
 use crate::deploy::target::NAME;
@@ -155,7 +155,7 @@ impl Sources {
             lineage,
             is_named: false,
             layer,
-            is_a_label: true,
+            strength: Strength::Label,
         };
         let mut certificate = self.checked(&entry, problems);
         certificate.origin = Some(Origin::Label);

@@ -53,6 +53,14 @@ impl Value {
         Self::new(Raw::List(items.collect()), origin)
     }
 
+    /// The same, or an empty list for the word [`NONE`].
+    fn or_none(&self) -> Self {
+        match self.items() {
+            [only] if only.value == Raw::Text(NONE.to_owned()) => Self::list([], &self.origin),
+            _ => self.clone(),
+        }
+    }
+
     /// The items of a list; a single text is a list of one.
     fn items(&self) -> &[Self] {
         match &self.value {
@@ -197,17 +205,30 @@ pub(super) fn words<T: Parsed>(
     Some(Given::new(items.collect(), &value.origin))
 }
 
+/// The word of a list that holds nothing, against a stored or a weaker one.
+const NONE: &str = "none";
+
+/// Reads a list as [`words`] does; `none` is an empty one.
+pub(super) fn words_or_none(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<Vec<Given<String>>> {
+    words(&value.or_none(), hint, problems)
+}
+
 pub(super) fn list<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<T>> {
     let all = words(value, hint, problems)?;
     Some(all.map(|all| all.into_iter().map(|item| item.value).collect()))
 }
 
-/// Reads endpoints: a text each, or a table with the same parts.
+/// Reads endpoints: a text each, or a table with the same parts; `none` is no endpoint.
 pub(super) fn endpoints(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<Endpoint>> {
     let read = |item: &Value, problems: &mut Problems| match &item.value {
         Raw::Table(keys) => parsed(&endpoint_text(keys, &item.origin), hint, problems),
         _ => parsed(item, hint, problems),
     };
+    let value = value.or_none();
     let items = value.items().iter();
     let items = items.filter_map(|item| Some(read(item, problems)?.value));
     Some(Given::new(items.collect(), &value.origin))

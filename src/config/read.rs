@@ -35,9 +35,18 @@ pub(super) struct Entry {
     /// Whether the lineage was given, and does not follow from the names.
     pub(super) is_named: bool,
     pub(super) layer: CertificateLayer,
-    /// Whether a container's label requests it: then its keys are stronger than the
-    /// defaults for all certificates.
-    pub(super) is_a_label: bool,
+    pub(super) strength: Strength,
+}
+
+/// How strong the own keys of a certificate are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Strength {
+    /// A container's label: stronger than the defaults for all certificates.
+    Label,
+    /// A table of the file: stronger than the other keys of the file.
+    Table,
+    /// What is stored when a command names the certificate again: what no source sets.
+    Stored,
 }
 
 /// Reads `source`; messages name it `file`.
@@ -245,7 +254,7 @@ impl Reader<'_> {
             lineage,
             is_named,
             layer,
-            is_a_label: false,
+            strength: Strength::Table,
         })
     }
 

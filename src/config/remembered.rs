@@ -3,7 +3,7 @@
 use super::key::KeyTable;
 use super::keys::CertificateLayer;
 use super::problem::{Given, SettingOrigin};
-use super::read::Entry;
+use super::read::{Entry, Strength};
 use super::{CertificateSettings, DirectoryUrl};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -39,7 +39,7 @@ impl Entry {
             names: names.clone(),
             origin,
             is_named: true,
-            is_a_label: false,
+            strength: Strength::Table,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::keys::{CertificateLayer, Layer};
 use super::layer::{Raw, Value, identifiers, lineage};
 use super::origin::Origin;
 use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
-use super::read::{self, Document, Entry};
+use super::read::{self, Document, Entry, Strength};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
 use crate::files::named;
@@ -43,7 +43,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Sources {
     problems: Problems,
     pub(super) options: Layer,
-    named: Option<Entry>,
+    pub(super) named: Option<Entry>,
     pub(super) variables: Variables,
     domains: Vec<Entry>,
     pub(super) document: Document,
@@ -273,7 +273,7 @@ impl Sources {
     }
 
     /// `entry`, with the keys that the file sets for this certificate alone.
-    fn with_own(&self, entry: &Entry) -> Entry {
+    pub(super) fn with_own(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
         let mut all = self.document.entries.iter();
         if let Some(known) = all.find(|known| known.lineage == entry.lineage) {
@@ -299,7 +299,7 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
         lineage,
         is_named,
         layer: CertificateLayer::default(),
-        is_a_label: false,
+        strength: Strength::Table,
     })
 }
 

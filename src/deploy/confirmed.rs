@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,15 @@ impl Right {
     #[must_use]
     pub(crate) fn to_deploy(target: &DeployTarget) -> Option<Self> {
         target.is_privileged().then(|| Self::Deploy(target.clone()))
+    }
+
+    /// The program that it permits to run.
+    #[must_use]
+    pub(crate) fn program(&self) -> Option<&Path> {
+        match self {
+            Self::Deploy(target) => target.program(),
+            _ => None,
+        }
     }
 }
 
@@ -93,7 +102,7 @@ impl Confirmed {
         };
         let mut json = Vec::new();
         File::open(file)?.take(LONGEST).read_to_end(&mut json)?;
-        serde_json::from_slice(&json).map_err(io::Error::other)
+        serde_json::from_slice(&json).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
     }
 
     /// Adds `rights` to those in `file`.

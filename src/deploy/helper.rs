@@ -148,6 +148,12 @@ impl Helper {
         }))
     }
 
+    /// Whether it has ended, and the process that restarts it: nothing is deployed by it.
+    #[must_use]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pending.lock().is_none()
+    }
+
     /// The target of `spec`, reloaded by the helper.
     #[must_use]
     pub(crate) fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {

@@ -131,6 +131,15 @@ impl DeployTarget {
         matches!(self.rights().processes, Processes::RunsProgram(_))
     }
 
+    /// The program that it runs, if the configuration names it.
+    #[must_use]
+    pub(crate) fn program(&self) -> Option<&Path> {
+        match self {
+            Self::Exec(exec) => exec.named(),
+            _ => None,
+        }
+    }
+
     /// Whether it is a copy for a consumer, written before any server reloads.
     #[must_use]
     pub(crate) fn is_copy(&self) -> bool {

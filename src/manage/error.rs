@@ -10,7 +10,6 @@ use crate::deploy::DeployError;
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::VerifyError;
 use crate::failure::{Failure, STORE_HINT, hint_for};
-use crate::lineage::Lineage;
 use crate::renew::backoff::FailureKind;
 use crate::renew::rate_limits::Line;
 use crate::store::StoreError;
@@ -67,8 +66,8 @@ pub(crate) enum ManageError {
     Deploy(#[from] DeployError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    #[error("{lineage}: {why}")]
-    CannotRollBack { lineage: Lineage, why: String },
+    #[error("{why}")]
+    CannotRollBack { why: String, hint: String },
     #[error("the pass cannot continue: {0}")]
     Halted(String),
 }
@@ -100,9 +99,7 @@ impl ManageError {
             Self::NotDueAtCa { .. } => {
                 "set this machine's clock, best by NTP; nothing was ordered".into()
             }
-            Self::CannotRollBack { .. } => {
-                "certs status shows the served generation; the last three are kept: --to GENERATION names one".into()
-            }
+            Self::CannotRollBack { hint, .. } => hint.clone(),
             Self::ConfiguredDifferently { .. } => {
                 "change the configuration of `certs run` and send it SIGHUP, or issue another certificate with --name NAME".into()
             }

@@ -14,9 +14,17 @@ use super::proof::FILES;
 use super::services::{Certificate, Services, Wanted};
 use super::session::{Pass, Trigger};
 use crate::deploy::verify::SILENT;
+use crate::identifier::Identifier;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
 use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
 use crate::time::{Clock, Timestamp};
+
+/// Targets and endpoints, and what each has.
+type Seen = (
+    BTreeMap<String, Generation>,
+    BTreeMap<String, Served>,
+    BTreeSet<String>,
+);
 
 impl<'p> Pass<'p> {
     /// Begins a pass; the caller holds its lease.
@@ -44,10 +52,12 @@ impl<'p> Pass<'p> {
         let order = &mut pass.record.order;
         let dropped = order.take_if(|order| !is_resumable(order, certificate, now));
         clear_backoff(&mut pass.record, trigger);
+        let seen = pass.seen();
         pass.check_deployments(now).await;
         pass.sync_endpoints().await;
-        if changed || dropped.is_some() {
-            // The record shows the last request, also to a renewal without a configuration.
+        if changed || dropped.is_some() || pass.seen() != seen {
+            // The record shows the last request, also to a renewal without a configuration,
+            // and no proof of an endpoint that is checked no more.
             pass.save(None).await?;
         }
         if let Some(order) = dropped {
@@ -60,11 +70,21 @@ impl<'p> Pass<'p> {
     /// Copies the wanted settings into the record, and returns whether they have changed.
     fn adopt_wanted(&mut self) -> bool {
         let (record, wanted) = (&mut self.record, &self.certificate.wanted);
-        let changed = adopt(record, wanted);
+        let mut changed = adopt(record, wanted);
+        if self.trigger == Trigger::Requested {
+            changed |= end_rollback(record);
+        }
         record.profile.clone_from(&wanted.profile);
         record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
+    }
+
+    /// The state of targets and endpoints, as stored.
+    fn seen(&self) -> Seen {
+        let record = &self.record;
+        let (deployed, served) = (record.deployed.clone(), record.served.clone());
+        (deployed, served, record.unchecked.clone())
     }
 
     /// Compares the record with the targets and the files on disk: copies that were removed
@@ -138,6 +158,24 @@ pub(super) fn adopt(record: &mut Record, wanted: &Wanted) -> bool {
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     changed
+}
+
+/// Ends a rollback to a certificate without some of the names that a user requests, and
+/// returns whether there was one.
+fn end_rollback(record: &mut Record) -> bool {
+    let excluded = record.excluded.as_ref();
+    let is_missing = |name: &Identifier, has: &BTreeSet<Identifier>| {
+        !has.contains(name) && !excluded.is_some_and(|excluded| excluded.names.contains_key(name))
+    };
+    let ended = record.pinned.take_if(|pinned| {
+        let has = &pinned.facts.identifiers;
+        record.identifiers.iter().any(|name| is_missing(name, has))
+    });
+    if let Some(pinned) = &ended {
+        let (lineage, generation) = (&record.lineage, pinned.generation);
+        tracing::warn!(%lineage, "the rollback to generation {generation} ends: it lacks a requested name");
+    }
+    ended.is_some()
 }
 
 /// Clears backoff and maintenance window for a pass that a user requested. A pause that

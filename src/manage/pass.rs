@@ -7,7 +7,7 @@ use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
 use super::proof::proof;
-use super::rollback::rollback_pause;
+use super::rollback::{nothing_issued, rollback_pause};
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
@@ -249,10 +249,7 @@ impl Pass<'_> {
         let record = &self.record;
         let served = record.to_be_served(now);
         let both = record.issued.as_ref().zip(served);
-        let (newest, (generation, facts)) = both.ok_or_else(|| ManageError::CannotRollBack {
-            lineage: record.lineage.clone(),
-            why: "nothing is issued yet".into(),
-        })?;
+        let (newest, (generation, facts)) = both.ok_or_else(|| nothing_issued(&record.lineage))?;
         let renewal = newest.renewal.as_ref();
         Ok(Outcome {
             generation,

@@ -8,6 +8,7 @@ use super::deploy::stored;
 use super::error::ManageError;
 use super::session::Pass;
 use crate::certificate::Facts;
+use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, Pinned, Record};
 use crate::renew::policy::{MOST_ROLLBACK_PAUSES, ROLLBACK_PAUSE};
 use crate::renew::window::latest;
@@ -30,19 +31,27 @@ impl Pass<'_> {
     /// [`ManageError::CannotRollBack`] when that generation is not valid for long enough.
     pub(super) async fn pin(&mut self, to: Option<Generation>) -> Result<(), ManageError> {
         let (services, lineage, now) = (self.services, self.lineage().clone(), self.now());
-        let refused = |why: String| ManageError::CannotRollBack {
-            lineage: lineage.clone(),
-            why,
-        };
         let served = self.record.to_be_served(now).map(|(served, _)| served);
-        let served = served.ok_or_else(|| refused("nothing is issued yet".to_owned()))?;
+        let served = served.ok_or_else(|| nothing_issued(&lineage))?;
         let generation = to.unwrap_or(Generation(served.0.saturating_sub(1)));
+        let newest = self.record.issued.as_ref().map(|issued| issued.generation);
+        let newest = newest.unwrap_or(served);
+        let hint = self.rollback_hint(served, newest).await;
+        let refused = |why: String| ManageError::CannotRollBack {
+            why: format!("no rollback: {why}"),
+            hint: hint.clone(),
+        };
         let pair = match generation {
             Generation(0) => None,
             generation => services.store.bundle(&lineage, generation).await?,
         };
-        let (_, chain) =
-            pair.ok_or_else(|| refused(format!("generation {generation} is not stored")))?;
+        let missing = || match to {
+            Some(_) => refused(format!("generation {generation} is not stored")),
+            None => refused(format!(
+                "generation {served} is live, and none before it is stored"
+            )),
+        };
+        let (_, chain) = pair.ok_or_else(missing)?;
         let facts = Facts::of_chain(&chain).map_err(ManageError::Stored)?;
         let until = latest(&facts);
         if until <= now {
@@ -55,13 +64,42 @@ impl Pass<'_> {
         let usable = stored(services, &lineage, generation, &facts).await;
         usable
             .map_err(|error| refused(format!("generation {generation} is not usable: {error}")))?;
-        let newest = self.record.issued.as_ref().map(|issued| issued.generation);
-        self.record.pinned = (newest != Some(generation)).then_some(Pinned {
+        self.record.pinned = (newest != generation).then_some(Pinned {
             generation,
             facts,
             until,
         });
         Ok(())
+    }
+
+    /// The generations beside the `served` one that can be made live.
+    async fn rollback_hint(&self, served: Generation, newest: Generation) -> String {
+        let (lineage, store) = (self.lineage(), self.services.store.as_ref());
+        let oldest = newest.0.saturating_sub(Generation::KEPT).max(1);
+        let mut stored = Vec::new();
+        for generation in (oldest..newest.0).map(Generation) {
+            let stored_pair = store.bundle(lineage, generation).await;
+            if generation != served && matches!(stored_pair, Ok(Some(_))) {
+                stored.push(format!("certs rollback {lineage} --to {}", generation.0));
+            }
+        }
+        if served != newest {
+            stored.push(format!("certs reload {lineage} for the newest, {newest}"));
+        }
+        match stored.is_empty() {
+            true => format!("certs renew {lineage} --force makes a new one"),
+            false => stored.join(", or "),
+        }
+    }
+}
+
+/// The failure to deploy a certificate before its first issuance.
+pub(super) fn nothing_issued(lineage: &Lineage) -> ManageError {
+    ManageError::CannotRollBack {
+        why: "nothing is issued yet".to_owned(),
+        hint: format!(
+            "certs renew {lineage} issues it; certs status {lineage} shows the last error"
+        ),
     }
 }
 

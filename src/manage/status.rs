@@ -2,7 +2,7 @@
 //! reads no disk and asks no server.
 
 use super::proof::proof;
-use crate::observe::status::{Action, ExcludedName, ProofState, Status};
+use crate::observe::status::{Action, ExcludedName, ProofState, RolledBackTo, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, next};
@@ -28,6 +28,7 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         generation_issued: issued.map(|issued| issued.generation),
         generation_served: record.served.values().map(|served| served.generation).min(),
         served: record.served.clone(),
+        rolled_back_to: rolled_back_to(record, now),
         complete: issued.is_some_and(|issued| {
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
@@ -38,9 +39,20 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         orphaned: false,
         orphaned_why: None,
+        denied: Vec::new(),
         last_error: last_error(record),
         requested_by: None,
     }
+}
+
+/// The certificate that the operator's rollback keeps live at `now`.
+fn rolled_back_to(record: &Record, now: Timestamp) -> Option<RolledBackTo> {
+    let pinned = record.pinned.as_ref().filter(|pinned| now < pinned.until)?;
+    Some(RolledBackTo {
+        generation: pinned.generation,
+        not_after: pinned.facts.not_after,
+        until: pinned.until,
+    })
 }
 
 /// The wanted names of `record` that are excluded for now.

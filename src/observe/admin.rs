@@ -16,6 +16,7 @@ use axum::routing::get;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
 use super::status::{Board, ProofState, Status};
+use crate::failure::Check;
 use crate::net::listen::Limits;
 use crate::record::Generation;
 use crate::time::{Clock, SystemClock, Timestamp};
@@ -27,6 +28,8 @@ pub(crate) struct Shown {
     pub board: Board,
     /// The counters and gauges.
     pub metrics: Metrics,
+    /// Why the process itself is not ready.
+    pub process: Option<Check>,
 }
 
 /// A monitor and a few people. With the port 80 and the control socket they need fewer
@@ -124,7 +127,11 @@ async fn readyz(State(shown): State<Shown>) -> Response {
         let complaint = complaint(status)?;
         Some(format!("{}: {complaint}\n", status.name))
     });
-    let complaints: String = complaints.collect();
+    let unmanaged = shown.board.obstacles().unmanaged.into_iter();
+    let unmanaged = unmanaged.map(|(lineage, why)| format!("{lineage}: not managed: {why}\n"));
+    let process = shown.process.as_ref().and_then(|check| check());
+    let process = process.map(|why| format!("{why}\n")).into_iter();
+    let complaints: String = process.chain(complaints).chain(unmanaged).collect();
     if complaints.is_empty() {
         let remarks: String = all.iter().flat_map(remarks).collect();
         format!("ready\n{remarks}").into_response()
@@ -140,7 +147,11 @@ fn remarks(status: &Status) -> impl Iterator<Item = String> {
     let orphaned = orphaned.map(|why| format!("{}: orphaned: {why}\n", status.name));
     let unchecked = (proof.state == ProofState::NotChecked)
         .then(|| format!("{name}: {}: {}\n", proof.state, proof.detail));
-    let remarks = unchecked.into_iter().chain(excluded_names(status));
+    let rolled_back = status.rolled_back_to.as_ref();
+    let rolled_back =
+        rolled_back.map(|to| format!("{name}: {}\n", to.seen_at(name, SystemClock.now())));
+    let unchecked = unchecked.into_iter().chain(rolled_back);
+    let remarks = unchecked.chain(excluded_names(status));
     orphaned.chain(remarks)
 }
 
@@ -163,6 +174,8 @@ fn complaint(status: &Status) -> Option<String> {
         Some(format!(
             "orphaned, and served at {detail} until {end}: {why}"
         ))
+    } else if !status.denied.is_empty() {
+        Some(format!("denied: {}", status.denied.join(", ")))
     } else if status.generation_issued.is_none() {
         Some("not issued yet".to_owned())
     } else if proof.state == ProofState::NotProven {

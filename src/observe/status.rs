@@ -37,6 +37,28 @@ pub(crate) struct ExcludedName {
     pub retry_at: Option<Timestamp>,
 }
 
+/// An earlier certificate that is live by an operator's rollback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RolledBackTo {
+    /// Its generation.
+    pub generation: Generation,
+    /// Its last valid second.
+    pub not_after: Timestamp,
+    /// When the newest one goes live again, at the latest.
+    pub until: Timestamp,
+}
+
+impl RolledBackTo {
+    /// As a user reads it at `now`.
+    pub(crate) fn seen_at(&self, name: &Lineage, now: Timestamp) -> String {
+        let generation = self.generation;
+        let (not_after, until) = (self.not_after.seen_at(now), self.until.seen_at(now));
+        format!(
+            "rolled back to generation {generation}, valid to {not_after}; the newest goes live again by certs reload {name}, with the next renewal, or at {until}"
+        )
+    }
+}
+
 /// Whether a certificate was seen served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -155,6 +177,9 @@ pub(crate) struct Status {
     pub generation_served: Option<Generation>,
     /// What each endpoint served at its last check.
     pub served: BTreeMap<String, Served>,
+    /// The earlier generation that is live by a rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_to: Option<RolledBackTo>,
     /// Whether the newest generation covers every requested name but the excluded.
     pub complete: bool,
     /// The excluded names, if the operator permits exclusion.
@@ -177,6 +202,9 @@ pub(crate) struct Status {
     /// Why nothing keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphaned_why: Option<String>,
+    /// The rights that it lacks: stored, and neither configured nor confirmed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<String>,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
@@ -191,7 +219,10 @@ impl Status {
         match self.orphaned {
             // Only what an endpoint still serves needs the operator.
             true => self.proof.state != ProofState::Proven,
-            false => self.complete && self.proof.state != ProofState::NotProven && !self.overdue,
+            false => {
+                let is_good = self.complete && self.denied.is_empty() && !self.overdue;
+                is_good && self.proof.state != ProofState::NotProven
+            }
         }
     }
 }
@@ -203,6 +234,16 @@ pub(crate) struct Board {
     certificates: Arc<RwLock<BTreeMap<Lineage, Status>>>,
     requests: Arc<RwLock<BTreeMap<Lineage, RequestedBy>>>,
     orphans: Arc<RwLock<BTreeMap<Lineage, String>>>,
+    obstacles: Arc<RwLock<Obstacles>>,
+}
+
+/// Why certificates cannot be managed as they are stored.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Obstacles {
+    /// The rights that each lacks.
+    pub denied: BTreeMap<Lineage, Vec<String>>,
+    /// Those that are not managed at all, and why.
+    pub unmanaged: BTreeMap<Lineage, String>,
 }
 
 impl Board {
@@ -236,16 +277,30 @@ impl Board {
         *self.orphans.write().unwrap_or_else(PoisonError::into_inner) = orphans;
     }
 
+    /// Sets what keeps certificates from being managed.
+    pub(crate) fn set_obstacles(&self, obstacles: Obstacles) {
+        let shown = self.obstacles.write();
+        *shown.unwrap_or_else(PoisonError::into_inner) = obstacles;
+    }
+
+    /// What keeps certificates from being managed.
+    pub(crate) fn obstacles(&self) -> Obstacles {
+        let shown = self.obstacles.read();
+        shown.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The state of every certificate, by name.
     pub(crate) fn all(&self) -> Vec<Status> {
         let board = self.certificates.read();
         let board = board.unwrap_or_else(PoisonError::into_inner);
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
         let orphans = self.orphans.read().unwrap_or_else(PoisonError::into_inner);
+        let mut denied = self.obstacles().denied;
         let shown = board.values().cloned().map(|status| Status {
             requested_by: requests.get(&status.name).cloned(),
             orphaned: orphans.contains_key(&status.name),
             orphaned_why: orphans.get(&status.name).cloned(),
+            denied: denied.remove(&status.name).unwrap_or_default(),
             ..status
         });
         shown.collect()

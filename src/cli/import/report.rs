@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::certificate::Facts;
 use crate::cli::Call;
-use crate::cli::output::say;
+use crate::cli::output::{say, say_json};
 use crate::failure::Failure;
 use crate::import::{LIVE, Remark, RemarkKind};
 use crate::lineage::Lineage;
@@ -127,7 +127,7 @@ impl<'a> Report<'a> {
     fn line(&self, word: &str, subject: &str, text: &str) {
         let (subject, text) = (printable(subject), printable(text));
         if self.call.json {
-            return say(json!({
+            return say_json(json!({
                 "result": word, "subject": subject, "text": text, "dry_run": self.dry_run,
             }));
         }

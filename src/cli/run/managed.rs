@@ -1,14 +1,15 @@
 //! The certificates of `certs run`: those of the configuration, and those that containers
 //! request. An invalid configuration is refused as a whole, and the old one stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
 use crate::cli::Call;
+use crate::cli::catalog::lacking;
 use crate::cli::factory::Factory;
-use crate::cli::kept::{Orphan, keep_stored, notice};
+use crate::cli::kept::{NotKept, Orphan, keep_stored, notice};
 use crate::cli::labels::Labels;
 use crate::cli::meant;
 use crate::config::{CertificateSettings, Origin, Purpose, Settings, Sources};
@@ -17,7 +18,7 @@ use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::{Certificate, Keeper};
 use crate::net::systemd::Notifier;
-use crate::observe::Board;
+use crate::observe::{Board, Obstacles};
 
 /// The configured certificates, and those that containers request.
 pub(super) struct ManagedCertificates<'a> {
@@ -30,8 +31,8 @@ pub(super) struct ManagedCertificates<'a> {
     pub(super) board: Board,
     /// The containers' certificates that the supervisor manages.
     pub(super) requested: Vec<CertificateSettings>,
-    /// The stored certificates that nothing keeps.
-    pub(super) orphans: Vec<Orphan>,
+    /// The stored certificates that are not managed.
+    pub(super) not_kept: NotKept,
     /// Those of them that the log names already.
     pub(super) announced: BTreeSet<Lineage>,
     /// Whether the service manager bound the challenge listener.
@@ -50,7 +51,7 @@ impl ManagedCertificates<'_> {
             let files = sources.files();
             self.factory.sandbox.cause(failure, &files)
         })?;
-        let orphans = keep_stored(&sources, &mut read, &self.labels).await?;
+        let not_kept = keep_stored(&sources, &mut read, &self.labels).await?;
         if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
             let message = "the addresses of the challenge listener change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
@@ -65,8 +66,8 @@ impl ManagedCertificates<'_> {
             read.docker.clone_from(&self.configured.docker);
         }
         // First, so that an invalid configuration changes nothing.
-        certificates(&self.factory, &read)?;
-        (self.sources, self.configured, self.orphans) = (sources, read, orphans);
+        certificates(&self.factory, &read, &mut BTreeMap::new())?;
+        (self.sources, self.configured, self.not_kept) = (sources, read, not_kept);
         let certificates = self.certificates()?;
         self.remember().await;
         Ok(certificates)
@@ -78,7 +79,7 @@ impl ManagedCertificates<'_> {
         configured
             .certificates
             .retain(|one| one.origin == Some(Origin::Configuration));
-        self.orphans = keep_stored(&self.sources, &mut configured, &self.labels).await?;
+        self.not_kept = keep_stored(&self.sources, &mut configured, &self.labels).await?;
         self.configured = configured;
         self.certificates()
     }
@@ -113,16 +114,21 @@ impl ManagedCertificates<'_> {
 
     /// All certificates. An invalid one from a label does not affect the others.
     pub(super) fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
-        let mut all = certificates(&self.factory, &self.configured)?;
+        let mut unmanaged = self.not_kept.unusable.clone();
+        let mut all = certificates(&self.factory, &self.configured, &mut unmanaged)?;
         self.requested = self.labels.certificates(&self.sources, &self.configured);
         for settings in &self.requested {
             match published(&self.factory, settings) {
                 Ok(certificate) => all.push(certificate),
-                Err(failure) => tracing::error!("{}: {}", settings.lineage, failure.in_a_line()),
+                Err(failure) => refuse(settings, &failure, &mut unmanaged),
             }
         }
         self.board.set_requests(self.labels.requests());
         all.extend(self.orphaned());
+        self.board.set_obstacles(Obstacles {
+            denied: denied(&self.configured),
+            unmanaged,
+        });
         Ok(all)
     }
 
@@ -130,11 +136,15 @@ impl ManagedCertificates<'_> {
     fn orphaned(&mut self) -> Vec<Certificate> {
         let why = |orphan: &Orphan| (orphan.settings.lineage.clone(), orphan.why.to_owned());
         self.board
-            .set_orphans(self.orphans.iter().map(why).collect());
-        let announced = self.orphans.iter().map(|one| one.settings.lineage.clone());
+            .set_orphans(self.not_kept.orphans.iter().map(why).collect());
+        let announced = self
+            .not_kept
+            .orphans
+            .iter()
+            .map(|one| one.settings.lineage.clone());
         let announced = std::mem::replace(&mut self.announced, announced.collect());
         let mut watched = Vec::new();
-        for Orphan { settings, why } in &self.orphans {
+        for Orphan { settings, why } in &self.not_kept.orphans {
             let lineage = &settings.lineage;
             if !announced.contains(lineage) {
                 tracing::warn!(%lineage, "{}", notice(lineage, why));
@@ -199,15 +209,39 @@ fn published(factory: &Factory, settings: &CertificateSettings) -> Result<Certif
     Ok(certificate)
 }
 
-fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
+/// Leaves a certificate out, which does not affect the others.
+fn refuse(
+    settings: &CertificateSettings,
+    failure: &Failure,
+    unmanaged: &mut BTreeMap<Lineage, String>,
+) {
+    let (lineage, why) = (&settings.lineage, failure.in_a_line());
+    tracing::error!(%lineage, "{why}");
+    unmanaged.insert(lineage.clone(), why);
+}
+
+/// The rights that each certificate lacks.
+fn denied(settings: &Settings) -> BTreeMap<Lineage, Vec<String>> {
+    let lacks = settings.certificates.iter();
+    let lacks = lacks.filter(|one| !one.unconfirmed.is_empty());
+    lacks
+        .map(|one| (one.lineage.clone(), lacking(&one.unconfirmed)))
+        .collect()
+}
+
+/// The certificates; those left out are added to `unmanaged`.
+fn certificates(
+    factory: &Factory,
+    settings: &Settings,
+    unmanaged: &mut BTreeMap<Lineage, String>,
+) -> Result<Vec<Certificate>, Failure> {
     let mut built = Vec::new();
     for settings in &settings.certificates {
         match published(factory, settings) {
             Ok(certificate) => built.push(certificate),
             // A stored one does not affect the others.
             Err(failure) if settings.origin != Some(Origin::Configuration) => {
-                let lineage = &settings.lineage;
-                tracing::error!(%lineage, "{}", failure.in_a_line());
+                refuse(settings, &failure, unmanaged);
             }
             Err(failure) => return Err(failure),
         }

@@ -33,6 +33,32 @@ impl Sidecar {
         }
     }
 
+    /// Refuses an output that a command names and this process does not write to.
+    fn check_output(
+        &self,
+        settings: &CertificateSettings,
+        stored: Option<&CertificateSettings>,
+    ) -> Result<(), Failure> {
+        if settings.output.is_none() {
+            return Ok(());
+        }
+        let (wanted, own) = (
+            self.factory.output_root(Some(settings)),
+            self.factory.output_root(stored),
+        );
+        if wanted == own {
+            return Ok(());
+        }
+        let (wanted, own) = (wanted.display(), own.display());
+        Err(Failure::usage(
+            format!(
+                "{}: the running certs run writes to {own}, and {wanted} is outside its sandbox; nothing was ordered",
+                settings.lineage
+            ),
+            "leave out --output-dir; or stop certs run, repeat this command, and start certs run again",
+        ))
+    }
+
     /// The settings that a certificate was made with, if they can be read.
     async fn stored(&self, lineage: &Lineage) -> Result<Option<CertificateSettings>, Failure> {
         let stored = match self.factory.services.store.options(lineage).await {
@@ -61,13 +87,14 @@ impl Worker for Sidecar {
         let Task::Pass(trigger) = task else {
             return factory.work(settings, task).await;
         };
+        let stored = self.stored(&settings.lineage).await?;
+        self.check_output(settings, stored.as_ref())?;
         if self.handle.manages(&settings.lineage).await {
             // The settings of `certs run` apply, not those of the command.
             let pass = self.handle.work(factory.certificate(settings)?, trigger);
             return factory.done(settings, pass.await).await;
         }
         // Nor does its output, but a stored certificate stays in its own.
-        let stored = self.stored(&settings.lineage).await?;
         let mut settings = settings.clone();
         settings.output = stored.map_or(Some(factory.output().clone()), |stored| stored.output);
         let certificate = factory.certificate(&settings)?;

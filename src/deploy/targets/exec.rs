@@ -73,11 +73,17 @@ impl Settings {
         DeployCause::Program(detail.into())
     }
 
+    /// The program as it is configured.
+    pub(in crate::deploy) fn named(&self) -> Option<&Path> {
+        self.command.first().map(Path::new)
+    }
+
     /// The program, which only root and our own user may be able to change. What passed
     /// stays so until it is started.
     fn program(&self) -> Result<&Path, DeployCause> {
-        let program = self.command.first().map(Path::new);
-        let program = program.ok_or_else(|| Self::failed("names no program"))?;
+        let program = self
+            .named()
+            .ok_or_else(|| Self::failed("names no program"))?;
         match trust::resolve(program) {
             Ok(found) if found.is_file() => Ok(program),
             Ok(_) => Err(Self::failed("is not a file")),

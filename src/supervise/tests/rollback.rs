@@ -3,6 +3,7 @@
 use super::*;
 use crate::deploy::verify::{ServedAt, Unreached, Unseen, Verifier};
 use crate::fingerprint::Fingerprint;
+use crate::observe::ProofState;
 use crate::record::Failures;
 
 /// A scripted verifier.
@@ -194,6 +195,31 @@ async fn rollback_to_damaged_generation_changes_nothing() {
     );
     assert_eq!(scenario.target.reloads.load(Ordering::SeqCst), reloads);
     assert_eq!(scenario.record().await, before);
+}
+
+#[tokio::test]
+async fn proof_of_an_endpoint_that_is_checked_no_more_is_not_kept() {
+    let mut scenario = Scenario::of(1).await;
+    let (now, random) = (scenario.fixture.clock.now(), SeededRandom::new(0));
+    let proof = |record: &Record| status(record, now, &random).proof.state;
+    assert_eq!(proof(&scenario.record().await), ProofState::Proven);
+    scenario.certificate.endpoints.clear();
+    for trigger in [Trigger::Requested, Trigger::Scheduled] {
+        scenario.pass(trigger).await.unwrap();
+        let record = scenario.record().await;
+        assert_eq!(record.served.len(), 0);
+        assert_eq!(proof(&record), ProofState::NotChecked);
+    }
+    let store = &scenario.fixture.services.store;
+    let stored = store.load(&scenario.certificate.wanted.lineage);
+    let stored = stored.await.unwrap();
+    scenario.pass(Trigger::Scheduled).await.unwrap();
+    let unchanged = store.load(&scenario.certificate.wanted.lineage);
+    assert_eq!(
+        unchanged.await.unwrap(),
+        stored,
+        "an idle pass saves nothing"
+    );
 }
 
 #[tokio::test]

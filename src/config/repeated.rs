@@ -1,0 +1,71 @@
+//! A command that names a stored certificate again: what no source sets stays as it is
+//! stored. No right follows from that.
+
+use std::collections::BTreeSet;
+
+use super::keys::CertificateLayer;
+use super::problem::{Given, Problems};
+use super::read::{Entry, Strength};
+use super::remembered::Remembered;
+use super::resolve::Sources;
+use super::{CertificateSettings, DirectoryUrl};
+use crate::deploy::confirmed::Right;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
+
+impl Sources {
+    /// The certificate that the command line names: its name, and the names in it.
+    pub(crate) fn named(&self) -> Option<(&Lineage, &[Identifier])> {
+        let named = self.named.as_ref()?;
+        Some((&named.lineage, &named.names))
+    }
+
+    /// The same with what is stored of the certificate that the command line names: a
+    /// repeated command keeps what it does not set. What the file or the environment
+    /// configures follows these alone.
+    pub(crate) fn with_stored(mut self, stored: &Remembered) -> Self {
+        let mut layer = Entry::remembered(stored).layer;
+        let own = self.shared_layers();
+        let is_replaced =
+            |layer: &CertificateLayer,
+             of: fn(&CertificateLayer) -> &Option<Given<DirectoryUrl>>| {
+                let given = own.iter().find_map(|layer| of(layer).as_ref());
+                given.is_some_and(|given| {
+                    of(layer).as_ref().map(|it| &it.value) != Some(&given.value)
+                })
+            };
+        // These belong to the stored CA.
+        if is_replaced(&layer, |layer| &layer.ca) {
+            (layer.root, layer.agree_tos, layer.profile) = (None, None, None);
+            (layer.eab_kid, layer.eab_hmac_file) = (None, None);
+            layer.preferred_chain = None;
+        }
+        if is_replaced(&layer, |layer| &layer.fallback) {
+            (layer.fallback_eab_kid, layer.fallback_eab_hmac_file) = (None, None);
+        }
+        if let Some(named) = &mut self.named {
+            (named.layer, named.strength) = (layer, Strength::Stored);
+        }
+        self
+    }
+
+    /// The rights that the sources alone grant to the certificate, whatever is stored.
+    pub(crate) fn own_rights(&self, of: &CertificateSettings) -> BTreeSet<Right> {
+        let bare = Remembered::Record {
+            lineage: of.lineage.clone(),
+            names: of.names.clone(),
+            directory: Some(of.ca.directory.clone()),
+            profile: None,
+        };
+        let entry = self.with_own(&Entry::remembered(&bare));
+        // Their problems are reported with the certificate.
+        let own = self.certificate(&entry, &mut Problems::default());
+        own.rights()
+    }
+
+    /// Whether a source says where certificates are published.
+    pub(crate) fn names_an_output(&self) -> bool {
+        let mut layers = self.layers().into_iter();
+        layers.any(|layer| layer.output_dir.is_some())
+    }
+}
