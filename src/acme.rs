@@ -31,6 +31,9 @@ mod poll;
 mod problem;
 mod rate;
 mod renewal_info;
+mod retry;
+#[cfg(test)]
+mod stuck;
 
 use std::time::Duration;
 

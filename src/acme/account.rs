@@ -211,7 +211,7 @@ mod tests {
 
     #[tokio::test]
     async fn account_is_rejected_without_an_https_url() {
-        for location in [None, Some("http://ca.test/account/1"), Some("7")] {
+        for location in [None, Some("http://ca.test/account/1"), Some("file:7")] {
             let (ca, mut journal) = (FakeCa::new(), Memory::default());
             let mut reply = Scripted::json(&json!({}));
             if let Some(location) = location {

@@ -35,8 +35,26 @@ const VALIDATION_PAUSES: [Duration; 6] = [
     Duration::from_secs(5),
 ];
 
+/// The authorizations of a pending order are looked at first after this time, then at growing
+/// intervals up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// See [`FIRST_LOOK`].
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// A challenge that is neither valid nor invalid may show an error that the CA's next try
+/// mends; after this time it counts as failed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The answered challenges of a pending order, and when to look at them.
+#[derive(Default)]
+pub(super) struct Watch<'a> {
+    planned: &'a [PlannedAnswer],
+    /// The times since the first poll.
+    next: Duration,
+    failing_since: Option<Duration>,
+}
+
 /// An answer with its solver and its challenge's URL.
-struct PlannedAnswer {
+pub(super) struct PlannedAnswer {
     solver: Arc<dyn Solver>,
     answer: Answer,
     url: String,
@@ -78,7 +96,10 @@ impl Flow<'_> {
         }
         let fetch = async |url| {
             let reply = self.post("authorization", url, None).await?;
-            let authorization = documents::authorization(&reply.body)?;
+            let mut authorization = documents::authorization(&reply.body)?;
+            for challenge in &mut authorization.challenges {
+                challenge.url = reply.absolute(&challenge.url);
+            }
             is_of(&authorization, &order.identifiers)?;
             Ok(authorization)
         };
@@ -96,6 +117,7 @@ impl Flow<'_> {
         };
         let chosen = self.client.settings.solvers.iter().find_map(|solver| {
             let challenges = authorization.challenges.iter();
+            let challenges = challenges.filter(|one| one.status != ChallengeStatus::Invalid);
             let mut fitting = challenges.filter_map(|c| Some((solver, answerable(solver, c)?, c)));
             fitting.next()
         });
@@ -123,19 +145,81 @@ impl Flow<'_> {
     ) -> Result<(), Cause> {
         let presents = planned.iter().map(|one| one.solver.present(&one.answer));
         concurrently(presents.collect()).await?;
-        order.retry_after = self.start_challenges(planned).await?;
+        order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
-        self.poll(order, &still, FIRST_POLL, observed).await
+        let watch = Watch {
+            planned,
+            ..Watch::default()
+        };
+        self.poll(order, &still, FIRST_POLL, observed, watch).await
     }
 
     /// Starts the challenges that no earlier run has started; returns the longest
     /// `Retry-After`.
-    async fn start_challenges(&self, planned: &[PlannedAnswer]) -> Result<Option<Duration>, Cause> {
-        let empty = json!({});
+    async fn start_challenges(
+        &self,
+        order: &PlacedOrder,
+        planned: &[PlannedAnswer],
+    ) -> Result<Option<Duration>, Cause> {
         let open = planned.iter().filter(|planned| !planned.is_started);
-        let starts = open.map(|planned| self.post("challenge", &planned.url, Some(&empty)));
-        let replies = concurrently(starts.collect()).await?;
-        Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
+        let starts = open.map(|planned| self.start(order, planned));
+        let asked = concurrently(starts.collect()).await?;
+        Ok(asked.into_iter().flatten().max())
+    }
+
+    /// Starts a challenge, unless the CA validates it already.
+    async fn start(
+        &self,
+        order: &PlacedOrder,
+        planned: &PlannedAnswer,
+    ) -> Result<Option<Duration>, Cause> {
+        let cause = match self.post("challenge", &planned.url, Some(&json!({}))).await {
+            Ok(reply) => return Ok(reply.retry_after),
+            Err(cause) => cause,
+        };
+        match cause.refusal() {
+            // Boulder, for a challenge that it was told of already.
+            Some("conflict") => Ok(None),
+            // Others name no such type: then the challenge shows it.
+            Some(_) if self.is_started(order, planned).await => Ok(None),
+            _ => Err(cause),
+        }
+    }
+
+    async fn is_started(&self, order: &PlacedOrder, planned: &PlannedAnswer) -> bool {
+        let seen = self.authorizations(order).await.unwrap_or_default();
+        let mut all = seen.iter().flat_map(|one| &one.challenges);
+        all.any(|one| one.url == planned.url && one.status != ChallengeStatus::Pending)
+    }
+
+    /// Looks at the authorizations of an order that is pending after `passed`: some CAs leave
+    /// it so when a name has failed.
+    ///
+    /// # Errors
+    /// The CA's problem of each failed name.
+    pub(super) async fn look(
+        &self,
+        order: &PlacedOrder,
+        watch: &mut Watch<'_>,
+        passed: Duration,
+    ) -> Result<(), Cause> {
+        if watch.planned.is_empty() || passed < watch.next.max(FIRST_LOOK) {
+            return Ok(());
+        }
+        watch.next = passed + passed.min(LONGEST_LOOK);
+        let seen = self.authorizations(order).await?;
+        let is_ours = |one: &&Challenge| watch.planned.iter().any(|own| own.url == one.url);
+        let mut ours = seen
+            .iter()
+            .flat_map(|one| one.challenges.iter().filter(is_ours));
+        let has_ended = seen.iter().any(|one| !is_usable(one));
+        let has_failed = ours.any(|one| one.error.is_some());
+        let since = watch.failing_since.unwrap_or(passed);
+        watch.failing_since = has_failed.then_some(since);
+        match has_ended || (has_failed && passed.saturating_sub(since) >= GRACE) {
+            true => Err(self.why_invalid(order).await),
+            false => Ok(()),
+        }
     }
 
     /// The authorizations of an invalid order, once the CA has validated each or the
@@ -227,8 +311,12 @@ fn failed_name(authorization: &AuthorizationState, unexplained: &str) -> Option<
 }
 
 fn has_failed(authorization: &AuthorizationState) -> bool {
+    errors(authorization).next().is_some() || !is_usable(authorization)
+}
+
+fn is_usable(authorization: &AuthorizationState) -> bool {
     let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
-    errors(authorization).next().is_some() || !usable.contains(&authorization.status)
+    usable.contains(&authorization.status)
 }
 
 fn is_validated(authorization: &AuthorizationState) -> bool {

@@ -16,6 +16,7 @@ use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Reply, Transport, https};
 use super::jws::{AccountKey, Signer, decode};
 use super::rate::Limiters;
+use super::retry::patiently;
 use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
@@ -100,14 +101,23 @@ impl Client {
         {
             return Ok(directory.clone());
         }
-        let directory = self.read_directory().await?;
+        let read = patiently(self.settings.clock.as_ref(), |_| true, || self.read_directory());
+        let directory = read.await.map_err(self.at(Phase::Directory))?;
         *cached = Some((now, directory.clone()));
         Ok(directory)
     }
 
-    async fn read_directory(&self) -> Result<Arc<Directory>, AcmeError> {
+    /// Reads the directory, once.
+    async fn read_directory(&self) -> Result<Arc<Directory>, Cause> {
         let read = Directory::read(&self.transport, &self.settings.directory).await;
-        read.map(Arc::new).map_err(self.at(Phase::Directory))
+        read.map(Arc::new)
+    }
+
+    async fn keep_directory(&self, read: Result<Arc<Directory>, Cause>) -> Result<(), AcmeError> {
+        let directory = read.map_err(self.at(Phase::Directory))?;
+        let now = self.settings.clock.stopwatch();
+        *self.directory.lock().await = Some((now, directory));
+        Ok(())
     }
 
     /// The account, opened once. An account `forgotten` by the CA is registered
@@ -180,10 +190,12 @@ impl Client {
         if let Some((id, secret)) = &settings.external {
             payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
         }
-        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
-        let reply = self
-            .transport
-            .post("new-account", url, signer, new_nonce, Some(&payload));
+        let new_nonce = &directory.new_nonce;
+        let send = || {
+            let (transport, signer) = (&self.transport, Signer::Key(key));
+            transport.post("new-account", url, signer, new_nonce, Some(&payload))
+        };
+        let reply = patiently(self.settings.clock.as_ref(), |_| true, send);
         let id = reply.await?.location;
         let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
         https(&id)?;
@@ -231,10 +243,15 @@ impl Flow<'_> {
         url: &str,
         payload: Option<&Value>,
     ) -> Result<Reply, Cause> {
-        let signer = Signer::Account(&self.account.key, &self.account.id);
         let (transport, new_nonce) = (&self.client.transport, &self.directory.new_nonce);
-        let reply = transport.post(endpoint, url, signer, new_nonce, payload);
-        let reply = reply.await?;
+        let send = || {
+            let signer = Signer::Account(&self.account.key, &self.account.id);
+            transport.post(endpoint, url, signer, new_nonce, payload)
+        };
+        // Pebble objects to an unknown predecessor as to an error of its own.
+        let replaces = payload.is_some_and(|payload| payload.get("replaces").is_some());
+        let may_retry = |cause: &Cause| !replaces || cause.objection().is_none();
+        let reply = patiently(transport.clock.as_ref(), may_retry, send).await?;
         let spend = |left: usize| left.checked_sub(reply.body.len());
         let spent = self
             .left
@@ -274,15 +291,13 @@ impl Issuer for Client {
         if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
             return Ok(reading);
         }
-        self.probe().await?;
+        let read = patiently(self.settings.clock.as_ref(), |_| true, || self.read_directory());
+        self.keep_directory(read.await).await?;
         Ok(self.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
-        let directory = self.read_directory().await?;
-        let now = self.settings.clock.stopwatch();
-        *self.directory.lock().await = Some((now, directory));
-        Ok(())
+        self.keep_directory(self.read_directory().await).await
     }
 
     async fn renewal_info(

@@ -111,6 +111,8 @@ pub struct Explained {
     /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
     /// Boxed as the names are, so that errors stay small.
     pub(super) kind: Box<str>,
+    /// A retry within the run may succeed.
+    pub(super) is_temporary: bool,
     /// The failed names, if the CA reports them.
     names: Box<[FailedName]>,
 }
@@ -121,6 +123,7 @@ impl Explained {
             message: message.into(),
             hint: hint.into(),
             kind: Box::default(),
+            is_temporary: false,
             names: Box::default(),
         }
     }
@@ -203,7 +206,14 @@ impl From<ExchangeError> for Cause {
                 "run the same command again: an order that was placed is resumed"
             }
         };
-        Self::Unreachable(Explained::new(error.to_string(), hint))
+        let is_temporary = matches!(
+            error,
+            ExchangeError::Connect(_) | ExchangeError::Broken(_)
+        );
+        Self::Unreachable(Explained {
+            is_temporary,
+            ..Explained::new(error.to_string(), hint)
+        })
     }
 }
 
@@ -301,7 +311,11 @@ impl Cause {
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
         let kind = problem.map_or("", problem::kind).into();
-        Self::Unreachable(Explained { kind, ..explained })
+        Self::Unreachable(Explained {
+            kind,
+            is_temporary: true,
+            ..explained
+        })
     }
 
     /// Classifies the problem document of a reply.
