@@ -246,7 +246,13 @@ impl Pass<'_> {
         let signed = signed_at(Evidence::of(&self.record), begin, clock.wall(), theirs);
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
-            Ok(bundle) => Ok((bundle, signed)),
+            Ok(bundle) => {
+                for oddity in bundle.oddities() {
+                    let (ca, lineage) = (&order.ca, self.lineage());
+                    tracing::warn!(%lineage, "the certificate from {ca} is accepted, but {oddity}");
+                }
+                Ok((bundle, signed))
+            }
             Err(source) => Err(ManageError::Bundle {
                 ca: order.ca.clone(),
                 source,
