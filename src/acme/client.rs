@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::account::{self, Account, AccountSettings};
+use super::account::{self, Account, AccountSettings, StoredAccount};
 use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Reply, Transport, https};
@@ -101,7 +101,11 @@ impl Client {
         {
             return Ok(directory.clone());
         }
-        let read = patiently(self.settings.clock.as_ref(), |_| true, || self.read_directory());
+        let read = patiently(
+            self.settings.clock.as_ref(),
+            |_| true,
+            || self.read_directory(),
+        );
         let directory = read.await.map_err(self.at(Phase::Directory))?;
         *cached = Some((now, directory.clone()));
         Ok(directory)
@@ -154,7 +158,10 @@ impl Client {
             .ok_or_else(account::unreadable)?;
         if let (Some(id), false) = (&stored.id, is_forgotten) {
             let id = id.clone();
-            return Ok(Account { key, id });
+            let account = Account { key, id };
+            self.update_email(directory, &account, &mut stored, journal)
+                .await;
+            return Ok(account);
         }
         let found = self.register(directory, &key, stored.is_foreign).await;
         let id = match found {
@@ -165,10 +172,50 @@ impl Client {
             found => found?,
         };
         stored.id = Some(id.clone());
+        stored.email.clone_from(&self.settings.account.email);
         stored.is_foreign = false;
         let saved = journal.save_account(&stored.to_json()?).await;
         saved.map_err(Cause::Journal)?;
         Ok(Account { key, id })
+    }
+
+    /// Sends a changed e-mail address to the CA (section 7.3.2). A failure is only logged: no
+    /// certificate may expire because of it.
+    async fn update_email(
+        &self,
+        directory: &Directory,
+        account: &Account,
+        stored: &mut StoredAccount,
+        journal: &mut dyn Journal,
+    ) {
+        let email = self.settings.account.email.as_ref();
+        let Some(email) = email.filter(|email| stored.email.as_ref() != Some(email)) else {
+            return;
+        };
+        let payload = json!({"contact": [format!("mailto:{email}")]});
+        let signer = Signer::Account(&account.key, &account.id);
+        let (new_nonce, payload) = (&directory.new_nonce, Some(&payload));
+        let sent = self
+            .transport
+            .post("account", &account.id, signer, new_nonce, payload);
+        let saved = match sent.await {
+            Ok(_) => {
+                stored.email = Some(email.clone());
+                match stored.to_json() {
+                    Ok(json) => journal.save_account(&json).await.map_err(Cause::Journal),
+                    Err(cause) => Err(cause),
+                }
+            }
+            Err(cause) => Err(cause),
+        };
+        match saved {
+            Ok(()) => tracing::info!("{} knows the new e-mail address", self.settings.directory),
+            Err(cause) => tracing::warn!(
+                "{} was not told the new e-mail address: {cause}; hint: {}",
+                self.settings.directory,
+                cause.hint()
+            ),
+        }
     }
 
     /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
@@ -187,7 +234,11 @@ impl Client {
         if let Some(email) = &settings.email {
             payload["contact"] = json!([format!("mailto:{email}")]);
         }
-        if let Some((id, secret)) = &settings.external {
+        if let Some((id, secret)) = &settings.external
+            && !only_existing
+        {
+            let secret = secret.as_ref();
+            let secret = secret.map_err(|why| Cause::Binding(why.clone()))?;
             payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
         }
         let new_nonce = &directory.new_nonce;
@@ -196,7 +247,13 @@ impl Client {
             transport.post("new-account", url, signer, new_nonce, Some(&payload))
         };
         let reply = patiently(self.settings.clock.as_ref(), |_| true, send);
-        let id = reply.await?.location;
+        let has_binding = payload.get("externalAccountBinding").is_some();
+        let reply = reply.await;
+        let reply = reply.map_err(|cause| match has_binding {
+            true => cause.of_binding(settings.terms_agreed),
+            false => cause,
+        });
+        let id = reply?.location;
         let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
         https(&id)?;
         Ok(id)
@@ -291,7 +348,11 @@ impl Issuer for Client {
         if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
             return Ok(reading);
         }
-        let read = patiently(self.settings.clock.as_ref(), |_| true, || self.read_directory());
+        let read = patiently(
+            self.settings.clock.as_ref(),
+            |_| true,
+            || self.read_directory(),
+        );
         self.keep_directory(read.await).await?;
         Ok(self.clocks())
     }

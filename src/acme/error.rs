@@ -86,6 +86,8 @@ pub enum Cause {
     Solver(SolverError),
     #[error("the stored order or account could not be read or written: {0}")]
     Journal(JournalError),
+    #[error("the registration needs the external account binding: {0}")]
+    Binding(String),
     #[error("the CA did not complete the order within {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error(
@@ -206,10 +208,7 @@ impl From<ExchangeError> for Cause {
                 "run the same command again: an order that was placed is resumed"
             }
         };
-        let is_temporary = matches!(
-            error,
-            ExchangeError::Connect(_) | ExchangeError::Broken(_)
-        );
+        let is_temporary = matches!(error, ExchangeError::Connect(_) | ExchangeError::Broken(_));
         Self::Unreachable(Explained {
             is_temporary,
             ..Explained::new(error.to_string(), hint)
@@ -248,6 +247,9 @@ impl Cause {
             }
             Self::Solver(_) => "check the --webroot directory and its owner",
             Self::Journal(_) => "check the data directory: owner, mode, free space",
+            Self::Binding(_) => {
+                "restore the file of --eab-hmac-file, or get a new pair from the CA's web site"
+            }
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",
             Self::NoChallenge { .. } => {
                 "a wildcard needs DNS-01; for other names ask the CA which challenges it offers"
@@ -305,6 +307,22 @@ impl Cause {
             Self::Unreachable(explained) if !explained.kind.is_empty() => Some(&explained.kind),
             _ => self.refusal(),
         }
+    }
+
+    /// A refused registration with an external account binding, which is the likeliest
+    /// reason: CAs report it under several types.
+    pub(super) fn of_binding(mut self, terms_agreed: bool) -> Self {
+        if let Self::Refused(explained) = &mut self {
+            match explained.kind.as_ref() {
+                "malformed" if !terms_agreed => {}
+                "malformed" | "unauthorized" | "externalAccountRequired" => {
+                    explained.hint = BINDING_HINT.into();
+                    explained.kind = "externalAccountBinding".into();
+                }
+                _ => {}
+            }
+        }
+        self
     }
 
     /// The CA answers with a server error.
@@ -377,6 +395,8 @@ impl Cause {
         }
     }
 }
+
+const BINDING_HINT: &str = "the CA does not accept the external account binding: correct --eab-kid and --eab-hmac-file, or get a new pair from its web site, since many CAs take each pair once";
 
 fn refusal_hint(kind: &str) -> &'static str {
     match kind {

@@ -390,7 +390,10 @@ mod tests {
             "link",
             "<https://ca/dir>;rel=\"index\", <https://ca/1>;rel=\"alternate\"",
         )]);
-        assert_eq!(super::links(&links, "alternate", "https://ca/"), ["https://ca/1"]);
+        assert_eq!(
+            super::links(&links, "alternate", "https://ca/"),
+            ["https://ca/1"]
+        );
         let nonce = |text: &str| nonce_of(&headers(&[("replay-nonce", text)]));
         assert_eq!(nonce("a_B-9").as_deref(), Some("a_B-9"));
         assert_eq!(nonce("a b"), None);
@@ -463,7 +466,11 @@ mod tests {
 
     #[tokio::test]
     async fn directory_is_followed_within_its_host() {
-        for to in ["/directory/v2", "https://CA.test:443/directory/v2", "directory/v2?x"] {
+        for to in [
+            "/directory/v2",
+            "https://CA.test:443/directory/v2",
+            "directory/v2?x",
+        ] {
             let ca = FakeCa::new();
             ca.script("directory", moved(to));
             // The nonce's reply redirects, too.
@@ -514,7 +521,10 @@ mod tests {
             "renewalInfo": "renewal-info",
         })));
         ca.script("new-account", registered.with("location", "/account/0"));
-        ca.script("new-order", Scripted::json(&order).with("location", "order/0"));
+        ca.script(
+            "new-order",
+            Scripted::json(&order).with("location", "order/0"),
+        );
         ca.script("authorization", Scripted::json(&authorization));
         ca.script("order", Scripted::json(&valid));
         let mut journal = Memory::default();
@@ -528,7 +538,14 @@ mod tests {
 
     #[tokio::test]
     async fn unusable_renewal_info_does_not_prevent_an_order() {
-        for unusable in ["\"\"", "\"http://ca.test/ari\"", "7", "{}", "null", "\"https://\""] {
+        for unusable in [
+            "\"\"",
+            "\"http://ca.test/ari\"",
+            "7",
+            "{}",
+            "null",
+            "\"https://\"",
+        ] {
             let ca = FakeCa::new();
             let unusable: Value = serde_json::from_str(unusable).unwrap();
             ca.script("directory", Scripted::json(&serde_json::json!({
@@ -537,7 +554,11 @@ mod tests {
             })));
             let client = ca.client();
             issue(&client).await.unwrap();
-            assert_eq!(client.renewal_info("YQ.Yg").await.unwrap(), None, "{unusable}");
+            assert_eq!(
+                client.renewal_info("YQ.Yg").await.unwrap(),
+                None,
+                "{unusable}"
+            );
         }
     }
 
@@ -551,7 +572,11 @@ mod tests {
         let terms = "</terms/v6>;rel=\"terms-of-service\"";
         ca.script("new-order", refusal.with("link", terms));
         let error = issue(&ca.client()).await.unwrap_err();
-        for shown in ["new terms", "https://ca.test/agree/7", "https://ca.test/terms/v6"] {
+        for shown in [
+            "new terms",
+            "https://ca.test/agree/7",
+            "https://ca.test/terms/v6",
+        ] {
             assert!(error.to_string().contains(shown), "{error}");
         }
         assert!(error.cause.hint().contains("URL in the message"));

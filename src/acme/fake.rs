@@ -257,6 +257,7 @@ impl FakeCa {
             "directory" => directory(),
             "new-nonce" => Scripted(200, "", String::new(), vec![]),
             "new-account" => state.register(&protected),
+            "account" => Scripted::json(&json!({"status": "valid"})),
             "new-order" => state.place(&payload),
             "renewal-info" => Scripted::json(&json!({"suggestedWindow": {
                 "start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}})),

@@ -58,6 +58,7 @@ pub fn foreign_account(
         id: url.map(str::to_owned),
         key_pkcs8: Secret::new(encode(&key.to_pkcs8().map_err(|_| unusable())?)),
         directory: Some(ca.to_owned()),
+        email: None,
         is_foreign: url.is_none(),
     };
     Ok(ForeignAccount {

@@ -11,9 +11,9 @@ use super::{Issuer, error::AcmeError};
 use crate::time::Clock;
 
 fn shown(status: &str, challenge: &str, error: bool) -> Scripted {
-    let error = error.then(|| {
-        json!({"type": "urn:ietf:params:acme:error:connection", "detail": "port 80 is closed"})
-    });
+    let error = error.then(
+        || json!({"type": "urn:ietf:params:acme:error:connection", "detail": "port 80 is closed"}),
+    );
     Scripted::json(
         &json!({"status": status, "identifier": {"type": "dns", "value": "a.example"},
         "challenges": [
@@ -61,7 +61,10 @@ async fn failed_name_of_a_pending_order_is_reported_within_seconds() {
         assert!(error.to_string().contains("port 80 is closed"), "{error}");
         assert_eq!(error.cause.failed_names().len(), 1, "{error}");
         let took = ca.clock.now().since(NOW);
-        assert!(took < Duration::from_secs(15), "{status} {challenge}: {took:?}");
+        assert!(
+            took < Duration::from_secs(15),
+            "{status} {challenge}: {took:?}"
+        );
     }
 }
 
@@ -74,7 +77,11 @@ async fn error_that_passes_and_error_of_another_challenge_do_not_end_an_order() 
     let cause = result.unwrap_err().cause;
     assert!(matches!(cause, Cause::TimedOut(_)), "{cause:?}");
     // A sane pace for as long as the run waits.
-    assert!(ca.count("authorization") < 20, "{}", ca.count("authorization"));
+    assert!(
+        ca.count("authorization") < 20,
+        "{}",
+        ca.count("authorization")
+    );
 }
 
 #[tokio::test]
