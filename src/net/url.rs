@@ -73,7 +73,8 @@ pub(crate) fn resolved(base: &str, reference: &str) -> String {
         [b'/', ..] => format!("{scheme}://{authority}{reference}"),
         [b'?' | b'#', ..] => format!("{scheme}://{authority}{path}{reference}"),
         _ => {
-            let (mut directory, mut below) = (path.rsplit_once('/').map_or("", |(d, _)| d), reference);
+            let (mut directory, mut below) =
+                (path.rsplit_once('/').map_or("", |(d, _)| d), reference);
             loop {
                 if let Some(rest) = below.strip_prefix("./") {
                     below = rest;
@@ -97,7 +98,9 @@ pub(crate) fn normalized(url: &str) -> String {
     let scheme = scheme.to_ascii_lowercase();
     let rest = rest.split('#').next().unwrap_or_default();
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
     let host = host.to_ascii_lowercase();
     let default = match scheme.as_str() {
         "https" => ":443",
@@ -106,10 +109,7 @@ pub(crate) fn normalized(url: &str) -> String {
     // `https://host:` has the default port, too.
     let host = host.strip_suffix(default).unwrap_or(&host);
     let host = host.strip_suffix(':').unwrap_or(host);
-    let path = match path.starts_with('/') {
-        true => path.to_owned(),
-        false => format!("/{path}"),
-    };
+    let path = if path == "/" { "" } else { path };
     format!("{scheme}://{host}{path}")
 }
 
@@ -224,11 +224,25 @@ mod tests {
         ] {
             assert_eq!(normalized(spelling), "https://ca.test/Dir?X", "{spelling}");
         }
-        assert_eq!(normalized("https://[2001:DB8::1]:443"), "https://[2001:db8::1]/");
-        assert_eq!(normalized("https://ca.test:8443/dir"), "https://ca.test:8443/dir");
-        for other in ["https://ca.test/dir", "https://ca.test/Dir?x", "https://ca.test/Dir"] {
+        assert_eq!(
+            normalized("https://[2001:DB8::1]:443"),
+            "https://[2001:db8::1]"
+        );
+        assert_eq!(
+            normalized("https://ca.test:8443/dir"),
+            "https://ca.test:8443/dir"
+        );
+        for other in [
+            "https://ca.test/dir",
+            "https://ca.test/Dir?x",
+            "https://ca.test/Dir",
+        ] {
             assert_ne!(normalized(other), "https://ca.test/Dir?X");
         }
+        assert_eq!(
+            normalized("https://ca.test/"),
+            normalized("https://ca.test")
+        );
         assert_eq!(normalized("embedded"), "embedded");
     }
 
