@@ -206,7 +206,7 @@ pub struct Issued {
     pub deploy_at: Option<Timestamp>,
     /// The first CA, if the fallback CA issued this one: the change of CA is no reason
     /// to order again, and the next order goes to the first CA.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "maybe_ca_url")]
     pub instead_of: Option<String>,
 }
 
@@ -318,6 +318,11 @@ fn ca_url<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     String::deserialize(from).map(|url| normalized(&url))
 }
 
+fn maybe_ca_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let url = Option::<String>::deserialize(from)?;
+    Ok(url.map(|url| normalized(&url)))
+}
+
 // Earlier versions stored the whole URLs of webhooks, tokens included.
 
 fn deployed_without_secrets<'de, D: Deserializer<'de>>(
@@ -391,5 +396,16 @@ mod tests {
         );
         assert_eq!(clean.ca, "https://ca/dir");
         assert_eq!(read(&json), clean);
+    }
+
+    #[test]
+    fn ca_of_a_record_is_read_in_its_one_spelling() {
+        let name = Identifier::parse("example.com").unwrap();
+        let spelled = "https://user:pw@CA.test:443/dir#top";
+        let record = Record::new(Lineage::of(&name), [name].into(), spelled.into());
+        let json = serde_json::to_string(&record).unwrap();
+        assert!(json.contains(spelled), "{json}");
+        let read: Record = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.ca, "https://ca.test/dir");
     }
 }

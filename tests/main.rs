@@ -30,6 +30,7 @@ mod jumps;
 mod kill;
 mod labels;
 mod language;
+mod oddities;
 mod orphans;
 mod partial;
 mod pebble;

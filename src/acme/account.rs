@@ -37,7 +37,7 @@ pub(super) struct StoredAccount {
     /// Base64url.
     pub(super) key_pkcs8: Secret,
     pub(super) directory: Option<String>,
-    /// The e-mail address that the CA was told last.
+    /// The e-mail address that the CA has of us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) email: Option<String>,
     /// Another client's key without an account URL: the CA must look the account up

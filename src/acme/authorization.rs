@@ -16,7 +16,7 @@ use serde_json::json;
 use super::client::Flow;
 use super::documents;
 use super::error::{Cause, FailedName};
-use super::poll::{FIRST_POLL, PlacedOrder};
+use super::poll::{FIRST_POLL, PlacedOrder, Watch, is_usable};
 use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
@@ -35,26 +35,8 @@ const VALIDATION_PAUSES: [Duration; 6] = [
     Duration::from_secs(5),
 ];
 
-/// The authorizations of a pending order are looked at first after this time, then at growing
-/// intervals up to [`LONGEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// See [`FIRST_LOOK`].
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// A challenge that is neither valid nor invalid may show an error that the CA's next try
-/// mends; after this time it counts as failed.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// The answered challenges of a pending order, and when to look at them.
-#[derive(Default)]
-pub(super) struct Watch<'a> {
-    planned: &'a [PlannedAnswer],
-    /// The times since the first poll.
-    next: Duration,
-    failing_since: Option<Duration>,
-}
-
 /// An answer with its solver and its challenge's URL.
-pub(super) struct PlannedAnswer {
+struct PlannedAnswer {
     solver: Arc<dyn Solver>,
     answer: Answer,
     url: String,
@@ -87,7 +69,10 @@ impl Flow<'_> {
         Ok(planned)
     }
 
-    async fn authorizations(&self, order: &PlacedOrder) -> Result<Vec<AuthorizationState>, Cause> {
+    pub(super) async fn authorizations(
+        &self,
+        order: &PlacedOrder,
+    ) -> Result<Vec<AuthorizationState>, Cause> {
         let urls = &order.state.authorizations;
         let (number, names) = (urls.len(), order.identifiers.len());
         if number > names {
@@ -147,10 +132,7 @@ impl Flow<'_> {
         concurrently(presents.collect()).await?;
         order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
-        let watch = Watch {
-            planned,
-            ..Watch::default()
-        };
+        let watch = Watch::of(planned.iter().map(|planned| planned.url.clone()));
         self.poll(order, &still, FIRST_POLL, observed, watch).await
     }
 
@@ -178,7 +160,7 @@ impl Flow<'_> {
             Err(cause) => cause,
         };
         match cause.refusal() {
-            // Boulder, for a challenge that it was told of already.
+            // Boulder, for a challenge that it validates already.
             Some("conflict") => Ok(None),
             // Others name no such type: then the challenge shows it.
             Some(_) if self.is_started(order, planned).await => Ok(None),
@@ -190,36 +172,6 @@ impl Flow<'_> {
         let seen = self.authorizations(order).await.unwrap_or_default();
         let mut all = seen.iter().flat_map(|one| &one.challenges);
         all.any(|one| one.url == planned.url && one.status != ChallengeStatus::Pending)
-    }
-
-    /// Looks at the authorizations of an order that is pending after `passed`: some CAs leave
-    /// it so when a name has failed.
-    ///
-    /// # Errors
-    /// The CA's problem of each failed name.
-    pub(super) async fn look(
-        &self,
-        order: &PlacedOrder,
-        watch: &mut Watch<'_>,
-        passed: Duration,
-    ) -> Result<(), Cause> {
-        if watch.planned.is_empty() || passed < watch.next.max(FIRST_LOOK) {
-            return Ok(());
-        }
-        watch.next = passed + passed.min(LONGEST_LOOK);
-        let seen = self.authorizations(order).await?;
-        let is_ours = |one: &&Challenge| watch.planned.iter().any(|own| own.url == one.url);
-        let mut ours = seen
-            .iter()
-            .flat_map(|one| one.challenges.iter().filter(is_ours));
-        let has_ended = seen.iter().any(|one| !is_usable(one));
-        let has_failed = ours.any(|one| one.error.is_some());
-        let since = watch.failing_since.unwrap_or(passed);
-        watch.failing_since = has_failed.then_some(since);
-        match has_ended || (has_failed && passed.saturating_sub(since) >= GRACE) {
-            true => Err(self.why_invalid(order).await),
-            false => Ok(()),
-        }
     }
 
     /// The authorizations of an invalid order, once the CA has validated each or the
@@ -312,11 +264,6 @@ fn failed_name(authorization: &AuthorizationState, unexplained: &str) -> Option<
 
 fn has_failed(authorization: &AuthorizationState) -> bool {
     errors(authorization).next().is_some() || !is_usable(authorization)
-}
-
-fn is_usable(authorization: &AuthorizationState) -> bool {
-    let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
-    usable.contains(&authorization.status)
 }
 
 fn is_validated(authorization: &AuthorizationState) -> bool {

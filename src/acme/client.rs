@@ -211,7 +211,7 @@ impl Client {
         match saved {
             Ok(()) => tracing::info!("{} knows the new e-mail address", self.settings.directory),
             Err(cause) => tracing::warn!(
-                "{} was not told the new e-mail address: {cause}; hint: {}",
+                "{} did not take the new e-mail address: {cause}; hint: {}",
                 self.settings.directory,
                 cause.hint()
             ),
@@ -335,6 +335,20 @@ impl Issuer for Client {
             let cause = error.cause.with_hint_from(&directory.meta, error.phase);
             AcmeError { cause, ..error }
         })
+    }
+
+    async fn update_account(&self, journal: &mut dyn Journal) -> Result<(), AcmeError> {
+        let at = self.at(Phase::Account);
+        let Some(stored) = journal.account().await.map_err(|e| at(Cause::Journal(e)))? else {
+            return Ok(());
+        };
+        let stored = account::read(&stored).map_err(at)?;
+        let email = self.settings.account.email.as_ref();
+        if stored.id.is_some() && email.is_some() && stored.email.as_ref() != email {
+            let directory = self.directory().await?;
+            self.account(&directory, journal, None).await?;
+        }
+        Ok(())
     }
 
     fn clocks(&self) -> Option<ClockReading> {

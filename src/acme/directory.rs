@@ -109,6 +109,11 @@ impl Cause {
             ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
                 Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
             }
+            // Without a page of its own, the terms are what the user can read.
+            ("userActionRequired", Some(terms), _) if !explained.message.contains("://") => {
+                let hint = format!("read {terms} and agree to them at the CA, then try again");
+                Some(Cow::Owned(hint))
+            }
             _ => None,
         };
         if let Some(hint) = hint {
@@ -148,7 +153,7 @@ mod tests {
             ("caa", Phase::Finalize, "0 issue \"ca.test\""),
             ("rejectedIdentifier", Phase::Order, "remove that name"),
             ("userActionRequired", Phase::Account, "--agree-tos"),
-            ("userActionRequired", Phase::Order, "open the URL"),
+            ("userActionRequired", Phase::Order, "https://ca.test/terms"),
             ("malformed", Phase::Account, "https://ca.test/terms"),
             ("externalAccountRequired", Phase::Account, "--eab-kid"),
             ("unauthorized", Phase::Order, "deactivated"),

@@ -108,7 +108,7 @@ pub struct FailedName {
 /// A message with its hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    message: String,
+    pub(super) message: Box<str>,
     pub(super) hint: Cow<'static, str>,
     /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
     /// Boxed as the names are, so that errors stay small.
@@ -122,7 +122,7 @@ pub struct Explained {
 impl Explained {
     pub(super) fn new(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            message: message.into(),
+            message: message.into().into(),
             hint: hint.into(),
             kind: Box::default(),
             is_temporary: false,
@@ -262,7 +262,7 @@ impl Cause {
         match &mut self {
             Self::Unreachable(explained)
             | Self::Refused(explained)
-            | Self::NotValidated(explained) => explained.message = text,
+            | Self::NotValidated(explained) => explained.message = text.into(),
             Self::Protocol(message) | Self::RateLimited { message, .. } => *message = text,
             _ => {}
         }

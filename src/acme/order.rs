@@ -205,13 +205,19 @@ fn chain(reply: &Reply) -> Result<String, Cause> {
     }
 }
 
-/// Whether the topmost issuer of the chain `pem` has the common name `name`. The chain
-/// is not verified.
+/// Whether the topmost issuer of the chain `pem`, which may be in any order, has the common
+/// name `name`. The chain is not verified.
 fn ends_at(pem: &str, name: &str) -> bool {
-    let Some(Ok(topmost)) = Pem::iter_from_buffer(pem.as_bytes()).last() else {
-        return false;
-    };
-    topmost.parse_x509().is_ok_and(|certificate| {
+    let blocks: Vec<_> = Pem::iter_from_buffer(pem.as_bytes()).flatten().collect();
+    let chain = blocks.iter().filter_map(|block| block.parse_x509().ok());
+    let chain: Vec<_> = chain.collect();
+    let mut topmost = chain.iter().filter(|one| {
+        let mut others = chain
+            .iter()
+            .filter(|other| other.subject() != one.subject());
+        !others.any(|other| other.subject() == one.issuer())
+    });
+    topmost.any(|certificate| {
         let mut names = certificate.issuer().iter_common_name();
         names.any(|found| found.as_str().is_ok_and(|found| found == name))
     })
@@ -519,17 +525,30 @@ mod tests {
 
     #[test]
     fn chain_matches_only_by_its_topmost_issuer() {
-        let named = |name: &str| {
-            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-            params
-                .distinguished_name
-                .push(rcgen::DnType::CommonName, name);
-            let key = rcgen::KeyPair::generate().unwrap();
-            params.self_signed(&key).unwrap().pem()
+        let named = |name: &str, issuer: &str| {
+            let params = |name: &str| {
+                let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+                params.distinguished_name = rcgen::DistinguishedName::new();
+                let kind = rcgen::DnType::CommonName;
+                params.distinguished_name.push(kind, name);
+                params
+            };
+            let key = || rcgen::KeyPair::generate().unwrap();
+            let issuer = rcgen::Issuer::new(params(issuer), key());
+            params(name).signed_by(&key(), &issuer).unwrap().pem()
         };
-        let chain = format!("{}{}", named("Leaf"), named("Root X1"));
-        assert!(ends_at(&chain, "Root X1"));
-        assert!(!ends_at(&chain, "Leaf"));
+        let (leaf, issuer) = (named("Leaf", "Issuer"), named("Issuer", "Root X1"));
+        let root = named("Root X1", "Root X1");
+        for chain in [
+            format!("{leaf}{issuer}"),
+            format!("{leaf}{issuer}{root}"),
+            format!("{root}{issuer}{leaf}"),
+            format!("{leaf}{leaf}{issuer}"),
+        ] {
+            assert!(ends_at(&chain, "Root X1"));
+            assert!(!ends_at(&chain, "Issuer"));
+            assert!(!ends_at(&chain, "Leaf"));
+        }
         assert!(!ends_at("", "Root X1"));
         assert!(!ends_at(
             "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",

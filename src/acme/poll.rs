@@ -8,9 +8,8 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use instant_acme::{OrderState, OrderStatus};
+use instant_acme::{AuthorizationState, AuthorizationStatus, Challenge, OrderState, OrderStatus};
 
-use super::authorization::Watch;
 use super::client::Flow;
 use super::documents;
 use super::error::Cause;
@@ -26,6 +25,34 @@ const LONGEST_POLL: Duration = Duration::from_secs(5);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// The longest time to poll one status.
 const DEADLINE: Duration = Duration::from_secs(300);
+
+/// The authorizations of a pending order are looked at first after this time, then at growing
+/// intervals up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// See [`FIRST_LOOK`].
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// A challenge that is neither valid nor invalid may show an error that the CA's next try
+/// mends; after this time it counts as failed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The answered challenges of a pending order, and when to look at them.
+#[derive(Default)]
+pub(super) struct Watch {
+    challenges: Vec<String>,
+    /// The times since the first poll.
+    next: Duration,
+    failing_since: Option<Duration>,
+}
+
+impl Watch {
+    /// Watches the challenges with these URLs.
+    pub(super) fn of(challenges: impl Iterator<Item = String>) -> Self {
+        Self {
+            challenges: challenges.collect(),
+            ..Self::default()
+        }
+    }
+}
 
 /// An order at the CA, as of the last reply.
 pub(super) struct PlacedOrder {
@@ -92,7 +119,7 @@ impl Flow<'_> {
         still: &[OrderStatus],
         first: Duration,
         observed: impl Future<Output = ()>,
-        mut watch: Watch<'_>,
+        mut watch: Watch,
     ) -> Result<(), Cause> {
         let clock = self.client.settings.clock.as_ref();
         let begun = clock.stopwatch();
@@ -126,6 +153,40 @@ impl Flow<'_> {
         }
         Err(Cause::TimedOut(DEADLINE))
     }
+
+    /// Looks at the authorizations of an order that is pending after `passed`: some CAs leave
+    /// it so when a name has failed.
+    ///
+    /// # Errors
+    /// The CA's problem of each failed name.
+    async fn look(
+        &self,
+        order: &PlacedOrder,
+        watch: &mut Watch,
+        passed: Duration,
+    ) -> Result<(), Cause> {
+        if watch.challenges.is_empty() || passed < watch.next.max(FIRST_LOOK) {
+            return Ok(());
+        }
+        watch.next = passed + passed.min(LONGEST_LOOK);
+        let seen = self.authorizations(order).await?;
+        let has_failed =
+            |one: &Challenge| one.error.is_some() && watch.challenges.contains(&one.url);
+        let has_failed = seen.iter().any(|one| one.challenges.iter().any(has_failed));
+        let since = watch.failing_since.unwrap_or(passed);
+        watch.failing_since = has_failed.then_some(since);
+        let is_lasting = has_failed && passed.saturating_sub(since) >= GRACE;
+        match is_lasting || !seen.iter().all(is_usable) {
+            true => Err(self.why_invalid(order).await),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether an authorization is valid or may become so.
+pub(super) fn is_usable(authorization: &AuthorizationState) -> bool {
+    let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
+    usable.contains(&authorization.status)
 }
 
 /// `first`, doubled `round` times, up to the longest.

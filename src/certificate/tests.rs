@@ -156,7 +156,7 @@ fn hierarchy(names: Vec<rcgen::SanType>) -> (Secret, [String; 3]) {
 }
 
 #[test]
-fn chain_is_built_whatever_the_order_and_the_strangers() {
+fn chain_is_built_whatever_the_order_and_unrelated_ones() {
     let (key, [leaf, intermediate, root]) = hierarchy(vec![dns("example.com")]);
     let (_, [other_leaf, other, _]) = hierarchy(vec![dns("example.com")]);
     let right = format!("{leaf}{intermediate}{root}");
@@ -184,8 +184,8 @@ fn chain_is_built_whatever_the_order_and_the_strangers() {
         assert!(kept.replace("\r\n", "\n") == bundle.chain_pem());
         assert_eq!(bundle.oddities().is_empty(), given == *kept);
     }
-    let strangers = format!("{leaf}{other}{other_leaf}");
-    let error = refused(&key, &strangers, &["example.com"], NOW, Freshness::Issued);
+    let unrelated = format!("{leaf}{other}{other_leaf}");
+    let error = refused(&key, &unrelated, &["example.com"], NOW, Freshness::Issued);
     assert_eq!(error, BundleError::Link(2));
 }
 
@@ -227,7 +227,7 @@ fn issuers_of_every_kind_of_key_are_verified() {
 /// An issuer with `key` is accepted, and another of the same name with `other` is not.
 fn check_issuer(key: KeyPair, other: KeyPair) {
     let (pem, issuer) = signed("Root", vec![], key, None);
-    let (stranger, _) = signed("Root", vec![], other, None);
+    let (unrelated, _) = signed("Root", vec![], other, None);
     let leaf_key = KeyPair::generate().unwrap();
     let secret = Secret::new(leaf_key.serialize_pem());
     let (leaf, _) = signed("Leaf", vec![dns("example.com")], leaf_key, Some(&issuer));
@@ -235,7 +235,7 @@ fn check_issuer(key: KeyPair, other: KeyPair) {
     let chain = format!("{leaf}{pem}");
     let bundle = Bundle::new(secret.clone(), &chain, &names, NOW, Freshness::Issued).unwrap();
     assert_eq!(bundle.chain().len(), 2);
-    let chain = format!("{leaf}{stranger}");
+    let chain = format!("{leaf}{unrelated}");
     let error = refused(&secret, &chain, &["example.com"], NOW, Freshness::Issued);
     assert_eq!(error, BundleError::Link(1));
 }

@@ -106,6 +106,12 @@ impl FileStore {
         }
     }
 
+    /// Whether an account of `ca` is stored.
+    #[must_use]
+    pub fn has_account(&self, ca: &str) -> bool {
+        self.path_of("accounts", ca).exists()
+    }
+
     fn spelled_otherwise(&self, part: &str, ca: &str) -> Option<PathBuf> {
         let files = std::fs::read_dir(self.root.join(part)).ok()?;
         let files = files.filter_map(|file| Some(file.ok()?.path()));
