@@ -164,6 +164,7 @@ impl Client {
             return Ok(account);
         }
         let found = self.register(directory, &key, stored.is_foreign).await;
+        let is_known = stored.is_foreign && found.is_ok();
         let id = match found {
             Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
                 tracing::warn!("the CA has no account for the imported key; registering it");
@@ -172,7 +173,9 @@ impl Client {
             found => found?,
         };
         stored.id = Some(id.clone());
-        stored.email.clone_from(&self.settings.account.email);
+        if !is_known {
+            stored.email.clone_from(&self.settings.account.email);
+        }
         stored.is_foreign = false;
         let saved = journal.save_account(&stored.to_json()?).await;
         saved.map_err(Cause::Journal)?;

@@ -35,6 +35,18 @@ pub struct ForeignAccount {
     pub kind: String,
 }
 
+impl ForeignAccount {
+    /// The same account, with the e-mail address that the CA has of it.
+    #[must_use]
+    pub fn with_email(mut self, email: Option<&str>) -> Self {
+        if let Ok(mut stored) = account::read(&self.credentials) {
+            stored.email = email.map(str::to_owned);
+            self.credentials = stored.to_json().unwrap_or(self.credentials);
+        }
+        self
+    }
+}
+
 /// The account with `key` at `ca`. Without `url`, the CA looks it up at the first use.
 ///
 /// # Errors
