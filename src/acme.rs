@@ -26,11 +26,14 @@ pub(crate) mod fuzzing;
 mod https;
 mod imported;
 mod jws;
+#[cfg(test)]
+mod oddities;
 mod order;
 mod poll;
 mod problem;
 mod rate;
 mod renewal_info;
+mod retry;
 
 use std::time::Duration;
 
@@ -122,6 +125,11 @@ pub trait Issuer: Send + Sync {
         order: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError>;
+
+    /// Sends changed settings of a registered account to the CA.
+    async fn update_account(&self, _journal: &mut dyn Journal) -> Result<(), AcmeError> {
+        Ok(())
+    }
 
     /// Both clocks at the CA's last reply; `None` before the first reply, and for a CA
     /// whose replies carry no `Date`.

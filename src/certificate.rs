@@ -1,9 +1,10 @@
 //! A private key and its chain as one value.
 //!
-//! [`Bundle::new`] is the only constructor. It checks that the key matches the
-//! leaf, that the names are exactly the requested ones, that the chain links and
-//! that the dates are valid. Only a `Bundle` is ever stored or published. RFC 5280.
+//! [`Bundle::new`] is the only constructor. It finds the leaf by its key, builds the chain,
+//! and checks that all requested names are there and that the dates are valid. Only a
+//! `Bundle` is ever stored or published. RFC 5280.
 
+mod chain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod key_type;
@@ -19,9 +20,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -29,6 +29,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
+use crate::text::printable;
 use crate::time::Timestamp;
 
 pub use known::BundleCache;
@@ -113,12 +114,13 @@ pub struct Bundle {
     key_pem: Secret,
     chain: Arc<[CertificateDer<'static>]>,
     facts: Arc<Facts>,
+    oddities: Arc<[String]>,
 }
 
 /// The fields of a leaf certificate that the program uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// Subject alternative names, sorted.
+    /// Subject alternative names, sorted. Those of a bundle are the requested ones.
     pub identifiers: BTreeSet<Identifier>,
     /// First instant of validity.
     pub not_before: Timestamp,
@@ -145,7 +147,7 @@ pub enum BundleError {
     KeyMismatch,
     #[error("the certificate is for {found}, but {wanted} were requested")]
     Names { wanted: String, found: String },
-    #[error("certificate {0} of the chain did not sign the one before it")]
+    #[error("none of the other {0} certificates of the chain signed the leaf")]
     Link(usize),
     #[error("not valid before {0}")]
     NotYetValid(Timestamp),
@@ -172,12 +174,15 @@ pub enum Freshness {
     Any,
 }
 
+const MOST_NAMES_SHOWN: usize = 20;
+
 /// Allowed clock skew: a CA whose clock is ahead of ours dates a certificate later.
 const SKEW: Duration = Duration::from_secs(300);
 
 impl Bundle {
-    /// Checks that `key_pem` and `chain_pem` (leaf first) match, are for exactly
-    /// `identifiers` and have valid dates at `now`.
+    /// Checks that `key_pem` and `chain_pem` match, are for `identifiers` and have valid
+    /// dates at `now`. The chain may be in any order; what does not belong to it is dropped,
+    /// as are further names of the leaf.
     ///
     /// # Errors
     /// [`BundleError`], the first check that failed.
@@ -188,14 +193,12 @@ impl Bundle {
         now: Timestamp,
         freshness: Freshness,
     ) -> Result<Self, BundleError> {
-        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+        let given = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| BundleError::Chain)?;
-        let leaf = chain.first().ok_or(BundleError::Chain)?;
-        check_key(&key_pem, leaf)?;
-        check_links(&chain)?;
-        let facts = Facts::of(leaf)?;
-        if facts.identifiers != *identifiers {
+        let chain = chain::built(&given, chain::leaf_of(&key_pem, &given)?)?;
+        let mut facts = Facts::of(&chain[0])?;
+        if !facts.identifiers.is_superset(identifiers) {
             let [wanted, found] = [identifiers, &facts.identifiers].map(|set| {
                 if set.is_empty() {
                     return "no name".to_owned();
@@ -206,11 +209,30 @@ impl Bundle {
             return Err(BundleError::Names { wanted, found });
         }
         facts.check_dates(now, freshness)?;
+        let further = other_names(&parse(0, &chain[0])?, identifiers);
+        facts.identifiers.clone_from(identifiers);
+        let mut oddities = Vec::new();
+        if !further.is_empty() {
+            oddities.push(format!("it is also for {}", further.join(", ")));
+        }
+        if chain != given {
+            let (given, kept) = (given.len(), chain.len());
+            oddities.push(format!(
+                "its chain of {given} certificates is out of order or has others in it; {kept} are kept"
+            ));
+        }
         Ok(Self {
             key_pem,
             chain: chain.into(),
             facts: Arc::new(facts),
+            oddities: oddities.into(),
         })
+    }
+
+    /// What the CA did that was not requested, and does no harm.
+    #[must_use]
+    pub fn oddities(&self) -> &[String] {
+        &self.oddities
     }
 
     /// The fields of the leaf.
@@ -259,15 +281,10 @@ impl Facts {
         let certificate = parse(0, leaf)?;
         let names = certificate.subject_alternative_name().ok().flatten();
         let names = names.iter().flat_map(|names| &names.value.general_names);
-        let identifiers = names.map(|name| match name {
-            GeneralName::DNSName(name) => Identifier::parse(name).ok(),
-            GeneralName::IPAddress(octets) => address(octets).map(Identifier::Ip),
-            _ => None,
-        });
-        let unknown = || BundleError::Der(0, "an alternative name of an unknown type".into());
         let validity = certificate.validity();
         Ok(Self {
-            identifiers: identifiers.collect::<Option<_>>().ok_or_else(unknown)?,
+            // No server is asked for any other, such as an e-mail address.
+            identifiers: names.filter_map(identifier).collect(),
             not_before: Timestamp::from_seconds(validity.not_before.timestamp()),
             not_after: Timestamp::from_seconds(validity.not_after.timestamp()),
             fingerprint: Fingerprint::of(leaf),
@@ -325,30 +342,29 @@ fn parse<'a>(
     }
 }
 
-fn check_key(key_pem: &Secret, leaf: &CertificateDer<'_>) -> Result<(), BundleError> {
-    let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).ok();
-    let key = key.and_then(|key| any_supported_type(&key).ok());
-    let key = key
-        .as_ref()
-        .and_then(|key| key.public_key())
-        .ok_or(BundleError::Key)?;
-    if parse(0, leaf)?.public_key().raw == key.as_ref() {
-        Ok(())
-    } else {
-        Err(BundleError::KeyMismatch)
+/// An alternative name as an identifier, if it can be one.
+fn identifier(name: &GeneralName<'_>) -> Option<Identifier> {
+    match name {
+        GeneralName::DNSName(name) => Identifier::parse(name).ok(),
+        GeneralName::IPAddress(octets) => address(octets).map(Identifier::Ip),
+        _ => None,
     }
 }
 
-fn check_links(chain: &[CertificateDer<'_>]) -> Result<(), BundleError> {
-    for (index, pair) in chain.windows(2).enumerate() {
-        let (subject, issuer) = (parse(index, &pair[0])?, parse(index + 1, &pair[1])?);
-        let signed = subject.issuer() == issuer.subject()
-            && subject.verify_signature(Some(issuer.public_key())).is_ok();
-        if !signed {
-            return Err(BundleError::Link(index + 1));
-        }
-    }
-    Ok(())
+/// The alternative names of `leaf` that were not requested, safe to show.
+fn other_names(leaf: &X509Certificate<'_>, requested: &BTreeSet<Identifier>) -> Vec<String> {
+    let names = leaf.subject_alternative_name().ok().flatten();
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let other = names.filter(|name| identifier(name).is_none_or(|name| !requested.contains(&name)));
+    let other = other.map(|name| match (identifier(name), name) {
+        (Some(name), _) => name.to_string(),
+        (
+            None,
+            GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text),
+        ) => printable(text),
+        _ => "a name of another type".to_owned(),
+    });
+    other.take(MOST_NAMES_SHOWN).collect()
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {

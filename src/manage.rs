@@ -31,7 +31,7 @@ pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
     Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
-    Services, Wanted,
+    Services, Wanted, is_registered,
 };
 pub(crate) use session::Trigger;
 

@@ -11,7 +11,7 @@ use crate::ca_state::Counted;
 use crate::certificate::{Facts, Secret};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::net::url::SecretUrl;
+use crate::net::url::{SecretUrl, normalized};
 use crate::text::origins;
 use crate::time::Timestamp;
 
@@ -50,6 +50,7 @@ pub struct Record {
     /// The names that the certificate must have.
     pub identifiers: BTreeSet<Identifier>,
     /// The directory URL of the CA to order from.
+    #[serde(deserialize_with = "ca_url")]
     pub ca: String,
     /// The certificate profile to request, if any.
     pub profile: Option<String>,
@@ -170,6 +171,7 @@ pub struct Excluded {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
     /// Its directory URL.
+    #[serde(deserialize_with = "ca_url")]
     pub ca: String,
     /// Orders that failed there since the last success at any CA.
     #[serde(default)]
@@ -184,6 +186,7 @@ pub struct Issued {
     /// The fields of the leaf.
     pub facts: Facts,
     /// The directory URL of the CA that issued it.
+    #[serde(deserialize_with = "ca_url")]
     pub ca: String,
     /// When it was stored.
     pub at: Timestamp,
@@ -203,7 +206,7 @@ pub struct Issued {
     pub deploy_at: Option<Timestamp>,
     /// The first CA, if the fallback CA issued this one: the change of CA is no reason
     /// to order again, and the next order goes to the first CA.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "maybe_ca_url")]
     pub instead_of: Option<String>,
 }
 
@@ -267,6 +270,7 @@ impl Served {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingOrder {
     /// The directory URL of the CA it was sent to.
+    #[serde(deserialize_with = "ca_url")]
     pub ca: String,
     /// The names of the order.
     pub identifiers: BTreeSet<Identifier>,
@@ -296,6 +300,9 @@ pub struct Failures {
     /// Whether the CA itself requested that pause, by a rate limit.
     #[serde(default, rename = "asked_to_wait")]
     pub by_retry_after: bool,
+    /// Whether the CA signed a certificate that cannot be used: each retry costs another.
+    #[serde(default)]
+    pub is_signed: bool,
     /// When the first of them was tried.
     #[serde(default)]
     pub since: Option<Timestamp>,
@@ -304,6 +311,16 @@ pub struct Failures {
     pub noted: Option<Timestamp>,
     /// The last message, printable.
     pub last: Option<String>,
+}
+
+/// Earlier versions stored the URL of a CA as it was spelled.
+fn ca_url<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(|url| normalized(&url))
+}
+
+fn maybe_ca_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let url = Option::<String>::deserialize(from)?;
+    Ok(url.map(|url| normalized(&url)))
 }
 
 // Earlier versions stored the whole URLs of webhooks, tokens included.
@@ -379,5 +396,16 @@ mod tests {
         );
         assert_eq!(clean.ca, "https://ca/dir");
         assert_eq!(read(&json), clean);
+    }
+
+    #[test]
+    fn ca_of_a_record_is_read_in_its_one_spelling() {
+        let name = Identifier::parse("example.com").unwrap();
+        let spelled = "https://user:pw@CA.test:443/dir#top";
+        let record = Record::new(Lineage::of(&name), [name].into(), spelled.into());
+        let json = serde_json::to_string(&record).unwrap();
+        assert!(json.contains(spelled), "{json}");
+        let read: Record = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.ca, "https://ca.test/dir");
     }
 }

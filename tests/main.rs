@@ -34,6 +34,7 @@ mod jumps;
 mod kill;
 mod labels;
 mod language;
+mod oddities;
 mod orphans;
 mod partial;
 mod pebble;

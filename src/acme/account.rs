@@ -16,8 +16,9 @@ pub struct AccountSettings {
     pub email: Option<String>,
     /// Whether the user agrees to the CA's terms.
     pub terms_agreed: bool,
-    /// The external account binding: key identifier and decoded HMAC key.
-    pub external: Option<(String, SecretBytes)>,
+    /// The external account binding: key identifier and decoded HMAC key, or why it cannot
+    /// be read. Only a registration needs it.
+    pub external: Option<(String, Result<SecretBytes, String>)>,
 }
 
 /// A registered key.
@@ -36,6 +37,9 @@ pub(super) struct StoredAccount {
     /// Base64url.
     pub(super) key_pkcs8: Secret,
     pub(super) directory: Option<String>,
+    /// The e-mail address that the CA has of us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) email: Option<String>,
     /// Another client's key without an account URL: the CA must look the account up
     /// before a registration.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -75,6 +79,7 @@ pub(super) async fn stored_or_new(
         id: None,
         key_pkcs8: Secret::new(encode(&key)),
         directory: Some(ca.to_owned()),
+        email: None,
         is_foreign: false,
     };
     let stored = journal.create_account(&credentials.to_json()?).await;
@@ -199,7 +204,7 @@ mod tests {
         options.account = AccountSettings {
             email: Some("me@example.com".into()),
             terms_agreed: true,
-            external: Some(("customer".into(), SecretBytes::new(b"secret".to_vec()))),
+            external: Some(("customer".into(), Ok(SecretBytes::new(b"secret".to_vec())))),
         };
         let sent = register(options).await;
         assert_eq!(
@@ -210,8 +215,89 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn binding_is_needed_for_the_registration_only() {
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        let client = |key: Result<SecretBytes, String>| {
+            let mut options = ca.settings();
+            options.account.external = Some(("customer".into(), key));
+            Client::new(options).unwrap()
+        };
+        let gone = || client(Err("the HMAC key /etc/hmac: no such file".into()));
+        let early = gone().issue(pending(&["a.example"]), &mut journal).await;
+        let cause = early.unwrap_err().cause;
+        assert!(matches!(&cause, Cause::Binding(why) if why.contains("/etc/hmac")));
+        assert!(cause.hint().contains("--eab-hmac-file"), "{}", cause.hint());
+        assert_eq!(ca.count("new-account"), 0);
+        let given = client(Ok(SecretBytes::new(b"secret".to_vec())));
+        given
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        gone()
+            .issue(pending(&["b.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!(ca.count("new-account"), 1);
+    }
+
+    #[tokio::test]
+    async fn refused_binding_has_its_own_hint() {
+        for (kind, external, words) in [
+            ("unauthorized", true, "--eab-kid"),
+            ("malformed", true, "--eab-kid"),
+            ("unauthorized", false, "deactivated"),
+            ("invalidContact", true, "--email"),
+        ] {
+            let ca = FakeCa::new();
+            ca.script("new-account", Scripted::problem(403, kind));
+            let mut options = ca.settings();
+            options.account.terms_agreed = true;
+            let key = SecretBytes::new(b"secret".to_vec());
+            options.account.external = external.then(|| ("customer".into(), Ok(key)));
+            let client = Client::new(options).unwrap();
+            let mut journal = Memory::default();
+            let refused = client.issue(pending(&["a.example"]), &mut journal).await;
+            let cause = refused.unwrap_err().cause;
+            assert!(cause.hint().contains(words), "{kind}: {}", cause.hint());
+        }
+    }
+
+    #[tokio::test]
+    async fn changed_email_is_sent_once() {
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        let client = |email: Option<&str>| {
+            let mut options = ca.settings();
+            options.account.email = email.map(str::to_owned);
+            Client::new(options).unwrap()
+        };
+        for (email, sent) in [
+            (Some("a@example.com"), 0),
+            (Some("a@example.com"), 0),
+            (Some("b@example.com"), 1),
+            (Some("b@example.com"), 1),
+            (None, 1),
+        ] {
+            let client = client(email);
+            client
+                .issue(pending(&["a.example"]), &mut journal)
+                .await
+                .unwrap();
+            assert_eq!(ca.count("account"), sent, "{email:?}");
+        }
+        let contact = &ca.payloads("account")[0]["contact"];
+        assert_eq!(*contact, json!(["mailto:b@example.com"]));
+        // An address that the CA refuses must not prevent a renewal.
+        ca.script("account", Scripted::problem(400, "invalidContact"));
+        let invalid = client(Some("c@localhost"));
+        invalid
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
     async fn account_is_rejected_without_an_https_url() {
-        for location in [None, Some("http://ca.test/account/1"), Some("7")] {
+        for location in [None, Some("http://ca.test/account/1"), Some("file:7")] {
             let (ca, mut journal) = (FakeCa::new(), Memory::default());
             let mut reply = Scripted::json(&json!({}));
             if let Some(location) = location {

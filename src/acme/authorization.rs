@@ -16,7 +16,7 @@ use serde_json::json;
 use super::client::Flow;
 use super::documents;
 use super::error::{Cause, FailedName};
-use super::poll::{FIRST_POLL, PlacedOrder};
+use super::poll::{FIRST_POLL, PlacedOrder, Watch, is_usable};
 use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
@@ -69,7 +69,10 @@ impl Flow<'_> {
         Ok(planned)
     }
 
-    async fn authorizations(&self, order: &PlacedOrder) -> Result<Vec<AuthorizationState>, Cause> {
+    pub(super) async fn authorizations(
+        &self,
+        order: &PlacedOrder,
+    ) -> Result<Vec<AuthorizationState>, Cause> {
         let urls = &order.state.authorizations;
         let (number, names) = (urls.len(), order.identifiers.len());
         if number > names {
@@ -78,7 +81,10 @@ impl Flow<'_> {
         }
         let fetch = async |url| {
             let reply = self.post("authorization", url, None).await?;
-            let authorization = documents::authorization(&reply.body)?;
+            let mut authorization = documents::authorization(&reply.body)?;
+            for challenge in &mut authorization.challenges {
+                challenge.url = reply.absolute(&challenge.url);
+            }
             is_of(&authorization, &order.identifiers)?;
             Ok(authorization)
         };
@@ -96,6 +102,7 @@ impl Flow<'_> {
         };
         let chosen = self.client.settings.solvers.iter().find_map(|solver| {
             let challenges = authorization.challenges.iter();
+            let challenges = challenges.filter(|one| one.status != ChallengeStatus::Invalid);
             let mut fitting = challenges.filter_map(|c| Some((solver, answerable(solver, c)?, c)));
             fitting.next()
         });
@@ -123,19 +130,48 @@ impl Flow<'_> {
     ) -> Result<(), Cause> {
         let presents = planned.iter().map(|one| one.solver.present(&one.answer));
         concurrently(presents.collect()).await?;
-        order.retry_after = self.start_challenges(planned).await?;
+        order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
-        self.poll(order, &still, FIRST_POLL, observed).await
+        let watch = Watch::of(planned.iter().map(|planned| planned.url.clone()));
+        self.poll(order, &still, FIRST_POLL, observed, watch).await
     }
 
     /// Starts the challenges that no earlier run has started; returns the longest
     /// `Retry-After`.
-    async fn start_challenges(&self, planned: &[PlannedAnswer]) -> Result<Option<Duration>, Cause> {
-        let empty = json!({});
+    async fn start_challenges(
+        &self,
+        order: &PlacedOrder,
+        planned: &[PlannedAnswer],
+    ) -> Result<Option<Duration>, Cause> {
         let open = planned.iter().filter(|planned| !planned.is_started);
-        let starts = open.map(|planned| self.post("challenge", &planned.url, Some(&empty)));
-        let replies = concurrently(starts.collect()).await?;
-        Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
+        let starts = open.map(|planned| self.start(order, planned));
+        let asked = concurrently(starts.collect()).await?;
+        Ok(asked.into_iter().flatten().max())
+    }
+
+    /// Starts a challenge, unless the CA validates it already.
+    async fn start(
+        &self,
+        order: &PlacedOrder,
+        planned: &PlannedAnswer,
+    ) -> Result<Option<Duration>, Cause> {
+        let cause = match self.post("challenge", &planned.url, Some(&json!({}))).await {
+            Ok(reply) => return Ok(reply.retry_after),
+            Err(cause) => cause,
+        };
+        match cause.refusal() {
+            // Boulder, for a challenge that it validates already.
+            Some("conflict") => Ok(None),
+            // Others name no such type: then the challenge shows it.
+            Some(_) if self.is_started(order, planned).await => Ok(None),
+            _ => Err(cause),
+        }
+    }
+
+    async fn is_started(&self, order: &PlacedOrder, planned: &PlannedAnswer) -> bool {
+        let seen = self.authorizations(order).await.unwrap_or_default();
+        let mut all = seen.iter().flat_map(|one| &one.challenges);
+        all.any(|one| one.url == planned.url && one.status != ChallengeStatus::Pending)
     }
 
     /// The authorizations of an invalid order, once the CA has validated each or the
@@ -227,8 +263,7 @@ fn failed_name(authorization: &AuthorizationState, unexplained: &str) -> Option<
 }
 
 fn has_failed(authorization: &AuthorizationState) -> bool {
-    let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
-    errors(authorization).next().is_some() || !usable.contains(&authorization.status)
+    errors(authorization).next().is_some() || !is_usable(authorization)
 }
 
 fn is_validated(authorization: &AuthorizationState) -> bool {

@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::account::{self, Account, AccountSettings};
+use super::account::{self, Account, AccountSettings, StoredAccount};
 use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Reply, Transport, https};
 use super::jws::{AccountKey, Signer, decode};
 use super::rate::Limiters;
+use super::retry::patiently;
 use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
@@ -100,14 +101,27 @@ impl Client {
         {
             return Ok(directory.clone());
         }
-        let directory = self.read_directory().await?;
+        let read = patiently(
+            self.settings.clock.as_ref(),
+            |_| true,
+            || self.read_directory(),
+        );
+        let directory = read.await.map_err(self.at(Phase::Directory))?;
         *cached = Some((now, directory.clone()));
         Ok(directory)
     }
 
-    async fn read_directory(&self) -> Result<Arc<Directory>, AcmeError> {
+    /// Reads the directory, once.
+    async fn read_directory(&self) -> Result<Arc<Directory>, Cause> {
         let read = Directory::read(&self.transport, &self.settings.directory).await;
-        read.map(Arc::new).map_err(self.at(Phase::Directory))
+        read.map(Arc::new)
+    }
+
+    async fn keep_directory(&self, read: Result<Arc<Directory>, Cause>) -> Result<(), AcmeError> {
+        let directory = read.map_err(self.at(Phase::Directory))?;
+        let now = self.settings.clock.stopwatch();
+        *self.directory.lock().await = Some((now, directory));
+        Ok(())
     }
 
     /// The account, opened once. An account `forgotten` by the CA is registered
@@ -144,9 +158,13 @@ impl Client {
             .ok_or_else(account::unreadable)?;
         if let (Some(id), false) = (&stored.id, is_forgotten) {
             let id = id.clone();
-            return Ok(Account { key, id });
+            let account = Account { key, id };
+            self.update_email(directory, &account, &mut stored, journal)
+                .await;
+            return Ok(account);
         }
         let found = self.register(directory, &key, stored.is_foreign).await;
+        let is_known = stored.is_foreign && found.is_ok();
         let id = match found {
             Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
                 tracing::warn!("the CA has no account for the imported key; registering it");
@@ -155,10 +173,52 @@ impl Client {
             found => found?,
         };
         stored.id = Some(id.clone());
+        if !is_known {
+            stored.email.clone_from(&self.settings.account.email);
+        }
         stored.is_foreign = false;
         let saved = journal.save_account(&stored.to_json()?).await;
         saved.map_err(Cause::Journal)?;
         Ok(Account { key, id })
+    }
+
+    /// Sends a changed e-mail address to the CA (section 7.3.2). A failure is only logged: no
+    /// certificate may expire because of it.
+    async fn update_email(
+        &self,
+        directory: &Directory,
+        account: &Account,
+        stored: &mut StoredAccount,
+        journal: &mut dyn Journal,
+    ) {
+        let email = self.settings.account.email.as_ref();
+        let Some(email) = email.filter(|email| stored.email.as_ref() != Some(email)) else {
+            return;
+        };
+        let payload = json!({"contact": [format!("mailto:{email}")]});
+        let signer = Signer::Account(&account.key, &account.id);
+        let (new_nonce, payload) = (&directory.new_nonce, Some(&payload));
+        let sent = self
+            .transport
+            .post("account", &account.id, signer, new_nonce, payload);
+        let saved = match sent.await {
+            Ok(_) => {
+                stored.email = Some(email.clone());
+                match stored.to_json() {
+                    Ok(json) => journal.save_account(&json).await.map_err(Cause::Journal),
+                    Err(cause) => Err(cause),
+                }
+            }
+            Err(cause) => Err(cause),
+        };
+        match saved {
+            Ok(()) => tracing::info!("{} knows the new e-mail address", self.settings.directory),
+            Err(cause) => tracing::warn!(
+                "{} did not take the new e-mail address: {cause}; hint: {}",
+                self.settings.directory,
+                cause.hint()
+            ),
+        }
     }
 
     /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
@@ -177,14 +237,26 @@ impl Client {
         if let Some(email) = &settings.email {
             payload["contact"] = json!([format!("mailto:{email}")]);
         }
-        if let Some((id, secret)) = &settings.external {
+        if let Some((id, secret)) = &settings.external
+            && !only_existing
+        {
+            let secret = secret.as_ref();
+            let secret = secret.map_err(|why| Cause::Binding(why.clone()))?;
             payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
         }
-        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
-        let reply = self
-            .transport
-            .post("new-account", url, signer, new_nonce, Some(&payload));
-        let id = reply.await?.location;
+        let new_nonce = &directory.new_nonce;
+        let send = || {
+            let (transport, signer) = (&self.transport, Signer::Key(key));
+            transport.post("new-account", url, signer, new_nonce, Some(&payload))
+        };
+        let reply = patiently(self.settings.clock.as_ref(), |_| true, send);
+        let has_binding = payload.get("externalAccountBinding").is_some();
+        let reply = reply.await;
+        let reply = reply.map_err(|cause| match has_binding {
+            true => cause.of_binding(settings.terms_agreed),
+            false => cause,
+        });
+        let id = reply?.location;
         let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
         https(&id)?;
         Ok(id)
@@ -231,10 +303,15 @@ impl Flow<'_> {
         url: &str,
         payload: Option<&Value>,
     ) -> Result<Reply, Cause> {
-        let signer = Signer::Account(&self.account.key, &self.account.id);
         let (transport, new_nonce) = (&self.client.transport, &self.directory.new_nonce);
-        let reply = transport.post(endpoint, url, signer, new_nonce, payload);
-        let reply = reply.await?;
+        let send = || {
+            let signer = Signer::Account(&self.account.key, &self.account.id);
+            transport.post(endpoint, url, signer, new_nonce, payload)
+        };
+        // Pebble objects to an unknown predecessor as to an error of its own.
+        let replaces = payload.is_some_and(|payload| payload.get("replaces").is_some());
+        let may_retry = |cause: &Cause| !replaces || cause.objection().is_none();
+        let reply = patiently(transport.clock.as_ref(), may_retry, send).await?;
         let spend = |left: usize| left.checked_sub(reply.body.len());
         let spent = self
             .left
@@ -263,6 +340,20 @@ impl Issuer for Client {
         })
     }
 
+    async fn update_account(&self, journal: &mut dyn Journal) -> Result<(), AcmeError> {
+        let at = self.at(Phase::Account);
+        let Some(stored) = journal.account().await.map_err(|e| at(Cause::Journal(e)))? else {
+            return Ok(());
+        };
+        let stored = account::read(&stored).map_err(at)?;
+        let email = self.settings.account.email.as_ref();
+        if stored.id.is_some() && email.is_some() && stored.email.as_ref() != email {
+            let directory = self.directory().await?;
+            self.account(&directory, journal, None).await?;
+        }
+        Ok(())
+    }
+
     fn clocks(&self) -> Option<ClockReading> {
         self.transport.clocks()
     }
@@ -274,15 +365,17 @@ impl Issuer for Client {
         if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
             return Ok(reading);
         }
-        self.probe().await?;
+        let read = patiently(
+            self.settings.clock.as_ref(),
+            |_| true,
+            || self.read_directory(),
+        );
+        self.keep_directory(read.await).await?;
         Ok(self.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
-        let directory = self.read_directory().await?;
-        let now = self.settings.clock.stopwatch();
-        *self.directory.lock().await = Some((now, directory));
-        Ok(())
+        self.keep_directory(self.read_directory().await).await
     }
 
     async fn renewal_info(

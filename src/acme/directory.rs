@@ -18,7 +18,8 @@ pub(super) struct Directory {
     pub(super) new_nonce: String,
     pub(super) new_account: String,
     pub(super) new_order: String,
-    /// Present if the CA suggests renewal windows (RFC 9773).
+    /// Present if the CA suggests renewal windows (RFC 9773). An unusable URL is ignored.
+    #[serde(default, deserialize_with = "optional")]
     pub(super) renewal_info: Option<String>,
     #[serde(default, deserialize_with = "meta")]
     pub(super) meta: Meta,
@@ -31,6 +32,11 @@ pub(super) struct Meta {
     pub(super) caa_identities: Vec<String>,
     /// Descriptions by name.
     pub(super) profiles: BTreeMap<String, String>,
+}
+
+fn optional<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value.as_str().map(str::to_owned))
 }
 
 /// Reads the members of the expected shape and ignores the others.
@@ -52,13 +58,26 @@ fn meta<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Er
 
 impl Directory {
     pub(super) async fn read(transport: &Transport, url: &str) -> Result<Self, Cause> {
-        let directory: Self = transport.get("directory", url).await?.json()?;
-        for url in directory.urls() {
+        let reply = transport.get("directory", url).await?;
+        let mut directory: Self = reply.json()?;
+        for url in directory.required() {
+            *url = reply.absolute(url);
             https(url)?;
         }
+        let renewal_info = directory.renewal_info.map(|url| reply.absolute(&url));
+        directory.renewal_info = renewal_info.filter(|url| https(url).is_ok());
         Ok(directory)
     }
 
+    fn required(&mut self) -> [&mut String; 3] {
+        [
+            &mut self.new_nonce,
+            &mut self.new_account,
+            &mut self.new_order,
+        ]
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn urls(&self) -> impl Iterator<Item = &String> {
         let required = [&self.new_nonce, &self.new_account, &self.new_order];
         required.into_iter().chain(&self.renewal_info)
@@ -89,6 +108,11 @@ impl Cause {
             // Boulder reports missing agreement to its terms as `malformed`.
             ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
                 Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
+            }
+            // Without a page of its own, the terms are what the user can read.
+            ("userActionRequired", Some(terms), _) if !explained.message.contains("://") => {
+                let hint = format!("read {terms} and agree to them at the CA, then try again");
+                Some(Cow::Owned(hint))
             }
             _ => None,
         };
@@ -129,7 +153,7 @@ mod tests {
             ("caa", Phase::Finalize, "0 issue \"ca.test\""),
             ("rejectedIdentifier", Phase::Order, "remove that name"),
             ("userActionRequired", Phase::Account, "--agree-tos"),
-            ("userActionRequired", Phase::Order, "open the URL"),
+            ("userActionRequired", Phase::Order, "https://ca.test/terms"),
             ("malformed", Phase::Account, "https://ca.test/terms"),
             ("externalAccountRequired", Phase::Account, "--eab-kid"),
             ("unauthorized", Phase::Order, "deactivated"),

@@ -86,6 +86,8 @@ pub enum Cause {
     Solver(SolverError),
     #[error("the stored order or account could not be read or written: {0}")]
     Journal(JournalError),
+    #[error("the registration needs the external account binding: {0}")]
+    Binding(String),
     #[error("the CA did not complete the order within {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error(
@@ -106,11 +108,13 @@ pub struct FailedName {
 /// A message with its hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    message: String,
+    pub(super) message: Box<str>,
     pub(super) hint: Cow<'static, str>,
     /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
     /// Boxed as the names are, so that errors stay small.
     pub(super) kind: Box<str>,
+    /// A retry within the run may succeed.
+    pub(super) is_temporary: bool,
     /// The failed names, if the CA reports them.
     names: Box<[FailedName]>,
 }
@@ -118,9 +122,10 @@ pub struct Explained {
 impl Explained {
     pub(super) fn new(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            message: message.into(),
+            message: message.into().into(),
             hint: hint.into(),
             kind: Box::default(),
+            is_temporary: false,
             names: Box::default(),
         }
     }
@@ -203,7 +208,11 @@ impl From<ExchangeError> for Cause {
                 "run the same command again: an order that was placed is resumed"
             }
         };
-        Self::Unreachable(Explained::new(error.to_string(), hint))
+        let is_temporary = matches!(error, ExchangeError::Connect(_) | ExchangeError::Broken(_));
+        Self::Unreachable(Explained {
+            is_temporary,
+            ..Explained::new(error.to_string(), hint)
+        })
     }
 }
 
@@ -240,6 +249,9 @@ impl Cause {
             Self::Journal(_) => {
                 "check the data directory: owner, mode, free space; `fuser -v LOCK` shows the process that holds a lock"
             }
+            Self::Binding(_) => {
+                "restore the file of --eab-hmac-file, or get a new pair from the CA's web site"
+            }
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",
             Self::NoChallenge { .. } => {
                 "a wildcard needs DNS-01; for other names ask the CA which challenges it offers"
@@ -252,7 +264,7 @@ impl Cause {
         match &mut self {
             Self::Unreachable(explained)
             | Self::Refused(explained)
-            | Self::NotValidated(explained) => explained.message = text,
+            | Self::NotValidated(explained) => explained.message = text.into(),
             Self::Protocol(message) | Self::RateLimited { message, .. } => *message = text,
             _ => {}
         }
@@ -299,11 +311,31 @@ impl Cause {
         }
     }
 
+    /// A refused registration with an external account binding, which is the likeliest
+    /// reason: CAs report it under several types.
+    pub(super) fn of_binding(mut self, terms_agreed: bool) -> Self {
+        if let Self::Refused(explained) = &mut self {
+            match explained.kind.as_ref() {
+                "malformed" if !terms_agreed => {}
+                "malformed" | "unauthorized" | "externalAccountRequired" => {
+                    explained.hint = BINDING_HINT.into();
+                    explained.kind = "externalAccountBinding".into();
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
     /// The CA answers with a server error.
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
         let kind = problem.map_or("", problem::kind).into();
-        Self::Unreachable(Explained { kind, ..explained })
+        Self::Unreachable(Explained {
+            kind,
+            is_temporary: true,
+            ..explained
+        })
     }
 
     /// Classifies the problem document of a reply.
@@ -365,6 +397,8 @@ impl Cause {
         }
     }
 }
+
+const BINDING_HINT: &str = "the CA does not accept the external account binding: correct --eab-kid and --eab-hmac-file, or get a new pair from its web site, since many CAs take each pair once";
 
 fn refusal_hint(kind: &str) -> &'static str {
     match kind {

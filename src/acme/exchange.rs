@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, HeaderName, LINK, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use instant_acme::Problem;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -23,6 +24,7 @@ use super::jws::{Signer, is_base64url};
 use super::problem;
 use super::rate::{Limiter, RateGroup};
 use super::{ClockReading, Observer};
+use crate::net::url::{normalized, resolved};
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
@@ -33,9 +35,12 @@ const POOLED_NONCES: usize = 64;
 const NONCE_RETRIES: u32 = 20;
 /// More alternate chains than any known CA offers.
 const MOST_LINKS: usize = 10;
+/// A directory may have moved, and its new place again.
+const MOST_REDIRECTS: usize = 5;
 
 /// Sends one request to the CA and returns the whole reply. It keeps a deadline,
-/// bounds the reply's size, and follows no redirect.
+/// bounds the reply's size, and follows no redirect: a [`Transport`] does, for unsigned
+/// requests within one host.
 #[async_trait]
 pub trait Exchange: Send + Sync {
     /// The reply, whatever its status.
@@ -45,6 +50,8 @@ pub trait Exchange: Send + Sync {
 /// A successful reply.
 #[derive(Debug)]
 pub(super) struct Reply {
+    /// The URL that answered.
+    url: String,
     /// `Retry-After`, in seconds or as a date.
     pub(super) retry_after: Option<Duration>,
     pub(super) location: Option<String>,
@@ -54,6 +61,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    /// A URL of the reply as a whole one: it may be relative.
+    pub(super) fn absolute(&self, url: &str) -> String {
+        resolved(&self.url, url)
+    }
+
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Cause> {
         Ok(serde_json::from_slice(&self.body)?)
     }
@@ -94,9 +106,29 @@ impl Transport {
 
     /// An unsigned GET.
     pub(super) async fn get(&self, endpoint: RateGroup, url: &str) -> Result<Reply, Cause> {
-        let reply = self.send(endpoint, Method::GET, url, Bytes::new()).await?;
+        let (url, reply) = self.follow(endpoint, Method::GET, url).await?;
         self.keep_nonce(reply.headers());
-        self.classify(&reply)
+        self.classify(&url, &reply)
+    }
+
+    /// Sends an unsigned request and follows redirects within its host. Returns the reply
+    /// with its URL.
+    async fn follow(
+        &self,
+        endpoint: RateGroup,
+        method: Method,
+        url: &str,
+    ) -> Result<(String, Response<Bytes>), Cause> {
+        let mut url = url.to_owned();
+        for redirects in 0.. {
+            let reply = self.send(endpoint, method.clone(), &url, Bytes::new());
+            let reply = reply.await?;
+            match redirect(&url, &reply).filter(|_| redirects < MOST_REDIRECTS) {
+                Some(next) => url = next,
+                None => return Ok((url, reply)),
+            }
+        }
+        Err(Cause::Protocol("endless redirects".into()))
     }
 
     /// A signed POST of `payload`, or a POST-as-GET without one. Without a pooled
@@ -118,7 +150,7 @@ impl Transport {
             let reply = self.send(endpoint, Method::POST, url, body.into()).await?;
             if retries == NONCE_RETRIES || !problem::is_bad_nonce(&reply) {
                 self.keep_nonce(reply.headers());
-                return self.classify(&reply);
+                return self.classify(url, &reply);
             }
             retries += 1;
             nonce = match nonce_of(reply.headers()) {
@@ -132,9 +164,8 @@ impl Transport {
         if let Some(nonce) = self.nonces().pop() {
             return Ok(nonce);
         }
-        let reply = self.send("new-nonce", Method::HEAD, new_nonce, Bytes::new());
-        let reply = reply.await?;
-        self.classify(&reply)?;
+        let (url, reply) = self.follow("new-nonce", Method::HEAD, new_nonce).await?;
+        self.classify(&url, &reply)?;
         nonce_of(reply.headers())
             .ok_or_else(|| Cause::Protocol("the reply to newNonce contains no nonce".into()))
     }
@@ -171,25 +202,31 @@ impl Transport {
     }
 
     /// A successful reply, or the cause of its failure.
-    fn classify(&self, reply: &Response<Bytes>) -> Result<Reply, Cause> {
+    fn classify(&self, url: &str, reply: &Response<Bytes>) -> Result<Reply, Cause> {
         let (status, headers) = (reply.status(), reply.headers());
         let retry_after = retry_after(headers, self.clock.now());
         let content_type = header(headers, &CONTENT_TYPE).unwrap_or("");
         if status.is_redirection() {
             return Err(Cause::Protocol(format!(
-                "a redirect (HTTP {}), which ACME does not allow",
+                "a redirect (HTTP {}) of a signed request, to another host, or one of too many",
                 status.as_u16()
             )));
         }
         if status.is_success() && !content_type.contains("html") {
             return Ok(Reply {
+                url: url.to_owned(),
                 retry_after,
-                location: header(headers, &LOCATION).map(str::to_owned),
-                alternates: alternates(headers),
+                location: header(headers, &LOCATION).map(|to| resolved(url, to)),
+                alternates: links(headers, "alternate", url),
                 body: reply.body().clone(),
             });
         }
-        Err(self.failure(status, content_type, retry_after, reply.body()))
+        let mut problem = problem::parse(content_type, reply.body());
+        let terms = links(headers, "terms-of-service", url);
+        if let (Some(problem), Some(terms)) = (&mut problem, terms.first()) {
+            problem::add_terms(problem, terms);
+        }
+        Err(self.failure(status, content_type, retry_after, problem))
     }
 
     fn failure(
@@ -197,9 +234,8 @@ impl Transport {
         status: StatusCode,
         content_type: &str,
         retry_after: Option<Duration>,
-        body: &[u8],
+        problem: Option<Problem>,
     ) -> Cause {
-        let problem = problem::parse(content_type, body);
         let number = status.as_u16();
         let message = problem.as_ref().map_or_else(
             || format!("the CA is not available: HTTP {number}"),
@@ -273,16 +309,31 @@ fn instant(text: &str) -> Option<Timestamp> {
     Some(OffsetDateTime::from(parsed).into())
 }
 
-fn alternates(headers: &HeaderMap) -> Vec<String> {
+/// The URL to which `reply` redirects a request for `url`, if it is on the same host.
+fn redirect(url: &str, reply: &Response<Bytes>) -> Option<String> {
+    let origin = |url: &str| {
+        let url: Uri = normalized(url).parse().ok()?;
+        Some((url.scheme()?.clone(), url.authority()?.clone()))
+    };
+    let to = header(reply.headers(), &LOCATION).filter(|_| reply.status().is_redirection())?;
+    let to = resolved(url, to);
+    (origin(&to).is_some() && origin(&to) == origin(url)).then_some(to)
+}
+
+/// The targets of the `Link` headers with this relation.
+fn links(headers: &HeaderMap, relation: &str, url: &str) -> Vec<String> {
     let links = headers.get_all(LINK).into_iter();
     let links = links.filter_map(|value| value.to_str().ok());
-    let alternates = links.flat_map(|value| value.split(',')).filter_map(|link| {
+    let targets = links.flat_map(|value| value.split(',')).filter_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        let is_alternate = |one: &str| ["rel=\"alternate\"", "rel=alternate"].contains(&one.trim());
-        let is_alternate = parameters.split(';').any(is_alternate);
-        is_alternate.then(|| target.to_owned())
+        let is_it = |one: &str| {
+            let named = one.trim().strip_prefix("rel=");
+            named.is_some_and(|named| named.trim_matches('"') == relation)
+        };
+        let is_it = parameters.split(';').any(is_it);
+        is_it.then(|| resolved(url, target))
     });
-    alternates.take(MOST_LINKS).collect()
+    targets.take(MOST_LINKS).collect()
 }
 
 #[cfg(test)]
@@ -339,7 +390,10 @@ mod tests {
             "link",
             "<https://ca/dir>;rel=\"index\", <https://ca/1>;rel=\"alternate\"",
         )]);
-        assert_eq!(alternates(&links), ["https://ca/1"]);
+        assert_eq!(
+            super::links(&links, "alternate", "https://ca/"),
+            ["https://ca/1"]
+        );
         let nonce = |text: &str| nonce_of(&headers(&[("replay-nonce", text)]));
         assert_eq!(nonce("a_B-9").as_deref(), Some("a_B-9"));
         assert_eq!(nonce("a b"), None);
@@ -411,7 +465,7 @@ mod tests {
         let html = |status| Scripted(status, "text/html", "<p>".into(), vec![]);
         let cause = async |scripted| {
             let ca = FakeCa::new();
-            ca.script("new-order", scripted);
+            ca.persist("new-order", &scripted);
             issue(&ca.client()).await.unwrap_err().cause
         };
         for scripted in [
@@ -470,7 +524,7 @@ mod tests {
             ("new-account", 403),
             ("new-account", 0),
         ];
-        assert_eq!(*seen.0.lock().unwrap(), expected);
+        assert_eq!(seen.0.lock().unwrap()[..4], expected);
         assert_eq!(
             *seen.1.lock().unwrap(),
             [Timestamp::from_seconds(784_111_777)]

@@ -14,6 +14,7 @@ use tokio::sync::Barrier;
 
 use super::exchange::Exchange;
 use super::jws::decode;
+use super::retry::TRIES;
 use super::{
     AccountSettings, Client, ClientSettings, ExchangeError, Issuer, Journal, JournalError,
 };
@@ -63,7 +64,8 @@ struct State {
     scripts: Vec<(&'static str, Scripted)>,
     rejected_nonces: Option<(SeededRandom, u64)>,
     gate: Option<(&'static str, Arc<Barrier>)>,
-    lost_reply: Option<&'static str>,
+    lost_replies: Option<(&'static str, usize)>,
+    delayed: Option<(&'static str, u32)>,
     valid_at_once: bool,
 }
 
@@ -143,6 +145,11 @@ impl FakeCa {
         self.lock().scripts.push((endpoint, scripted));
     }
 
+    /// Adds this `Retry-After` to every reply of `endpoint`.
+    pub(super) fn delay(&self, endpoint: &'static str, seconds: u32) {
+        self.lock().delayed = Some((endpoint, seconds));
+    }
+
     /// Rejects `percent` of the nonces, drawn from `seed`.
     pub(super) fn reject_nonces(&self, seed: u64, percent: u64) {
         self.lock().rejected_nonces = Some((SeededRandom::new(seed), percent));
@@ -153,9 +160,21 @@ impl FakeCa {
         self.lock().gate = Some((endpoint, Arc::new(Barrier::new(number))));
     }
 
-    /// Processes the next request for `endpoint` but loses its reply.
+    /// Scripts the same reply to all tries of the next request for `endpoint`.
+    pub(super) fn persist(&self, endpoint: &'static str, scripted: &Scripted) {
+        for _ in 0..TRIES {
+            self.script(endpoint, scripted.clone());
+        }
+    }
+
+    /// Processes the next request for `endpoint` but loses the replies to all of its tries.
     pub(super) fn lose_reply(&self, endpoint: &'static str) {
-        self.lock().lost_reply = Some(endpoint);
+        self.lose_replies(endpoint, TRIES);
+    }
+
+    /// Processes the next `number` requests for `endpoint` but loses their replies.
+    pub(super) fn lose_replies(&self, endpoint: &'static str, number: usize) {
+        self.lock().lost_replies = Some((endpoint, number));
     }
 
     /// Answers a finalization with the valid order.
@@ -238,6 +257,7 @@ impl FakeCa {
             "directory" => directory(),
             "new-nonce" => Scripted(200, "", String::new(), vec![]),
             "new-account" => state.register(&protected),
+            "account" => Scripted::json(&json!({"status": "valid"})),
             "new-order" => state.place(&payload),
             "renewal-info" => Scripted::json(&json!({"suggestedWindow": {
                 "start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}})),
@@ -407,8 +427,11 @@ impl Exchange for FakeCa {
         }
         let Scripted(status, content_type, body, more) = self.answer(&endpoint, &request);
         let mut state = self.lock();
-        if state.lost_reply == Some(endpoint.as_str()) {
-            state.lost_reply = None;
+        if let Some((lost, left)) = &mut state.lost_replies
+            && *lost == endpoint
+            && *left > 0
+        {
+            *left -= 1;
             return Err(ExchangeError::Broken("as scripted".into()));
         }
         let mut reply = Response::builder()
@@ -416,6 +439,9 @@ impl Exchange for FakeCa {
             .header("content-type", content_type);
         if endpoint != "directory" && endpoint != "renewal-info" {
             reply = reply.header("replay-nonce", state.nonce());
+        }
+        if let Some((_, seconds)) = state.delayed.filter(|(name, _)| *name == endpoint) {
+            reply = reply.header("retry-after", seconds);
         }
         for (name, value) in more {
             reply = reply.header(HeaderName::from_static(name), value);

@@ -47,10 +47,11 @@ impl Https {
     /// When the extra roots are not readable.
     pub fn new(extra_roots: Option<&[u8]>) -> Result<Self, String> {
         let mut roots = tls::public_roots();
-        if let Some(extra) = extra_roots {
-            tls::add_roots(&mut roots, extra)?;
-        }
-        let tls = tls::trusting(roots).map_err(|error| error.to_string())?;
+        let own = match extra_roots {
+            Some(extra) => tls::add_roots(&mut roots, extra)?,
+            None => Vec::new(),
+        };
+        let tls = tls::trusting_own(roots, own).map_err(|error| error.to_string())?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         // A request is written in two parts: the second must not wait for the first to
@@ -239,6 +240,33 @@ mod tests {
             let _ = acceptor.accept(stream).await;
         });
         port
+    }
+
+    #[tokio::test]
+    async fn self_signed_server_certificate_that_is_a_ca_is_trusted_as_root() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = |name: &str, year: i32| {
+            let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            params.self_signed(&key).unwrap()
+        };
+        for (name, year, root, is_trusted) in [
+            ("localhost", 2999, true, true),
+            ("localhost", 2999, false, false),
+            ("other.example", 2999, true, false),
+            ("localhost", 2002, true, false),
+        ] {
+            let shown_one = made(name, year);
+            // Another certificate of the same key and name is not the trusted one.
+            let other = made(name, 2998);
+            let trusted = if root { &shown_one } else { &other };
+            let port = shown(&shown_one, &key).await;
+            let error = refused(port, Some(trusted.pem().as_bytes())).await;
+            // The server only shakes hands.
+            let accepted = matches!(error, ExchangeError::Broken(_));
+            assert_eq!(accepted, is_trusted, "{name} {year} {root}: {error:?}");
+        }
     }
 
     async fn refused(port: u16, roots: Option<&[u8]>) -> ExchangeError {

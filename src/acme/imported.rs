@@ -35,6 +35,18 @@ pub struct ForeignAccount {
     pub kind: String,
 }
 
+impl ForeignAccount {
+    /// The same account, with the e-mail address that the CA has of it.
+    #[must_use]
+    pub fn with_email(mut self, email: Option<&str>) -> Self {
+        if let Ok(mut stored) = account::read(&self.credentials) {
+            stored.email = email.map(str::to_owned);
+            self.credentials = stored.to_json().unwrap_or(self.credentials);
+        }
+        self
+    }
+}
+
 /// The account with `key` at `ca`. Without `url`, the CA looks it up at the first use.
 ///
 /// # Errors
@@ -58,6 +70,7 @@ pub fn foreign_account(
         id: url.map(str::to_owned),
         key_pkcs8: Secret::new(encode(&key.to_pkcs8().map_err(|_| unusable())?)),
         directory: Some(ca.to_owned()),
+        email: None,
         is_foreign: url.is_none(),
     };
     Ok(ForeignAccount {

@@ -1,14 +1,14 @@
 //! Polling an order until its status changes (RFC 8555 section 7.4): right after
 //! the CA fetched the answers, else after `Retry-After`, else at growing intervals.
 //!
-//! Without such a fetch it never polls before `Retry-After` ends, and it never waits
-//! without bound: after five minutes the order is left for a later run to resume.
+//! Without such a fetch it never polls before a `Retry-After` of up to a minute ends, and
+//! it never waits without bound: after five minutes the order is left for a later run.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use instant_acme::{OrderState, OrderStatus};
+use instant_acme::{AuthorizationState, AuthorizationStatus, Challenge, OrderState, OrderStatus};
 
 use super::client::Flow;
 use super::documents;
@@ -20,8 +20,39 @@ use crate::identifier::Identifier;
 const SETTLING: Duration = Duration::from_millis(50);
 pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
+/// A longer `Retry-After` says nothing about this order, such as a default of a day: the
+/// answers would be withdrawn before its end.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// The longest time to poll one status.
 const DEADLINE: Duration = Duration::from_secs(300);
+
+/// The authorizations of a pending order are looked at first after this time, then at growing
+/// intervals up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// See [`FIRST_LOOK`].
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// A challenge that is neither valid nor invalid may show an error that the CA's next try
+/// mends; after this time it counts as failed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The answered challenges of a pending order, and when to look at them.
+#[derive(Default)]
+pub(super) struct Watch {
+    challenges: Vec<String>,
+    /// The times since the first poll.
+    next: Duration,
+    failing_since: Option<Duration>,
+}
+
+impl Watch {
+    /// Watches the challenges with these URLs.
+    pub(super) fn of(challenges: impl Iterator<Item = String>) -> Self {
+        Self {
+            challenges: challenges.collect(),
+            ..Self::default()
+        }
+    }
+}
 
 /// An order at the CA, as of the last reply.
 pub(super) struct PlacedOrder {
@@ -39,20 +70,31 @@ impl PlacedOrder {
         reply: &Reply,
         identifiers: &BTreeSet<Identifier>,
     ) -> Result<Self, Cause> {
-        let (state, retry_after) = (documents::order(&reply.body)?, reply.retry_after);
+        let retry_after = reply.retry_after;
         Ok(Self {
             url,
-            state,
+            state: state(reply)?,
             identifiers: identifiers.clone(),
             retry_after,
         })
     }
 
     pub(super) fn update(&mut self, reply: &Reply) -> Result<(), Cause> {
-        self.state = documents::order(&reply.body)?;
+        self.state = state(reply)?;
         self.retry_after = reply.retry_after;
         Ok(())
     }
+}
+
+/// The order in `reply`, with whole URLs.
+fn state(reply: &Reply) -> Result<OrderState, Cause> {
+    let mut state = documents::order(&reply.body)?;
+    state.finalize = reply.absolute(&state.finalize);
+    state.certificate = state.certificate.map(|url| reply.absolute(&url));
+    for authorization in &mut state.authorizations {
+        authorization.url = reply.absolute(&authorization.url);
+    }
+    Ok(state)
 }
 
 impl Flow<'_> {
@@ -64,24 +106,27 @@ impl Flow<'_> {
         still: &[OrderStatus],
     ) -> Result<(), Cause> {
         let never = std::future::pending();
-        self.poll(order, still, SETTLING, never).await
+        self.poll(order, still, SETTLING, never, Watch::default())
+            .await
     }
 
-    /// Polls the order until its status is none of `still`: once when `observed`
-    /// ends, else after `Retry-After`, else after `first` and then at growing
-    /// intervals.
+    /// Polls the order until its status is none of `still`, or until `watch` sees a failure:
+    /// once when `observed` ends, else after `Retry-After`, else after `first` and then at
+    /// growing intervals.
     pub(super) async fn poll(
         &self,
         order: &mut PlacedOrder,
         still: &[OrderStatus],
         first: Duration,
         observed: impl Future<Output = ()>,
+        mut watch: Watch,
     ) -> Result<(), Cause> {
         let clock = self.client.settings.clock.as_ref();
         let begun = clock.stopwatch();
         let (mut observed, mut was_observed) = (pin!(observed), false);
         for round in 0.. {
-            let wait = match order.retry_after {
+            let asked = order.retry_after;
+            let wait = match asked.filter(|asked| *asked <= LONGEST_RETRY_AFTER) {
                 Some(retry_after) => retry_after.max(growing(SETTLING, round)),
                 None if round == 0 => first,
                 None => growing(FIRST_POLL, round - 1),
@@ -103,9 +148,45 @@ impl Flow<'_> {
             if !still.contains(&order.state.status) {
                 return Ok(());
             }
+            let passed = clock.stopwatch().saturating_sub(begun);
+            self.look(order, &mut watch, passed).await?;
         }
         Err(Cause::TimedOut(DEADLINE))
     }
+
+    /// Looks at the authorizations of an order that is pending after `passed`: some CAs leave
+    /// it so when a name has failed.
+    ///
+    /// # Errors
+    /// The CA's problem of each failed name.
+    async fn look(
+        &self,
+        order: &PlacedOrder,
+        watch: &mut Watch,
+        passed: Duration,
+    ) -> Result<(), Cause> {
+        if watch.challenges.is_empty() || passed < watch.next.max(FIRST_LOOK) {
+            return Ok(());
+        }
+        watch.next = passed + passed.min(LONGEST_LOOK);
+        let seen = self.authorizations(order).await?;
+        let has_failed =
+            |one: &Challenge| one.error.is_some() && watch.challenges.contains(&one.url);
+        let has_failed = seen.iter().any(|one| one.challenges.iter().any(has_failed));
+        let since = watch.failing_since.unwrap_or(passed);
+        watch.failing_since = has_failed.then_some(since);
+        let is_lasting = has_failed && passed.saturating_sub(since) >= GRACE;
+        match is_lasting || !seen.iter().all(is_usable) {
+            true => Err(self.why_invalid(order).await),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether an authorization is valid or may become so.
+pub(super) fn is_usable(authorization: &AuthorizationState) -> bool {
+    let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
+    usable.contains(&authorization.status)
 }
 
 /// `first`, doubled `round` times, up to the longest.
@@ -198,12 +279,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn poll_ends_at_once_when_retry_after_exceeds_the_deadline() {
+    async fn retry_after_of_a_day_neither_ends_the_run_nor_hurries_it() {
+        let day = 86_400;
+        let pending =
+            json!({"status": "pending", "authorizations": [], "finalize": "https://ca.test/f"});
+        for endpoint in ["challenge", "order", "finalize"] {
+            let ca = FakeCa::new();
+            match endpoint {
+                "order" => ca.script("order", Scripted::json(&pending).with("retry-after", day)),
+                _ => ca.delay(endpoint, day),
+            }
+            let (result, _) = issue_with_journal(&ca).await;
+            assert!(result.is_ok(), "{endpoint}: {result:?}");
+            assert!(ca.clock.now().since(NOW) < Duration::from_secs(2));
+        }
         let ca = FakeCa::new();
-        ca.script("finalize", still_processing().with("retry-after", 86_400));
+        for _ in 0..200 {
+            ca.script("order", still_processing().with("retry-after", day));
+        }
         let (result, journal) = issue_with_journal(&ca).await;
         assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
-        assert!(ca.clock.now().since(NOW) < Duration::from_secs(1));
+        assert!(ca.times("order").len() < 75);
         assert!(journal.orders[0].url.is_some());
     }
 }

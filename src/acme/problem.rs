@@ -34,6 +34,14 @@ pub(super) fn is_rate_limit(problem: &Problem) -> bool {
     kind(problem) == "rateLimited"
 }
 
+/// Adds the terms of service to which the user must agree (RFC 8555 section 7.3.3).
+pub(super) fn add_terms(problem: &mut Problem, url: &str) {
+    if kind(problem) == "userActionRequired" {
+        let detail = problem.detail.get_or_insert_default();
+        detail.push_str(&format!("; the terms of service are at {url}"));
+    }
+}
+
 /// Whether the CA rejects only the nonce, whatever the HTTP status.
 pub(super) fn is_bad_nonce(reply: &Response<Bytes>) -> bool {
     let content_type = reply.headers().get(CONTENT_TYPE);
@@ -64,9 +72,16 @@ pub(super) fn from_value(value: &Value) -> Problem {
         r#type: text(sub, "type"),
         detail: text(sub, "detail"),
     });
+    let detail = match (text(value, "detail"), text(value, "instance")) {
+        // The page where the user can act.
+        (detail, Some(page)) if value["type"] == format!("{ACME_ERROR}userActionRequired") => {
+            Some(format!("{}; open {page}", detail.unwrap_or_default()))
+        }
+        (detail, _) => detail,
+    };
     Problem {
         r#type: text(value, "type"),
-        detail: text(value, "detail"),
+        detail,
         status: None,
         subproblems: subproblems.collect(),
     }

@@ -56,6 +56,7 @@ impl BundleCache {
                 key_pem,
                 chain: accepted.chain.clone(),
                 facts: accepted.facts.clone(),
+                oddities: Arc::default(),
             });
         }
         let bundle = Bundle::new(key_pem, chain_pem, identifiers, now, Freshness::Stored)?;

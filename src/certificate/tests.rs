@@ -115,6 +115,131 @@ fn bundle_refuses_each_mismatch() {
     }
 }
 
+/// A key of its own and a certificate of `subject` for `names`, signed by `issuer`.
+fn signed(
+    subject: &str,
+    names: Vec<rcgen::SanType>,
+    key: KeyPair,
+    issuer: Option<&Issuer<'static, KeyPair>>,
+) -> (String, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    if names.is_empty() {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    params.subject_alt_names = names;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, subject);
+    let at = |t: Timestamp| time::OffsetDateTime::from_unix_timestamp(t.seconds()).unwrap();
+    (params.not_before, params.not_after) = (at(NOW), at(NOW + days(90)));
+    let made = match issuer {
+        Some(issuer) => params.signed_by(&key, issuer),
+        None => params.self_signed(&key),
+    };
+    (made.unwrap().pem(), Issuer::new(params, key))
+}
+
+fn dns(name: &str) -> rcgen::SanType {
+    rcgen::SanType::DnsName(name.try_into().unwrap())
+}
+
+/// The key and the PEM of a leaf for `names`, of its intermediate, and of its root.
+fn hierarchy(names: Vec<rcgen::SanType>) -> (Secret, [String; 3]) {
+    let key = || KeyPair::generate().unwrap();
+    let (root_pem, root) = signed("Root", vec![], key(), None);
+    let (intermediate_pem, intermediate) = signed("Intermediate", vec![], key(), Some(&root));
+    let leaf_key = key();
+    let secret = Secret::new(leaf_key.serialize_pem());
+    let (leaf, _) = signed("Leaf", names, leaf_key, Some(&intermediate));
+    (secret, [leaf, intermediate_pem, root_pem])
+}
+
+#[test]
+fn chain_is_built_whatever_the_order_and_unrelated_ones() {
+    let (key, [leaf, intermediate, root]) = hierarchy(vec![dns("example.com")]);
+    let (_, [other_leaf, other, _]) = hierarchy(vec![dns("example.com")]);
+    let right = format!("{leaf}{intermediate}{root}");
+    for (given, kept) in [
+        (right.clone(), &right),
+        (format!("{root}{intermediate}{leaf}"), &right),
+        (format!("{intermediate}{leaf}{root}"), &right),
+        (
+            format!("{leaf}{leaf}{intermediate}{intermediate}{root}"),
+            &right,
+        ),
+        (
+            format!("{other}{leaf}{other_leaf}{intermediate}{root}"),
+            &right,
+        ),
+        (
+            format!("{leaf}{other}{intermediate}"),
+            &format!("{leaf}{intermediate}"),
+        ),
+    ] {
+        let names = set(&["example.com"]);
+        let bundle = Bundle::new(key.clone(), &given, &names, NOW, Freshness::Issued).unwrap();
+        let blocks = |pem: &str| pem.matches("BEGIN").count();
+        assert_eq!(blocks(&bundle.chain_pem()), blocks(kept));
+        assert!(kept.replace("\r\n", "\n") == bundle.chain_pem());
+        assert_eq!(bundle.oddities().is_empty(), given == *kept);
+    }
+    let unrelated = format!("{leaf}{other}{other_leaf}");
+    let error = refused(&key, &unrelated, &["example.com"], NOW, Freshness::Issued);
+    assert_eq!(error, BundleError::Link(2));
+}
+
+#[test]
+fn further_names_of_the_leaf_are_no_reason_to_refuse_it() {
+    for further in [
+        dns("www.example.com"),
+        dns("_mta.example.com"),
+        rcgen::SanType::Rfc822Name("me@example.com".try_into().unwrap()),
+        rcgen::SanType::URI("spiffe://example.com/web".try_into().unwrap()),
+    ] {
+        let (key, [leaf, ..]) = hierarchy(vec![further, dns("example.com")]);
+        let names = set(&["example.com"]);
+        let bundle = Bundle::new(key.clone(), &leaf, &names, NOW, Freshness::Issued).unwrap();
+        assert_eq!(bundle.facts().identifiers, names);
+        let [oddity] = bundle.oddities() else {
+            panic!("{:?}", bundle.oddities());
+        };
+        assert!(oddity.contains("example.com"), "{oddity}");
+        let missing = refused(&key, &leaf, &["a.example.com"], NOW, Freshness::Issued);
+        assert!(matches!(missing, BundleError::Names { .. }), "{missing}");
+    }
+}
+
+#[test]
+fn issuers_of_every_kind_of_key_are_verified() {
+    let rsa = || KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA512, rcgen::RsaKeySize::_2048);
+    let of = |algorithm| KeyPair::generate_for(algorithm);
+    for key in [
+        || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512),
+        || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        || KeyPair::generate_for(&rcgen::PKCS_ED25519),
+    ] {
+        check_issuer(key().unwrap(), key().unwrap());
+    }
+    check_issuer(rsa().unwrap(), of(&rcgen::PKCS_RSA_SHA256).unwrap());
+}
+
+/// An issuer with `key` is accepted, and another of the same name with `other` is not.
+fn check_issuer(key: KeyPair, other: KeyPair) {
+    let (pem, issuer) = signed("Root", vec![], key, None);
+    let (unrelated, _) = signed("Root", vec![], other, None);
+    let leaf_key = KeyPair::generate().unwrap();
+    let secret = Secret::new(leaf_key.serialize_pem());
+    let (leaf, _) = signed("Leaf", vec![dns("example.com")], leaf_key, Some(&issuer));
+    let names = set(&["example.com"]);
+    let chain = format!("{leaf}{pem}");
+    let bundle = Bundle::new(secret.clone(), &chain, &names, NOW, Freshness::Issued).unwrap();
+    assert_eq!(bundle.chain().len(), 2);
+    let chain = format!("{leaf}{unrelated}");
+    let error = refused(&secret, &chain, &["example.com"], NOW, Freshness::Issued);
+    assert_eq!(error, BundleError::Link(1));
+}
+
 #[test]
 fn bundle_refuses_invalid_dates() {
     let pair = make(&["example.com"], NOW, NOW + days(90));

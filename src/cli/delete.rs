@@ -57,7 +57,13 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| serde_json::from_str(&json).ok());
     let output = emptied(made_with.as_ref(), &settings);
-    let files = files(call, options, &settings, (lineage, made_with.as_ref()), &output)?;
+    let files = files(
+        call,
+        options,
+        &settings,
+        (lineage, made_with.as_ref()),
+        &output,
+    )?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {

@@ -308,10 +308,11 @@ impl Factory {
         let invalid = |message: String| Failure::usage(message, hint);
         let unusable =
             |error: Unusable| Failure::usage(error.message, error.hint.unwrap_or(hint.to_owned()));
+        let binding = ca.read_binding().map_err(unusable)?;
         let account = AccountSettings {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
-            external: ca.read_binding().map_err(unusable)?,
+            external: binding.map(|(kid, key)| (kid, key.map_err(|error| error.message))),
         };
         let identity = ca.directory.identity().to_owned();
         let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::SecretBytes;
 use crate::files::named::{self, Unread};
-use crate::text::stored_as_text;
+use crate::net::url::normalized;
+use crate::text::{printable, stored_as_text};
 
 /// The public CAs: name and directory URL. A name with `-staging` is the staging directory
 /// of the name without it.
@@ -38,7 +39,7 @@ const PUBLIC: [(&str, &str); 8] = [
 const STAGING: &str = "-staging";
 const EMBEDDED: &str = "embedded";
 
-/// A CA's directory: one of the known names, `embedded`, or an https URL.
+/// A CA's directory: one of the known names, `embedded`, or an https URL in its one spelling.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct DirectoryUrl(String);
 
@@ -112,23 +113,22 @@ impl FromStr for DirectoryUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let has_host = |url: http::Uri| url.host().is_some_and(|host| !host.is_empty());
-        let is_url = text.starts_with("https://") && text.parse().is_ok_and(has_host);
-        if text.contains('@') {
-            return Err("the URL of a CA takes no user and no password".to_owned());
-        }
+        // An account and an order belong to the CA, not to a spelling of its URL.
+        let url = normalized(text);
+        let is_url = url.starts_with("https://") && url.parse().is_ok_and(has_host);
         if is_url || names().contains(&text) {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(url));
         }
-        let why = match text.starts_with("http://") {
+        let why = match url.starts_with("http://") {
             true => ": a directory is read over https only",
             false => "",
         };
-        Err(format!("unknown CA `{}`{why}", text.escape_debug()))
+        Err(format!("unknown CA `{}`{why}", printable(text)))
     }
 }
 
 impl fmt::Display for DirectoryUrl {
-    /// The name or URL that the user gave.
+    /// The name, or the URL in its one spelling.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -141,6 +141,9 @@ pub(super) fn names() -> Vec<&'static str> {
     let public = PUBLIC.iter().map(|(name, _)| *name);
     public.chain([EMBEDDED]).collect()
 }
+
+/// The key identifier of an external account, and its HMAC key.
+type Binding = (String, Result<SecretBytes, Unusable>);
 
 /// A CA and the account to use there; the keys of [`super::keys`] document its fields. It
 /// names files with secrets and never holds one.
@@ -175,15 +178,16 @@ impl CaSettings {
         }
     }
 
-    /// The external account binding: its key identifier and its HMAC key.
+    /// The external account binding: its key identifier, and its HMAC key or the problem of
+    /// the key's file. The file may be gone once the account is registered.
     ///
     /// # Errors
-    /// The missing key, or the problem of the key's file; never the HMAC key itself.
-    pub(crate) fn read_binding(&self) -> Result<Option<(String, SecretBytes)>, Unusable> {
+    /// One of both is missing.
+    pub(crate) fn read_binding(&self) -> Result<Option<Binding>, Unusable> {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {
-                let key = hmac_key(path).map_err(|error| error.in_file("the HMAC key", path))?;
+                let key = hmac_key(path).map_err(|error| error.in_file("the HMAC key", path));
                 Ok(Some((kid.clone(), key)))
             }
             (Some(_), None) => Err("eab_kid without eab_hmac_file".into()),
@@ -207,7 +211,7 @@ pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, Unusable> {
 }
 
 /// Why a file of these settings cannot be used, and the command that helps, if one is known.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unusable {
     pub message: String,
     pub hint: Option<String>,
@@ -268,6 +272,26 @@ mod tests {
     }
 
     #[test]
+    fn spellings_of_a_url_are_one_ca() {
+        let parse = |text: &str| text.parse::<DirectoryUrl>().unwrap();
+        let ca = parse("https://ca.internal/dir");
+        for spelling in [
+            "https://CA.Internal/dir",
+            "HTTPS://ca.internal:443/dir",
+            "https://ca.internal/dir#top",
+            "https://user:pw@ca.internal/dir",
+        ] {
+            assert_eq!(parse(spelling), ca, "{spelling}");
+        }
+        assert_ne!(parse("https://ca.internal/Dir"), ca);
+        assert_ne!(parse("https://ca.internal:8443/dir"), ca);
+        let staging = parse("https://ACME-staging-v02.api.letsencrypt.org/directory#x");
+        assert!(staging.is_staging());
+        let refused = "http://user:pw@ca/dir".parse::<DirectoryUrl>().unwrap_err();
+        assert!(!refused.contains("pw"), "{refused}");
+    }
+
+    #[test]
     fn directory_at_host_needs_exactly_one() {
         let at = |host: &str| DirectoryUrl::at_host(host).map(|ca| ca.to_string());
         assert_eq!(at("acme.zerossl.com").as_deref(), Some("zerossl"));
@@ -286,12 +310,13 @@ mod tests {
         assert!(settings.read_binding().is_err());
         settings.eab_hmac_file = Some(file.clone());
         std::fs::write(&file, "!!").unwrap();
-        assert!(settings.read_binding().is_err());
+        let (_, key) = settings.read_binding().unwrap().unwrap();
+        assert!(key.unwrap_err().message.contains("invalid base64url"));
         std::fs::write(&file, "AQID_w==\n").unwrap();
         let read = settings.read_binding().unwrap();
         assert_eq!(
             read,
-            Some(("kid".into(), SecretBytes::new(vec![1, 2, 3, 0xff])))
+            Some(("kid".into(), Ok(SecretBytes::new(vec![1, 2, 3, 0xff]))))
         );
     }
 }

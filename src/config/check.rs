@@ -10,22 +10,25 @@ use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::manage::is_registered;
 
 /// The most names that public CAs accept in one certificate.
 const MOST_NAMES: usize = 100;
 
 /// Adds every problem that prevents the issuance of `wanted`, which comes from `origin`.
 /// It reads the files that `wanted` names and no others. `ca_is_known` is false if
-/// another problem hides which CA is meant.
+/// another problem hides which CA is meant. An account in `data_dir` needs no binding.
 pub(super) fn certificate(
     wanted: &CertificateSettings,
     origin: &SettingOrigin,
     ca_is_known: bool,
+    data_dir: &dyn Fn() -> PathBuf,
     problems: &mut Problems,
 ) {
     let mut check = Check {
         wanted,
         origin,
+        data_dir,
         problems,
     };
     check.names();
@@ -82,6 +85,7 @@ struct Check<'a> {
     wanted: &'a CertificateSettings,
     origin: &'a SettingOrigin,
     problems: &'a mut Problems,
+    data_dir: &'a dyn Fn() -> PathBuf,
 }
 
 impl Check<'_> {
@@ -149,7 +153,14 @@ impl Check<'_> {
             let hint = "name a PEM file with --ca-root";
             self.nowhere(error.message, error.hint.unwrap_or(hint.to_owned()));
         }
-        if let Err(error) = ca.read_binding() {
+        let unreadable = match ca.read_binding() {
+            Ok(Some((_, Err(error)))) => {
+                let is_needed = !is_registered((self.data_dir)(), directory.identity());
+                is_needed.then_some(error)
+            }
+            binding => binding.err(),
+        };
+        if let Some(error) = unreadable {
             let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
             self.nowhere(error.message, error.hint.unwrap_or(hint.to_owned()));
         }

@@ -58,7 +58,7 @@ layer! {
             .doc("External account binding: the key identifier").option(ISSUE | RUN, "KID")
             => .ca.eab_kid;
         "eab_hmac_file", eab_hmac_file: PathBuf, path, PATH
-            .doc("External account binding: the file with the HMAC key in base64url")
+            .doc("External account binding: the file with the HMAC key in base64url, needed until the account exists")
             .option(ISSUE | RUN, "FILE")
             => .ca.eab_hmac_file;
         "preferred_chain", preferred_chain: String, parsed, TEXT
@@ -75,7 +75,7 @@ layer! {
             .doc("External account binding at the fallback CA: the key identifier")
             .option(ISSUE | RUN, "KID");
         "fallback_eab_hmac_file", fallback_eab_hmac_file: PathBuf, path, PATH
-            .doc("External account binding at the fallback CA: the file with the HMAC key in base64url")
+            .doc("External account binding at the fallback CA: the file with the HMAC key in base64url, needed until the account exists")
             .option(ISSUE | RUN, "FILE");
     }
 

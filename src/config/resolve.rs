@@ -145,7 +145,8 @@ impl Sources {
         let certificate = self.certificate(entry, problems);
         let layers = self.layers_of(entry);
         let known = !layers.iter().any(|layer| layer.hides_its_ca());
-        check::certificate(&certificate, &entry.origin, known, problems);
+        let data_dir = || self.process(&mut Problems::default()).data_dir;
+        check::certificate(&certificate, &entry.origin, known, &data_dir, problems);
         certificate
     }
 

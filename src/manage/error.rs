@@ -82,7 +82,7 @@ impl ManageError {
                 "nothing was published; the previous certificate is still served".into()
             }
             Self::BackingOff { .. } => {
-                "certs issue with the same names retries at once, unless the CA itself asked to wait; the certificate in use stays".into()
+                "certs issue with the same names retries at once, unless the CA asked to wait; after an unusable certificate only --force does; the certificate in use stays".into()
             }
             Self::NotDeployed { .. } => {
                 "repair the cause; certs issue with the same names retries at once".into()
@@ -130,7 +130,7 @@ impl ManageError {
         let forget = format!("if the name is wrong, forget it: certs delete {lineage}");
         match self {
             Self::BackingOff { .. } => format!(
-                "correct the cause; certs issue with the same names retries at once, unless the CA itself asked to wait; {forget}"
+                "correct the cause; certs issue with the same names retries at once, unless the CA asked to wait; after an unusable certificate only --force does; {forget}"
             ),
             Self::Bundle { .. } => format!("nothing was published; {forget}"),
             error if error.is_verdict() => format!("{}; {forget}", error.hint()),
@@ -147,6 +147,7 @@ impl ManageError {
                 Cause::Refused(_) | Cause::NoChallenge { .. } => 4,
                 Cause::NotValidated(_) => 5,
                 Cause::RateLimited { .. } => 6,
+                Cause::Binding(_) => 2,
                 Cause::Solver(_) | Cause::Journal(_) => 8,
             },
             Self::Bundle { .. } | Self::Unreachable { .. } => 3,
@@ -223,8 +224,10 @@ impl ManageError {
 
     /// The kind of failure, and whether the order has ended for good.
     pub(super) fn failure_kind(&self) -> (FailureKind, bool) {
-        let Self::Acme(AcmeError { cause, .. }) = self else {
-            return (FailureKind::Internal, true);
+        let cause = match self {
+            Self::Acme(AcmeError { cause, .. }) => cause,
+            Self::Bundle { .. } => return (FailureKind::Unusable, true),
+            _ => return (FailureKind::Internal, true),
         };
         match cause {
             Cause::RateLimited { retry_after, .. } => (
@@ -239,7 +242,9 @@ impl ManageError {
             Cause::NotValidated(_) => (FailureKind::Validation, true),
             Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
             // A failure of our own disk leaves the order valid.
-            Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
+            Cause::Solver(_) | Cause::Journal(_) | Cause::Binding(_) => {
+                (FailureKind::Internal, false)
+            }
         }
     }
 }

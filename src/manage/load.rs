@@ -179,7 +179,7 @@ fn end_rollback(record: &mut Record) -> bool {
 }
 
 /// Clears backoff and maintenance window for a pass that a user requested. A pause that
-/// the CA itself asked for stays.
+/// the CA itself asked for stays, and one after an unusable certificate until it is forced.
 pub(super) fn clear_backoff(record: &mut Record, trigger: Trigger) {
     if trigger == Trigger::Scheduled {
         return;
@@ -194,7 +194,10 @@ pub(super) fn clear_backoff(record: &mut Record, trigger: Trigger) {
         .into_iter()
         .chain(fallback.map(|fallback| &mut fallback.failures))
         .chain(tries.map(|excluded| &mut excluded.tries));
-    for failures in all.filter(|failures| !failures.by_retry_after) {
+    let is_kept = |failures: &Failures| {
+        failures.by_retry_after || (failures.is_signed && trigger != Trigger::Forced)
+    };
+    for failures in all.filter(|failures| !is_kept(failures)) {
         failures.retry_at = None;
     }
     if let Some(issued) = record.issued.as_mut() {

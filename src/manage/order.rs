@@ -65,6 +65,16 @@ impl Pass<'_> {
         }
     }
 
+    /// Sends a changed e-mail address to the CA, which need not wait for an order.
+    pub(super) async fn update_account(&mut self) {
+        let certificate = self.certificate;
+        let mut journal = RecordJournal::new(self, &certificate.wanted.ca);
+        if let Err(error) = certificate.issuer.update_account(&mut journal).await {
+            let lineage = &certificate.wanted.lineage;
+            tracing::warn!(%lineage, "the account was not updated: {error}");
+        }
+    }
+
     /// Fails while the CA is unreachable, unless a user requested the order.
     async fn wait_for_ca(&mut self, source: &Source<'_>, plan: &Plan) -> Result<(), ManageError> {
         if self.trigger != Trigger::Scheduled {
@@ -246,7 +256,13 @@ impl Pass<'_> {
         let signed = signed_at(Evidence::of(&self.record), begin, clock.wall(), theirs);
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
-            Ok(bundle) => Ok((bundle, signed)),
+            Ok(bundle) => {
+                for oddity in bundle.oddities() {
+                    let (ca, lineage) = (&order.ca, self.lineage());
+                    tracing::warn!(%lineage, "the certificate from {ca} is accepted, but {oddity}");
+                }
+                Ok((bundle, signed))
+            }
             Err(source) => Err(ManageError::Bundle {
                 ca: order.ca.clone(),
                 source,

@@ -72,6 +72,9 @@ impl Pass<'_> {
             return self.watch().await;
         }
         let mut issued = false;
+        if self.trigger == Trigger::Requested {
+            Box::pin(self.update_account()).await;
+        }
         if self.trigger == Trigger::Forced {
             let plan = self.forced();
             Box::pin(self.order_with_exclusions(plan)).await?;

@@ -2,6 +2,7 @@
 //! certificate. The simulation replaces them. No flow is started here.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
 use crate::record::{Generation, Record};
 use crate::store::Store;
+use crate::store::fs::FileStore;
 use crate::time::{Clock, Timestamp};
 
 /// The services that all flows share, built once by the command line.
@@ -237,4 +239,9 @@ impl Wanted {
         let some = self.partial && !names.is_empty() && names.is_subset(&self.identifiers);
         *names == self.identifiers || some
     }
+}
+/// Whether `data_dir` has an account of `ca`. An account that cannot be seen counts as none.
+pub(crate) fn is_registered(data_dir: PathBuf, ca: &str) -> bool {
+    let store = FileStore::existing(data_dir).ok().flatten();
+    store.is_some_and(|store| store.has_account(ca))
 }

@@ -3,11 +3,16 @@
 
 use std::sync::Arc;
 
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::server::ResolvesServerCert;
-use rustls::{ClientConfig, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, ResolvesServerCert};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    ServerConfig, SignatureScheme, WantsVerifier,
+};
 
 /// A client's configuration, which still lacks the verification of the server.
 pub(crate) fn client() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
@@ -19,6 +24,76 @@ pub(crate) fn client() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Err
 pub(crate) fn trusting(roots: RootCertStore) -> Result<ClientConfig, Error> {
     let client = client()?.with_root_certificates(roots);
     Ok(client.with_no_client_auth())
+}
+
+/// The same, and trusts a server that shows one of `own` itself: a self-signed certificate
+/// may be that of a server and call itself a CA, which no path of issuers allows.
+pub(crate) fn trusting_own(
+    roots: RootCertStore,
+    own: Vec<CertificateDer<'static>>,
+) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+    let path = verifier
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    let verifier = Arc::new(OwnRoots { path, own });
+    let client = client()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    Ok(client.with_no_client_auth())
+}
+
+/// Verifies by a path to a root, or that the leaf is a trusted root itself.
+#[derive(Debug)]
+struct OwnRoots {
+    path: Arc<WebPkiServerVerifier>,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for OwnRoots {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        stapled: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = (self.path).verify_server_cert(leaf, issuers, name, stapled, now);
+        match verified {
+            // Its dates were checked before: an error of theirs has its own variant.
+            Err(Error::InvalidCertificate(CertificateError::Other(_)))
+                if self.own.iter().any(|own| own == leaf) =>
+            {
+                let parsed = ParsedCertificate::try_from(leaf)?;
+                verify_server_name(&parsed, name).map(|()| ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.path.verify_tls12_signature(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.path.verify_tls13_signature(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.path.supported_verify_schemes()
+    }
 }
 
 /// A listener for HTTP/1.1 with the pairs that `pairs` selects.
@@ -37,19 +112,23 @@ pub(crate) fn public_roots() -> RootCertStore {
     RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
 }
 
-/// Adds the root certificates of a CA in `pem` to `roots`.
+/// Adds the root certificates of a CA in `pem` to `roots`, and returns them.
 ///
 /// # Errors
 /// When `pem` contains no certificate, or an invalid one.
-pub(crate) fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
-    let before = roots.len();
+pub(crate) fn add_roots(
+    roots: &mut RootCertStore,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut own = Vec::new();
     for root in CertificateDer::pem_slice_iter(pem) {
         let root = root.map_err(|_| "the CA's root is not readable PEM")?;
+        own.push(root.clone());
         let added = roots.add(root);
         added.map_err(|error| format!("the CA's root is not usable: {error}"))?;
     }
-    match roots.len() > before {
-        true => Ok(()),
-        false => Err("there is no certificate in the file of the CA's root".into()),
+    match own.is_empty() {
+        false => Ok(own),
+        true => Err("there is no certificate in the file of the CA's root".into()),
     }
 }

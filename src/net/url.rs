@@ -57,6 +57,62 @@ pub(crate) fn authority(uri: &Uri) -> (&str, Option<String>) {
     (host, Some(format!("Basic {code}")))
 }
 
+/// `reference`, which may be relative to the URL `base`, as a whole URL (RFC 3986 section
+/// 5.2). An empty one stays empty: it names nothing.
+pub(crate) fn resolved(base: &str, reference: &str) -> String {
+    let first = reference.split(['/', '?', '#']).next();
+    let is_whole = first.is_none_or(|first| first.contains(':'));
+    let Some((scheme, rest)) = base.split_once("://").filter(|_| !is_whole) else {
+        return reference.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    match reference.as_bytes() {
+        [] => String::new(),
+        [b'/', b'/', ..] => format!("{scheme}:{reference}"),
+        [b'/', ..] => format!("{scheme}://{authority}{reference}"),
+        [b'?' | b'#', ..] => format!("{scheme}://{authority}{path}{reference}"),
+        _ => {
+            let (mut directory, mut below) =
+                (path.rsplit_once('/').map_or("", |(d, _)| d), reference);
+            loop {
+                if let Some(rest) = below.strip_prefix("./") {
+                    below = rest;
+                } else if let Some(rest) = below.strip_prefix("../") {
+                    below = rest;
+                    directory = directory.rsplit_once('/').map_or("", |(above, _)| above);
+                } else {
+                    return format!("{scheme}://{authority}{directory}/{below}");
+                }
+            }
+        }
+    }
+}
+
+/// The URL in its one spelling: scheme and host in lower case, without the default port, user,
+/// password and fragment (RFC 3986 section 6.2). A text that is no URL stays as it is.
+pub(crate) fn normalized(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let scheme = scheme.to_ascii_lowercase();
+    let rest = rest.split('#').next().unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    let host = host.to_ascii_lowercase();
+    let default = match scheme.as_str() {
+        "https" => ":443",
+        _ => ":80",
+    };
+    // `https://host:` has the default port, too.
+    let host = host.strip_suffix(default).unwrap_or(&host);
+    let host = host.strip_suffix(':').unwrap_or(host);
+    let path = if path == "/" { "" } else { path };
+    format!("{scheme}://{host}{path}")
+}
+
 /// Replaces each `%` with two hexadecimal digits by its byte.
 fn decoded(mut text: &[u8]) -> Vec<u8> {
     let mut made = Vec::new();
@@ -134,6 +190,60 @@ mod tests {
         }
         let [one, other] = ["https://h/a", "https://h/b"].map(|url| SecretUrl::new(url.into()));
         assert_ne!(one.to_string(), other.to_string());
+    }
+
+    #[test]
+    fn reference_is_resolved_against_its_base() {
+        let base = "https://ca.test/acme/new-order?x=/y";
+        for (reference, whole) in [
+            ("https://other.test/1", "https://other.test/1"),
+            ("//other.test/1", "https://other.test/1"),
+            ("/order/1", "https://ca.test/order/1"),
+            ("order/1?a=b:c", "https://ca.test/acme/order/1?a=b:c"),
+            ("./order/1", "https://ca.test/acme/order/1"),
+            ("../../order/1", "https://ca.test/order/1"),
+            ("?id=1", "https://ca.test/acme/new-order?id=1"),
+            ("file:///etc/passwd", "file:///etc/passwd"),
+            ("http://ca.test/1", "http://ca.test/1"),
+            ("", ""),
+        ] {
+            assert_eq!(resolved(base, reference), whole);
+        }
+        assert_eq!(resolved("https://ca.test", "dir"), "https://ca.test/dir");
+    }
+
+    #[test]
+    fn spellings_of_one_url_are_normalized_to_one() {
+        for spelling in [
+            "https://ca.test/Dir?X",
+            "HTTPS://CA.Test/Dir?X",
+            "https://ca.test:443/Dir?X",
+            "https://ca.test:/Dir?X",
+            "https://user:pw@ca.test/Dir?X",
+            "https://ca.test/Dir?X#fragment",
+        ] {
+            assert_eq!(normalized(spelling), "https://ca.test/Dir?X", "{spelling}");
+        }
+        assert_eq!(
+            normalized("https://[2001:DB8::1]:443"),
+            "https://[2001:db8::1]"
+        );
+        assert_eq!(
+            normalized("https://ca.test:8443/dir"),
+            "https://ca.test:8443/dir"
+        );
+        for other in [
+            "https://ca.test/dir",
+            "https://ca.test/Dir?x",
+            "https://ca.test/Dir",
+        ] {
+            assert_ne!(normalized(other), "https://ca.test/Dir?X");
+        }
+        assert_eq!(
+            normalized("https://ca.test/"),
+            normalized("https://ca.test")
+        );
+        assert_eq!(normalized("embedded"), "embedded");
     }
 
     #[test]

@@ -26,8 +26,10 @@ pub(crate) enum FailureKind {
     Validation,
     /// The CA refused by policy, CAA or account: a retry soon is useless.
     Refused,
-    /// A failure on our side: the disk, the key, an unusable certificate.
+    /// A failure on our side: the disk, the key.
     Internal,
+    /// The CA signed a certificate that cannot be used, and counts it.
+    Unusable,
 }
 
 /// The failures to store after one more failed order of `kind`.
@@ -42,7 +44,10 @@ pub(crate) fn after_failure(
 ) -> Failures {
     let counted = matches!(
         kind,
-        FailureKind::Validation | FailureKind::Refused | FailureKind::Internal
+        FailureKind::Validation
+            | FailureKind::Refused
+            | FailureKind::Internal
+            | FailureKind::Unusable
     );
     let count = failures.count.saturating_add(u32::from(counted));
     let pause = match kind {
@@ -51,7 +56,7 @@ pub(crate) fn after_failure(
             .unwrap_or(RATE_LIMIT_PAUSE)
             .clamp(SHORTEST_RATE_LIMIT, LONGEST_RATE_LIMIT),
         FailureKind::Unreachable => spread(UNREACHABLE_PAUSE, 20, random),
-        FailureKind::Validation | FailureKind::Internal => {
+        FailureKind::Validation | FailureKind::Internal | FailureKind::Unusable => {
             spread(order_pause(count, facts, now), 10, random)
         }
         FailureKind::Refused => spread(REFUSED_PAUSE, 10, random),
@@ -60,6 +65,7 @@ pub(crate) fn after_failure(
         count,
         retry_at: Some(now + pause),
         by_retry_after: matches!(kind, FailureKind::RateLimited { .. }),
+        is_signed: kind == FailureKind::Unusable,
         since: failures.since.or(Some(now)),
         noted: Some(now),
         last: Some(message),
@@ -78,6 +84,7 @@ pub(crate) fn after_deployment_failure(
         count: failures.count.saturating_add(1),
         retry_at: Some(now + local_pause(failures.count)),
         by_retry_after: false,
+        is_signed: false,
         since: failures.since.or(Some(now)),
         noted: Some(now),
         last: Some(message),

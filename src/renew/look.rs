@@ -53,6 +53,7 @@ pub(crate) fn after_drift(drift: &Failures, found: String, now: Timestamp) -> Fa
         count: earlier.saturating_add(1),
         retry_at: Some(now + doubled(DRIFT_PAUSE, earlier, LONGEST_DRIFT_PAUSE)),
         by_retry_after: false,
+        is_signed: false,
         since: drift.since.filter(|_| recent).or(Some(now)),
         noted: Some(now),
         last: Some(found),

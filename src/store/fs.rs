@@ -33,6 +33,7 @@ use crate::certificate::{Bundle, Secret};
 use crate::files::{self, DirectoryOwner};
 use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
+use crate::net::url::normalized;
 use crate::record::{Generation, Record, Revision};
 
 const PRIVATE_FILE: u32 = 0o600;
@@ -58,6 +59,13 @@ struct StoredCa {
     revision: Revision,
     #[serde(rename = "authority")]
     state: CaState,
+}
+
+/// How the file of a CA names it.
+#[derive(Deserialize)]
+struct SpelledCa {
+    #[serde(alias = "directory")]
+    ca: String,
 }
 
 impl FileStore {
@@ -90,10 +98,33 @@ impl FileStore {
         self.root.join("records").join(lineage.as_str())
     }
 
-    /// The file below `part` of the CA with that URL.
+    /// The file below `part` of the CA with that URL. An earlier version named it by another
+    /// spelling of the URL.
     fn path_of(&self, part: &str, ca: &str) -> PathBuf {
         let name = format!("{}.json", Fingerprint::of(ca.as_bytes()));
-        self.root.join(part).join(name)
+        let path = self.root.join(part).join(name);
+        match path.exists() {
+            true => path,
+            false => self.spelled_otherwise(part, ca).unwrap_or(path),
+        }
+    }
+
+    /// Whether an account of `ca` is stored.
+    #[must_use]
+    pub fn has_account(&self, ca: &str) -> bool {
+        self.path_of("accounts", ca).exists()
+    }
+
+    fn spelled_otherwise(&self, part: &str, ca: &str) -> Option<PathBuf> {
+        let files = std::fs::read_dir(self.root.join(part)).ok()?;
+        let files = files.filter_map(|file| Some(file.ok()?.path()));
+        let is_its = |path: &PathBuf| {
+            let is_json = path.extension().is_some_and(|end| end == "json");
+            let read = is_json.then(|| std::fs::read(path).ok()).flatten();
+            let stored = read.and_then(|json| serde_json::from_slice::<SpelledCa>(&json).ok());
+            stored.is_some_and(|stored| normalized(&stored.ca) == ca)
+        };
+        files.filter(is_its).min()
     }
 
     /// Flushes the directory entries that lead to a record: the process that created

@@ -95,7 +95,11 @@ pub(crate) enum Fault {
     OneMoreChallenge,
     /// The order stays `processing` for ever.
     Processing,
-    /// An invalid chain.
+    /// The authorization and its challenges have these statuses, and the challenges an error.
+    FailedName(&'static str, &'static str),
+    /// The URLs of header and body lack scheme and host.
+    RelativeUrls,
+    /// An unusual or invalid chain.
     Chain(Chain),
     /// The JSON value at this pointer is replaced; `{}` is the old value.
     Field(&'static str, String),
@@ -107,7 +111,7 @@ pub(crate) enum Fault {
     LeakedKeys,
 }
 
-/// How a chain is invalid.
+/// How a chain is unusual or invalid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chain {
     OfAnotherKey,
@@ -115,6 +119,12 @@ pub(crate) enum Chain {
     Expired,
     NoPem,
     WithoutIntermediate,
+    /// The first certificate twice.
+    Doubled,
+    /// The certificate of another CA after the leaf.
+    WithUnrelated,
+    /// A leaf for further names of several kinds, signed with a P-521 key.
+    MoreNames,
     /// A valid chain, after text that attacks shells and terminals.
     AfterWords,
 }
@@ -149,6 +159,8 @@ pub(crate) enum Which {
     Every,
     /// From 1.
     Nth(u32),
+    /// This one and all later ones.
+    From(u32),
 }
 
 /// The rules of faults, and counts of the requests. Clones share one script.
@@ -266,6 +278,7 @@ impl Script {
                 let applies = match rule.which {
                     Which::Every => true,
                     Which::Nth(n) => rule.seen == n,
+                    Which::From(n) => rule.seen >= n,
                 };
                 let applies = applies
                     && match rule.fault {

@@ -114,7 +114,7 @@ async fn import_one(
 
 fn read(ca: &str, account: &ImportedAccount) -> Result<ForeignAccount, String> {
     let url = account.url.as_deref();
-    match &account.key {
+    let read = match &account.key {
         ImportedKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
         ImportedKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
         ImportedKey::Base64(text) => {
@@ -123,5 +123,6 @@ fn read(ca: &str, account: &ImportedAccount) -> Result<ForeignAccount, String> {
             let der = der.map_err(|_| "its key is not valid base64")?;
             foreign_account(ca, ForeignKey::Der(&der), url)
         }
-    }
+    };
+    Ok(read?.with_email(account.email.as_deref()))
 }

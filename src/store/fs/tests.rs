@@ -136,3 +136,46 @@ async fn load_names_damaged_record_and_keeps_file() {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
     }
 }
+
+#[tokio::test]
+async fn data_of_a_ca_is_found_under_another_spelling_of_its_url() {
+    use crate::ca_state::{CaState, Outage};
+    const CA: &str = "https://ca.test/dir";
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().to_owned()).unwrap();
+    let spelled = "https://user:pw@CA.test:443/dir#top";
+    let credentials = |id: &str| {
+        Secret::new(format!(
+            r#"{{"id":"{id}","key_pkcs8":"AA","directory":"{spelled}"}}"#
+        ))
+    };
+    store
+        .save_account(spelled, &credentials("1"))
+        .await
+        .unwrap();
+    let outage: Outage = serde_json::from_value(serde_json::json!({
+        "since": "2027-01-01T00:00:00Z", "probe_at": "2027-01-01T00:00:00Z", "probes": 1, "last": "down",
+    }))
+    .unwrap();
+    let known = CaState {
+        outage: Some(outage),
+        ..CaState::default()
+    };
+    let none = Revision::default();
+    store.save_ca_state(spelled, &known, none).await.unwrap();
+
+    let found = store.account(CA).await.unwrap().unwrap();
+    assert_eq!(found.expose(), credentials("1").expose());
+    store.create_account(CA, &credentials("2")).await.unwrap();
+    store.save_account(CA, &credentials("3")).await.unwrap();
+    let accounts = directory.path().join("accounts").read_dir().unwrap();
+    assert_eq!(accounts.count(), 1);
+    let (state, revision) = store.ca_state(CA).await.unwrap();
+    assert_eq!(state, known);
+    let ended = CaState::default();
+    store.save_ca_state(CA, &ended, revision).await.unwrap();
+    assert_eq!(store.ca_state(CA).await.unwrap().0, ended);
+    for other in ["https://ca.test/Dir", "https://ca.test:8443/dir"] {
+        assert!(store.account(other).await.unwrap().is_none(), "{other}");
+    }
+}

@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use http::Response;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, LINK, LOCATION};
 use http_body_util::BodyExt;
-use rcgen::{CertificateParams, Issuer, KeyPair, SubjectPublicKeyInfo};
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType, SubjectPublicKeyInfo};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -46,6 +46,30 @@ pub(super) async fn apply(reply: Response<Body>, fault: &Fault) -> Response<Body
             let strange = json!({"type": "telepathy-01", "status": "pending", "url": "https://a.example/", "thought": [1]});
             challenges.insert(0, strange);
         })),
+        Fault::FailedName(status, challenge) => {
+            let mut authorization = json();
+            authorization["status"] = (*status).into();
+            let kind = "urn:ietf:params:acme:error:connection";
+            Body::from(forge_challenges(authorization, |challenges| {
+                for one in challenges {
+                    one["status"] = (*challenge).into();
+                    one["error"] = json!({"type": kind, "detail": "port 80 is closed"});
+                }
+            }))
+        }
+        Fault::RelativeUrls => {
+            for name in [LOCATION, LINK] {
+                let values: Vec<_> = parts.headers.get_all(&name).iter().cloned().collect();
+                parts.headers.remove(&name);
+                for value in values {
+                    let relative = without_origins(value.to_str().unwrap());
+                    parts
+                        .headers
+                        .append(name.clone(), relative.parse().unwrap());
+                }
+            }
+            Body::from(without_origins(std::str::from_utf8(&body).unwrap()))
+        }
         Fault::Processing => {
             let mut order = json();
             order["status"] = "processing".into();
@@ -67,6 +91,15 @@ pub(super) async fn apply(reply: Response<Body>, fault: &Fault) -> Response<Body
         _ => Body::from(body),
     };
     Response::from_parts(parts, body)
+}
+
+/// `text` with each URL reduced to its path.
+fn without_origins(text: &str) -> String {
+    let mut parts = text.split("https://");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |made, rest| {
+        made + rest.find('/').map_or("", |path| &rest[path..])
+    })
 }
 
 /// Writes `value` at `pointer`, and creates a missing field.
@@ -108,6 +141,25 @@ fn forge_chain(chain: &str, how: Chain) -> String {
         + time::Duration::seconds(parsed.validity().not_before.timestamp());
     match how {
         Chain::Swapped => format!("{issuers}{leaf}"),
+        Chain::Doubled => format!("{leaf}{chain}"),
+        Chain::WithUnrelated => format!("{leaf}{ca_pem}{issuers}"),
+        Chain::MoreNames => {
+            let issuer_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+            let mut ca = CertificateParams::new(Vec::new()).unwrap();
+            ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let ca_pem = ca.self_signed(&issuer_key).unwrap().pem();
+            params.not_before = now;
+            params.not_after = now + time::Duration::days(90);
+            params.use_authority_key_identifier_extension = true;
+            params.subject_alt_names.extend([
+                SanType::DnsName("www.example.com".try_into().unwrap()),
+                SanType::DnsName("_mta.example.com".try_into().unwrap()),
+                SanType::Rfc822Name("me@example.com".try_into().unwrap()),
+            ]);
+            let issuer = Issuer::new(ca, issuer_key);
+            let leaf = params.signed_by(&key, &issuer).unwrap().pem();
+            format!("{leaf}{ca_pem}")
+        }
         Chain::AfterWords => format!("subject=$(id) `id`; \x1b[2J\n{chain}"),
         Chain::WithoutIntermediate => leaf.to_owned(),
         Chain::NoPem => "-----BEGIN CERTIFICATE-----\nnot base64!\n".to_owned(),
