@@ -8,8 +8,8 @@
 //!   give each user a group, and a umask that lets it write.
 //! - In a sticky directory such as `/tmp` only the owner of an entry can replace it, so that
 //!   an entry of root's or ours may be there. A missing one may not: any user could make it.
-//! - No process writes through a read-only mount, whatever the mode: a ConfigMap of Kubernetes
-//!   has mode 0777.
+//! - In a container no process writes through a read-only mount, whatever the mode: a ConfigMap
+//!   of Kubernetes has mode 0777. systemd's units see mounts that others write.
 //!
 //! It reads owners and modes, and changes none. What passed can change only by root or by
 //! ourselves, so that using the path afterwards is safe. [`super::beneath`] holds the links
@@ -278,8 +278,12 @@ fn is_descriptor(link: &Path) -> bool {
     link.starts_with("/proc") && link.parent().is_some_and(|parent| parent.ends_with("fd"))
 }
 
+/// systemd shows a unit with `ProtectSystem=` all files read-only, and other processes write
+/// them: where it runs, a mount says nothing.
 fn is_read_only(path: &Path) -> bool {
-    statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY))
+    let is_with_systemd = Path::new("/run/systemd/system").exists();
+    !is_with_systemd
+        && statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 #[cfg(test)]
