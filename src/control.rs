@@ -217,9 +217,8 @@ pub(crate) async fn is_running(data_dir: &Path) -> Result<bool, Failure> {
     match connected.await {
         Ok(_) => Ok(true),
         Err(error) if NOT_RUNNING.contains(&error.kind()) => Ok(false),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(Failure::unusable(&path, &error))
-        }
+        // No refusal of ours: the system says why.
+        Err(error) if error.raw_os_error().is_some() => Err(Failure::unusable(&path, &error)),
         Err(error) => Err(unusable(&path, format!("no `certs run` is there: {error}"))),
     }
 }

@@ -337,11 +337,11 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
 
     docker.remove("web");
     sidecar.until_logged("container web no longer requests it; renewed until");
-    let shown = sidecar.status(&[]);
-    assert!(
-        shown.contains("  no longer requested by container web since "),
-        "{shown}"
-    );
+    // It is stored after it is logged.
+    until("the status", || {
+        let shown = sidecar.status(&[]);
+        shown.contains("  no longer requested by container web since ")
+    });
     assert!(
         sidecar
             .get("/metrics")

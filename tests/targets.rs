@@ -330,7 +330,7 @@ fn rollback_serves_earlier_generation_until_undone() {
     );
     let printed = run(certs().args(["rollback", NAME]), 2);
     assert!(
-        printed.contains("generation 0000 is not stored"),
+        printed.contains("generation 0001 is live, and none before it is stored"),
         "{printed}"
     );
     let printed = run(certs().args(["reload", NAME]), 0);

@@ -26,8 +26,8 @@ pub(in super::super) fn emptied(
     Emptied::new(output.directory, owner)
 }
 
-/// In a directory of the user to whom the data directory belongs, files belong to that user,
-/// unless the configuration gives them to another.
+/// In a directory of the user that owns the data directory, files belong to that user, unless
+/// the configuration gives them to another.
 pub(super) fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
     let is_given = output.owner.is_some() || output.group.is_some();
     let (own, data) = (&output.directory, &process.data_dir);

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_the_user_as_whom_root_acts_are_refused() {
+    fn links_of_the_owner_are_refused_while_root_acts() {
         if !rustix::process::geteuid().is_root() {
             return println!("SKIPPED: acting as another user needs root");
         }
