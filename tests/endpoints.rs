@@ -141,3 +141,20 @@ fn each_server_is_asked_for_its_own_names() {
     let printed = run(&mut renewal, 0);
     assert!(printed.contains("names=turn.example.com"), "{printed}");
 }
+
+#[test]
+fn quiet_command_prints_only_what_needs_the_reader() {
+    let ca = issued();
+    let Some((nginx, deploy)) = nginx(&ca, |text| text) else {
+        return;
+    };
+    let quiet = [NAME, "-q", &deploy, &verify(nginx.port)];
+    for more in [&[][..], &["--force"], &[]] {
+        assert_eq!(run(ca.issue(&quiet).args(more), 0), "");
+    }
+    let mut renew = crate::support::certs(&ca.path(""));
+    assert_eq!(run(renew.args(["renew", "-q"]), 0), "");
+    let elsewhere = [NAME, "-q", "--deploy", "none", &verify(free_port())];
+    let printed = run(&mut ca.issue(&elsewhere), 7);
+    assert!(printed.contains("is not verified"), "{printed}");
+}

@@ -23,8 +23,9 @@ use crate::deploy::Outlet;
 use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
-use crate::manage::Trigger;
 use crate::manage::preflight;
+use crate::manage::{Outcome, Trigger};
+use crate::observe::ProofState;
 use crate::random::SystemRandom;
 use crate::renew::policy::SIDE_BY_SIDE;
 use crate::sandbox;
@@ -231,6 +232,11 @@ pub(crate) fn print_failure(call: &Call, lineage: &str, task: Task, failure: &Fa
     say_json(json);
 }
 
+/// Whether a timer's mail need not say it.
+fn is_well(outcome: &Outcome) -> bool {
+    outcome.excluded.is_empty() && outcome.proof.state != ProofState::NotProven
+}
+
 fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
     let now = SystemClock.now();
@@ -241,6 +247,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "left_out": outcome.excluded, "proof": outcome.proof.state,
             "proof_at": outcome.proof.at, "proof_detail": outcome.proof.detail,
         })),
+        Done::Passed { outcome, .. } if call.terminal.is_quiet() && is_well(outcome) => {}
         Done::Passed { outcome, path } => {
             let result = match (outcome.issued, task) {
                 (true, _) => "issued",

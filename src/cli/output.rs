@@ -65,6 +65,7 @@ const CYAN: &str = "\x1b[36m";
 #[derive(Clone, Debug)]
 pub(super) struct Terminal {
     progress: bool,
+    quiet: bool,
     colour: bool,
     format: LogFormat,
     line: Arc<Mutex<String>>,
@@ -88,11 +89,17 @@ impl Terminal {
         Self {
             format,
             progress: is_terminal && !quiet,
+            quiet,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
             places: Arc::default(),
             verbs: Arc::default(),
         }
+    }
+
+    /// Whether only failures are printed.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// The same for a command with these options, which hints repeat.
