@@ -2,7 +2,7 @@
 //! that the server holds the key. See RFC 8446, section 4.4.3.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use rustls::crypto::{
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio_rustls::TlsConnector;
 
 use super::super::endpoint::Approach;
@@ -97,7 +97,16 @@ pub async fn observe(
     };
     let connected = tokio::time::timeout(WITHIN, TcpStream::connect(address)).await;
     let connected = connected.unwrap_or_else(|_| Err(timed_out()));
-    let stream = connected.map_err(|error| Unseen::unreachable(&error))?;
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Err(match speaks_quic(address).await {
+                true => Unseen::quic_alone(),
+                false => Unseen::unreachable(&error),
+            });
+        }
+        Err(error) => return Err(Unseen::unreachable(&error)),
+    };
     let within = match approach.protocol {
         Protocol::Tls => WITHIN,
         _ => MAIL_WITHIN,
@@ -107,6 +116,32 @@ pub async fn observe(
     let (leaf, scheme) = ended.unwrap_or_else(|_| Err(late()))?;
     let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
     Ok(Shown { facts, scheme })
+}
+
+/// Whether a QUIC server listens there, as for HTTP/3. A version that no server knows makes
+/// each answer with the ones that it does: RFC 9000, sections 6.1 and 17.2.1.
+async fn speaks_quic(address: SocketAddr) -> bool {
+    const ASKS_FOR_VERSIONS: [u8; 5] = [0xc0, 0x1a, 0x2a, 0x3a, 0x4a];
+    const CONNECTION: [u8; 18] = *b"\x08certs-up\x08certs-up";
+    /// A shorter datagram may get no answer.
+    const LENGTH: usize = 1200;
+    let ask = async {
+        let any = match address {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect(address).await?;
+        let mut datagram = [ASKS_FOR_VERSIONS.as_slice(), &CONNECTION].concat();
+        datagram.resize(LENGTH, 0);
+        socket.send(&datagram).await?;
+        let mut reply = [0; 64];
+        let length = socket.recv(&mut reply).await?;
+        let is_long = length > CONNECTION.len() && reply[0] & 0x80 != 0;
+        io::Result::Ok(is_long && reply[1..5] == [0; 4] && reply[5..23] == CONNECTION)
+    };
+    let asked = tokio::time::timeout(Duration::from_secs(1), ask).await;
+    matches!(asked, Ok(Ok(true)))
 }
 
 async fn handshake(

@@ -51,6 +51,15 @@ impl Unseen {
         Self { found, cause }
     }
 
+    /// A server is there, and not for TCP.
+    pub(super) fn quic_alone() -> Self {
+        let found = "it speaks HTTP/3 (QUIC) alone, which cannot be proven with this client; let the server listen on TCP, too";
+        Self {
+            found: found.to_owned(),
+            cause: Cause::Incapable,
+        }
+    }
+
     /// The handshake failed before a certificate was seen.
     pub(super) fn handshake(error: &io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};

@@ -184,8 +184,29 @@ async fn old_server_is_said_to_be_unprovable_here() {
 }
 
 #[tokio::test]
+async fn server_of_http3_alone_is_named() {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut asked = [0; 1500];
+        while let Ok((length, peer)) = socket.recv_from(&mut asked).await {
+            assert_eq!(length, 1200);
+            let mut reply = [&[0x80, 0, 0, 0, 0], &asked[5..23], &[0, 0, 0, 1]].concat();
+            // The connection's numbers change places.
+            reply[5..14].copy_from_slice(&asked[14..23]);
+            reply[14..23].copy_from_slice(&asked[5..14]);
+            let _ = socket.send_to(&reply, peer).await;
+        }
+    });
+    let endpoint = address.to_string().parse().unwrap();
+    let unseen = look(&endpoint, "example.com", &Fingerprint::of(b"")).await;
+    let unseen = unseen.unwrap_err();
+    assert!(unseen.to_string().contains("HTTP/3"), "{unseen}");
+    assert!(unseen.is_blind());
+}
+
+#[tokio::test]
 async fn connection_without_a_route_is_blind() {
-    // Reserved for documentation: no route, or no answer.
     let error = TcpStream::connect("127.0.0.1:1").await.unwrap_err();
     assert!(Unseen::unreachable(&error).is_blind());
     let no_route = std::io::Error::from(std::io::ErrorKind::NetworkUnreachable);
