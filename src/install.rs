@@ -8,6 +8,7 @@
 //! a tree could land in another block. nginx-config and nginxparser (unmaintained)
 //! drop comments and formatting.
 
+pub(crate) mod answer;
 pub(crate) mod change;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

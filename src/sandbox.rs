@@ -188,9 +188,13 @@ pub(crate) fn confine(
     settings: &Settings,
     known: &Settings,
 ) -> Result<Sandbox, Failure> {
+    let confirmed = Confirmed::file_for(&settings.data_dir);
+    if let Err(error) = Confirmed::prepare(&confirmed) {
+        tracing::debug!("{}: {error}", confirmed.display());
+    }
     let permits = Permits {
         targets: Vec::from_iter(permitted(settings).collect::<BTreeSet<_>>()),
-        confirmed: Confirmed::file_for(&settings.data_dir),
+        confirmed,
         outputs: outputs(known),
         docker: paths::docker_socket(settings).filter(|_| settings.gives_up_root),
     };

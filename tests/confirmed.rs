@@ -26,9 +26,34 @@ fn readyz(sidecar: &Sidecar) -> String {
 }
 
 #[test]
+fn sidecar_reads_rights_that_are_confirmed_while_it_runs() {
+    let ca = EmbeddedCa::start();
+    let hook = script(&ca.path("hook"), "true");
+    let sidecar = Sidecar::start(&ca, &["other.example.com"]);
+    until("readiness", || sidecar.log().contains(" ready"));
+    for name in ["a.example.com", "b.example.com"] {
+        run(&mut ca.issue(&[name, &hook]), 0);
+        until("the certificate is managed", || {
+            readyz(&sidecar).is_empty() || verb(&ca, &["status"], 0).contains(name)
+        });
+    }
+    run(
+        crate::support::certs(&ca.path("")).args(["delete", "a.example.com", "--yes"]),
+        0,
+    );
+    sidecar.running.signal(rustix::process::Signal::HUP);
+    until("the reload", || {
+        sidecar.log().contains("the configuration was reloaded")
+    });
+    let log = sidecar.log();
+    assert!(!log.contains("cannot be used"), "{log}");
+    sidecar.stop();
+}
+
+#[test]
 fn denied_rights_are_shown_before_the_renewal() {
     let ca = EmbeddedCa::start();
-    let confirmed = ca.path("data.confirmed");
+    let confirmed = ca.path("data.confirmed/rights.json");
     let hook = script(&ca.path("hook"), "true");
     run(&mut ca.issue(&[NAME, &hook]), 0);
     let own = ca.path("own").display().to_string();

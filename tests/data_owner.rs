@@ -475,6 +475,30 @@ fn command_refuses_a_data_directory_that_another_user_can_lead_elsewhere() {
     }
 }
 
+#[test]
+fn sidecar_gets_the_pairs_of_roots_in_an_output_of_another_user() {
+    let Some(service) = Service::new() else {
+        return;
+    };
+    const CONSUMER: u32 = 33;
+    chown(service.path("data"), Some(0), Some(0)).unwrap();
+    chown(service.path("out"), Some(CONSUMER), Some(CONSUMER)).unwrap();
+    run(&mut service.issue(), 0);
+    let pair = service.path(&format!("out/archive/{NAME}/0001"));
+    let note = service.secret(&format!("out/archive/{NAME}/0001/note"));
+    let owner = |path: &Path| std::fs::metadata(path).unwrap().uid();
+    assert_eq!(owner(&pair.join("privkey.pem")), 0);
+    let log = sidecar(&service);
+    assert!(log.contains(" ready"), "{log}");
+    let user = owner(&service.path("data"));
+    assert_ne!(user, 0);
+    for ours in [&pair, &pair.join("privkey.pem"), &service.path("out/live")] {
+        assert_eq!(owner(ours), user, "{}", ours.display());
+    }
+    assert_eq!((owner(&note), owner(&service.path("out"))), (0, CONSUMER));
+    run(&mut service.root(&["renew", "--force"]), 0);
+}
+
 /// Runs root's sidecar until it is ready or ends; its log.
 fn sidecar(service: &Service) -> String {
     let log = service.path("log");

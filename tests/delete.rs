@@ -174,7 +174,7 @@ fn delete_withdraws_the_rights_that_nothing_else_uses() {
     run(&mut ca.issue(&["a.example.com", &deploy[0], &deploy[1]]), 0);
     run(&mut ca.issue(&["b.example.com", &deploy[0]]), 0);
     let confirmed = || {
-        let text = std::fs::read_to_string(ca.path("data.confirmed")).unwrap();
+        let text = std::fs::read_to_string(ca.path("data.confirmed/rights.json")).unwrap();
         ["/hook", "/copy.pem"].map(|path| text.contains(path))
     };
     assert_eq!(confirmed(), [true, true]);

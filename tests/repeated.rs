@@ -97,7 +97,7 @@ fn repeated_issue_confirms_nothing_that_only_the_store_names() {
         assert!(printed.contains("nor confirmed"), "{key}: {printed}");
     }
     assert!(!seen.exists());
-    let confirmed = fs::read_to_string(ca.path("data.confirmed")).unwrap_or_default();
+    let confirmed = fs::read_to_string(ca.path("data.confirmed/rights.json")).unwrap_or_default();
     assert!(!confirmed.contains("planted"), "{confirmed}");
 }
 

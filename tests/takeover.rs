@@ -147,7 +147,7 @@ fn import_applies_options_to_stored_certificates() {
         let printed = import(&["--deploy", spec]);
         let right = format!("confirmed right: deploy to {spec}");
         assert!(printed.contains(&right), "{printed}");
-        let confirmed = std::fs::read_to_string(root.join("data.confirmed")).unwrap();
+        let confirmed = std::fs::read_to_string(root.join("data.confirmed/rights.json")).unwrap();
         let name = spec.rsplit_once('/').unwrap().1;
         assert!(confirmed.contains(name), "{confirmed}");
     }

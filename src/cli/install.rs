@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::trust;
 use crate::identifier::Identifier;
+use crate::install::answer::wait_for_answer;
 use crate::install::journal::{Journals, Subject};
 use crate::install::plan::InstallPlan;
 use crate::install::program::Program;
@@ -146,8 +147,26 @@ impl Work<'_> {
             ));
         }
         tracing::debug!(placeholder = made, "written");
-        self.report(&draft, Some(program.reload(&main)));
+        let reloaded = program.reload(&main);
+        let mut draft = draft;
+        if reloaded.is_ok() {
+            draft.plan.notes.extend(self.unanswered(&draft.plan));
+        }
+        self.report(&draft, Some(reloaded));
         Ok(())
+    }
+
+    /// Why a CA would not see an answer of the reloaded nginx, as far as that shows here.
+    fn unanswered(&self, plan: &InstallPlan) -> Option<String> {
+        let (webroot, port) = (plan.webroot.as_deref()?, self.options.http_port);
+        let host = plan.name.replacen("*.", "certs-probe.", 1);
+        let found = wait_for_answer(webroot, &host, port);
+        let found = found.unwrap_or_else(|error| Some(error.to_string()))?;
+        Some(format!(
+            "a challenge for {} on port {port} is not answered from {}: {found}; another server block or rule is in the way",
+            plan.name,
+            webroot.display()
+        ))
     }
 
     fn program(&self) -> Result<Program, Failure> {

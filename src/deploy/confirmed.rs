@@ -19,6 +19,7 @@ use crate::files::{self, trust};
 use crate::text::printable;
 
 const MODE: u32 = 0o644;
+const DIRECTORY_MODE: u32 = 0o755;
 const LONGEST: u64 = 1 << 20;
 
 /// A right beyond a certificate's own files.
@@ -79,10 +80,23 @@ pub(crate) struct Confirmed {
 }
 
 impl Confirmed {
-    /// The file for a data directory: beside it, with the suffix `.confirmed`.
+    /// The file for a data directory, in the directory beside it with the suffix `.confirmed`:
+    /// the sandbox lets the sidecar read what is in there, also a file that comes later.
     #[must_use]
     pub(crate) fn file_for(data_dir: &Path) -> PathBuf {
-        files::beside(data_dir, "confirmed")
+        files::beside(data_dir, "confirmed").join("rights.json")
+    }
+
+    /// Makes the directory of `file`, so that a sandbox can allow it.
+    ///
+    /// # Errors
+    /// When this user may not make it.
+    pub(crate) fn prepare(file: &Path) -> io::Result<()> {
+        let directory = file.parent().unwrap_or(file);
+        match directory.is_dir() {
+            true => Ok(()),
+            false => files::make_directory(directory, DIRECTORY_MODE),
+        }
     }
 
     /// Those in `file`; none if it is missing.
@@ -91,6 +105,12 @@ impl Confirmed {
     /// When it cannot be read, is damaged, or another user than root or ours could have
     /// written it.
     pub(crate) fn read(file: &Path) -> io::Result<Self> {
+        if file
+            .symlink_metadata()
+            .is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
+            return Ok(Self::default());
+        }
         // Only root or we can change where the path leads, so that it may be used again.
         let file = match trust::resolve(file) {
             Err(error) if error.is_absent() => return Ok(Self::default()),
@@ -156,6 +176,7 @@ impl Confirmed {
 /// Locks the changes of `file`, by a file that no other user can open.
 fn locked(file: &Path) -> io::Result<File> {
     let directory = file.parent().unwrap_or(file);
+    Confirmed::prepare(file)?;
     trust::resolve(directory).map_err(io::Error::other)?;
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(false).mode(0o600);

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Settings;
+use crate::deploy::confirmed::Confirmed;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 use crate::files::beneath::{self, REFUSED_HINT};
@@ -97,6 +98,9 @@ impl Paths {
         for file in files.iter().flat_map(|file| [file.clone(), real(file)]) {
             read.extend(file.parent().map(Path::to_owned));
         }
+        // Commands confirm rights after the start.
+        let confirmed = Confirmed::file_for(&settings.data_dir);
+        read.extend(confirmed.parent().map(Path::to_owned));
         // A configuration file may appear after the start.
         read.extend(settings.file.is_none().then(|| real(Path::new("."))));
         // The root directory would lift the restriction.

@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::files::accounts::{NO_ACCOUNT, service_account};
 use crate::files::beneath::{Directory, names_in};
 use crate::files::{is_leftover, may_search};
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 /// The socket of the helper process in the data directory, for Docker's API.
@@ -41,6 +42,12 @@ const STATE: [&str; 8] = [
 const BESIDE: [&str; 2] = ["public", "lost+found"];
 /// What `certs` makes in the output directory.
 const OUTPUT: [&str; 2] = ["live", "archive"];
+/// The names below them: certificates, generations, and the files of a pair.
+const SHAPE: [fn(&str) -> bool; 3] = [
+    |name| Lineage::parse(name).is_ok(),
+    |name| name.bytes().all(|byte| byte.is_ascii_digit()) || name.starts_with(".new-"),
+    |name| name.ends_with(".pem"),
+];
 const PRIVATE: Mode = Mode::from_raw_mode(0o700);
 const SHARED: Mode = Mode::from_raw_mode(0o2750);
 /// The directory of challenge answers of a service.
@@ -139,22 +146,18 @@ impl ServiceUser {
 
     /// Gives it the pairs in `output`, which may be a directory of other files, too.
     fn give_pairs(&self, output: &OwnedFd) -> io::Result<()> {
-        if fstat(output)?.st_uid == self.user {
-            return Ok(());
-        }
         for name in OUTPUT {
             match mkdirat(output, name, SHARED) {
-                Ok(()) => {
-                    chmodat(output, name, SHARED, AtFlags::empty())?;
-                    let flags = DIRECTORY | OFlags::NOFOLLOW;
-                    let made = openat(output, name, flags, Mode::empty())?;
-                    if names_in(&made)?.is_empty() {
-                        self.give(&made)?;
-                    }
-                }
+                Ok(()) => chmodat(output, name, SHARED, AtFlags::empty())?,
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        if !self.is_roots_alone(output)? {
+            // What is not a pair may be another program's, renamed by the user of this directory.
+            return OUTPUT
+                .iter()
+                .try_for_each(|name| self.give_pairs_below(output, name.as_ref(), &SHAPE));
         }
         let (known, others) = partition(output, &OUTPUT)?;
         self.give_all(output, known)?;
@@ -164,12 +167,45 @@ impl ServiceUser {
         }
     }
 
+    /// Gives it `name` in `parent` and those entries below whose names are of `shape`.
+    fn give_pairs_below(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        shape: &[fn(&str) -> bool],
+    ) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = openat(parent, name, flags, Mode::empty())?;
+        let found = fstat(&entry)?;
+        let kind = FileType::from_raw_mode(found.st_mode);
+        if let Some((next, rest)) = shape.split_first() {
+            let is_roots = kind == FileType::Directory && found.st_uid == 0;
+            if !is_roots || found.st_mode & 0o022 != 0 {
+                return Ok(());
+            }
+            let directory = openat(&entry, ".", DIRECTORY, Mode::empty())?;
+            let names = names_in(&directory)?.into_iter();
+            for name in names.filter(|name| name.to_str().is_some_and(next)) {
+                self.give_pairs_below(&directory, &name, rest)?;
+            }
+        }
+        match kind {
+            FileType::Directory | FileType::RegularFile => self.give(&entry),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether only root could put the entries of `directory` there.
+    fn is_roots_alone(&self, directory: &OwnedFd) -> io::Result<bool> {
+        let found = fstat(directory)?;
+        let is_roots = found.st_uid == 0 || found.st_uid == NO_ACCOUNT && self.has_account;
+        Ok(is_roots && found.st_mode & 0o022 == 0)
+    }
+
     /// Gives it the entries with these names and all below, if only root could put them
     /// there: another user may have moved a file of root's into its own directory.
     fn give_all(&self, directory: &OwnedFd, names: Vec<OsString>) -> io::Result<()> {
-        let found = fstat(directory)?;
-        let is_roots = found.st_uid == 0 || found.st_uid == NO_ACCOUNT && self.has_account;
-        if !is_roots || found.st_mode & 0o022 != 0 {
+        if !self.is_roots_alone(directory)? {
             return Ok(());
         }
         for name in names {
