@@ -212,7 +212,7 @@ pub(crate) async fn is_running(data_dir: &Path) -> Result<bool, Failure> {
     let connected = async {
         let (directory, name) = Directory::of(&path)?;
         directory.check_socket(name)?;
-        unix::connect(&path).await
+        unix::connect_in_data(&path).await
     };
     match connected.await {
         Ok(_) => Ok(true),
@@ -305,14 +305,14 @@ async fn send(
         .header("host", "certs")
         .header("content-type", "application/json")
         .body(Full::from(body))?;
-    let sidecar = Origin::Unix(socket.to_owned());
+    let sidecar = Origin::Data(socket.to_owned());
     Ok(sidecar.send(request, LONGEST_WORK, LARGEST_REPLY).await?)
 }
 
 /// Returns when the process at the other end has answered none of a few requests in a row. A
 /// sidecar answers any request at once, whatever it works on.
 async fn silence(socket: &Path) -> HttpError {
-    let sidecar = Origin::Unix(socket.to_owned());
+    let sidecar = Origin::Data(socket.to_owned());
     let mut unanswered = 0;
     loop {
         let mut probe = Request::new(Full::default());

@@ -499,6 +499,33 @@ fn sidecar_gets_the_pairs_of_roots_in_an_output_of_another_user() {
     run(&mut service.root(&["renew", "--force"]), 0);
 }
 
+#[test]
+fn commands_reach_a_sidecar_whose_directory_is_in_a_shared_one() {
+    let Some(service) = Service::new() else {
+        return;
+    };
+    let shared = PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(service.0.path(), shared).unwrap();
+    for name in ["data", "out"] {
+        chown(service.path(name), Some(0), Some(0)).unwrap();
+    }
+    let mut command = certs(service.0.path());
+    command.args(["run", "--admin-listen", "off"]);
+    let listen = format!("127.0.0.1:{}", free_port());
+    command.args(["--http-listen", &listen]);
+    let log = service.path("log");
+    let running = std::fs::File::create(&log).unwrap().into();
+    let running = Running::start_logging(&mut command, running);
+    let is_ready = || std::fs::read_to_string(&log).unwrap().contains(" ready");
+    until("the sidecar", is_ready);
+    for verb in ["status", "renew"] {
+        run(&mut service.root(&[verb]), 0);
+    }
+    let issue = ["issue", NAME, "--ca", "embedded", "--http-listen", &listen];
+    run(&mut service.root(&issue), 0);
+    drop(running);
+}
+
 /// Runs root's sidecar until it is ready or ends; its log.
 fn sidecar(service: &Service) -> String {
     let log = service.path("log");

@@ -72,7 +72,7 @@ impl Api {
     pub(crate) fn socket(&self) -> Option<&Path> {
         match &self.0 {
             Origin::Unix(path) => Some(path),
-            Origin::Tcp(_) | Origin::Tls(..) => None,
+            Origin::Data(_) | Origin::Tcp(_) | Origin::Tls(..) => None,
         }
     }
 

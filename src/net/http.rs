@@ -52,6 +52,8 @@ pub(crate) enum HttpError {
 pub(crate) enum Origin {
     /// A Unix socket.
     Unix(PathBuf),
+    /// A Unix socket in the data directory.
+    Data(PathBuf),
     /// `host:port`, without TLS.
     Tcp(String),
     /// Host and port, by TLS with a certificate that a public root has signed.
@@ -111,6 +113,7 @@ impl Origin {
     async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
         Ok(match self {
             Self::Unix(path) => Box::new(unix::connect(path).await?),
+            Self::Data(path) => Box::new(unix::connect_in_data(path).await?),
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
             Self::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;

@@ -19,10 +19,29 @@ use crate::files::trust;
 /// # Errors
 /// Those of the connection, and a peer that root may not trust.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
+    connect_by(path, trust::resolve_socket).await
+}
+
+/// The same for a socket in our data directory, whose owner root has accepted, also where it
+/// is in a directory that is open to others, such as `/tmp`.
+///
+/// # Errors
+/// As for [`connect`].
+pub(crate) async fn connect_in_data(path: &Path) -> io::Result<UnixStream> {
+    let by = |path: &Path, holder| {
+        let directory = trust::resolve_for(path.parent().unwrap_or(path), Some(holder))?;
+        Ok(directory.join(path.file_name().unwrap_or_default()))
+    };
+    connect_by(path, by).await
+}
+
+type Resolved = Result<PathBuf, trust::Untrusted>;
+
+async fn connect_by(path: &Path, by: fn(&Path, u32) -> Resolved) -> io::Result<UnixStream> {
     if !geteuid().is_root() {
         return UnixStream::connect(path).await;
     }
-    let (real, holder) = resolve(path)?;
+    let (real, holder) = resolve(path, by)?;
     let stream = UnixStream::connect(real).await?;
     let peer = stream.peer_cred()?.uid();
     match is_trusted(peer, holder) {
@@ -39,7 +58,7 @@ fn is_trusted(peer: u32, holder: u32) -> bool {
 }
 
 /// The socket that `path` leads to, and the user of its directory.
-fn resolve(path: &Path) -> io::Result<(PathBuf, u32)> {
+fn resolve(path: &Path, by: fn(&Path, u32) -> Resolved) -> io::Result<(PathBuf, u32)> {
     if path.as_os_str().as_bytes().starts_with(b"\0") {
         return Ok((path.to_owned(), 0));
     }
@@ -48,11 +67,14 @@ fn resolve(path: &Path) -> io::Result<(PathBuf, u32)> {
     let holder = directory
         .and_then(Result::ok)
         .map_or(0, |found| found.uid());
-    let resolved = trust::resolve_socket(path, holder).map_err(|error| {
+    let resolved = by(path, holder).map_err(|error| {
         let (shown, hint) = (path.display(), error.hint());
         io::Error::other(format!("{shown} is not trusted: {error}: {hint}"))
     });
-    Ok((resolved?, holder))
+    match resolved? {
+        resolved if resolved == real => Ok((real, holder)),
+        _ => Err(io::Error::other(format!("{}: a link", path.display()))),
+    }
 }
 
 #[cfg(test)]
@@ -77,7 +99,7 @@ mod tests {
         let _listener = UnixListener::bind(&socket).unwrap();
         assert!(connect(&socket).await.is_ok());
         let is_accepted = |path: &Path, peer| {
-            let resolved = resolve(path);
+            let resolved = resolve(path, trust::resolve_socket);
             resolved.is_ok_and(|(_, holder)| is_trusted(peer, holder))
         };
         assert!(!is_accepted(&socket, SERVER));
