@@ -3,8 +3,8 @@
 //! A record in the data directory is written by the sidecar, which talks to the network. What
 //! it names (programs, files, sockets) must not become a right of the next start. So each
 //! command of the administrator that stores such a right also writes it into a file beside
-//! the data directory, which the sandbox denies to the sidecar. What the configuration
-//! names needs no entry. `certs delete` withdraws the rights that nothing else uses.
+//! the data directory, which the sandbox lets the sidecar read and not write. What the
+//! configuration names needs no entry. `certs delete` withdraws the rights that nothing else uses.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
