@@ -92,8 +92,8 @@ impl FailingCalls {
 
 pub(crate) fn reports_error(case: &str, error: &str, printed: &str) {
     let (_, words) = ERROR_TEXTS.iter().find(|(name, _)| *name == error).unwrap();
-    // An error before the first certificate is processed names the store itself, or a path in it.
-    let places = [NAMES[0], "store: ", "/data/"];
+    // An error before the first certificate is processed names the store, or a path in it or beside it.
+    let places = [NAMES[0], "store: ", "/data/", "/data.confirmed/"];
     let name = places.iter().any(|place| printed.contains(place));
     assert!(
         name && printed.contains(words) && printed.contains("hint:"),
