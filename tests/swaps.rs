@@ -272,10 +272,15 @@ fn coturn_calls_survive_every_renewal() {
         .stderr(std::process::Stdio::null());
     let calls = calls.spawn().unwrap();
     until("the sessions", || established(turn.port) >= sessions);
-    let verify = verify(turn.port);
+    let (verify, connected) = (verify(turn.port), established(turn.port));
     for _ in 0..renewals {
         run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
     }
+    let still = established(turn.port);
+    assert!(
+        still >= connected,
+        "{still} of {connected} connections are left"
+    );
     let ended = calls.wait_with_output().unwrap();
     let printed = String::from_utf8_lossy(&ended.stdout);
     let total = printed
@@ -284,12 +289,14 @@ fn coturn_calls_survive_every_renewal() {
         .find(|line| line.contains("tot_send_msgs"));
     let total = total.unwrap_or_else(|| panic!("no total in {printed}"));
     println!("coturn: {sessions} sessions over TLS, {renewals} renewals: {total}");
-    // The client leaves before the answers to its last messages arrive, the earlier the busier the machine is.
-    // A reload that ends the sessions loses all the rest.
+    // The client leaves before the answers to its last messages arrive, the earlier the busier the machine is:
+    // without any renewal 50 sessions lose 2% of 300 messages each.
     let [sent, received] = ["tot_send_msgs=", "tot_recv_msgs="].map(|key| number(total, key));
     let lost = sent - received;
-    let late = by_depth(sent / 10, 2 * sessions, 2 * sessions);
-    assert!(sent >= sessions * messages && lost <= late, "{printed}");
+    assert!(
+        sent >= sessions * messages && lost <= sent / 10,
+        "{printed}"
+    );
 }
 
 fn number(line: &str, key: &str) -> usize {

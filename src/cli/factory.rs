@@ -304,11 +304,13 @@ impl Factory {
         ca: &CaSettings,
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
-        let hint = "see --ca-root and --eab-kid";
-        let invalid = |message: String| Failure::usage(message, hint);
-        let unusable =
-            |error: Unusable| Failure::usage(error.message, error.hint.unwrap_or(hint.to_owned()));
-        let binding = ca.read_binding().map_err(unusable)?;
+        let invalid = |message: String| Failure::usage(message, "check the file of --ca-root");
+        let unusable = |error: Unusable, option: &str| {
+            let hint = || format!("check the file of {option}: its path, owner and mode");
+            Failure::usage(error.message, error.hint.unwrap_or_else(hint))
+        };
+        let binding = ca.read_binding();
+        let binding = binding.map_err(|error| unusable(error, "--eab-hmac-file"))?;
         let account = AccountSettings {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
@@ -319,7 +321,8 @@ impl Factory {
             let server = self.embedded(settings)?;
             (server.directory_url(), Arc::new(InProcess(server.router())))
         } else {
-            let roots = ca.read_root().map_err(unusable)?;
+            let roots = ca.read_root();
+            let roots = roots.map_err(|error| unusable(error, "--ca-root"))?;
             let https = Https::new(roots.as_deref()).map_err(invalid)?;
             (identity.clone(), Arc::new(https))
         };
