@@ -1,6 +1,7 @@
 //! Whether a server's process may read the published pair. A server that may not continues
 //! with the previous pair, and rarely reports that where an operator looks. This module
-//! never changes a mode or an owner.
+//! never changes a mode or an owner. The kernel shows numbers as this process has them, and
+//! the root of a container in a user namespace is root only over the files of its own users.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,55 @@ struct FileAccess {
     user: u32,
     groups: Vec<u32>,
     overrides: bool,
+    /// The ids of its user namespace, if that is not ours.
+    namespace: Option<IdMaps>,
+}
+
+/// What /proc/PID/uid_map and gid_map have: see user_namespaces(7).
+#[derive(Debug, Default, PartialEq, Eq)]
+struct IdMaps {
+    users: Vec<[u64; 3]>,
+    groups: Vec<[u64; 3]>,
+}
+
+impl IdMaps {
+    /// Those of process `pid`; `None` if it is in our user namespace.
+    fn of(pid: u32) -> Option<Self> {
+        let read = |pid: &str, map: &str| std::fs::read_to_string(format!("/proc/{pid}/{map}"));
+        let map = |map: &str| {
+            let theirs = read(&pid.to_string(), map).ok()?;
+            (theirs != read("self", map).ok()?).then(|| ranges(&theirs))
+        };
+        let (users, groups) = (map("uid_map"), map("gid_map"));
+        (users.is_some() || groups.is_some()).then(|| Self {
+            users: users.unwrap_or_default(),
+            groups: groups.unwrap_or_default(),
+        })
+    }
+
+    /// Whether its root is root over a file of this user and group.
+    fn have(&self, user: u32, group: u32) -> bool {
+        inside(&self.users, user).is_some() && inside(&self.groups, group).is_some()
+    }
+}
+
+/// The lines of a map: the first number inside, the first outside, and how many there are.
+fn ranges(map: &str) -> Vec<[u64; 3]> {
+    let lines = map.lines().filter_map(|line| {
+        let numbers = line.split_whitespace().map(|number| number.parse().ok());
+        let numbers: Option<Vec<u64>> = numbers.collect();
+        numbers?.try_into().ok()
+    });
+    lines.collect()
+}
+
+/// The number inside the namespace of what is `outside` here.
+fn inside(map: &[[u64; 3]], outside: u32) -> Option<u64> {
+    let outside = u64::from(outside);
+    map.iter().find_map(|[first, here, count]| {
+        let at = outside.checked_sub(*here)?;
+        (at < *count).then(|| first.saturating_add(at))
+    })
 }
 
 /// The first file in `live` that process `pid` may not read, with the numbers of user and
@@ -29,7 +79,7 @@ pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
     };
     let status = PathBuf::from(format!("/proc/{pid}/status"));
     let access = match std::fs::read_to_string(&status) {
-        Ok(status) => FileAccess::of(&status)?,
+        Ok(status) => FileAccess::of(&status, IdMaps::of(pid))?,
         Err(error) => return unknown(&status, &error),
     };
     for name in ["fullchain.pem", "privkey.pem"] {
@@ -44,8 +94,13 @@ pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
             continue;
         };
         let there = std::fs::metadata(closed).ok()?;
+        let own = |maps: &IdMaps| inside(&maps.users, access.user);
+        let own = access.namespace.as_ref().and_then(own);
+        let own = own.map_or(String::new(), |own| {
+            format!(", which is {own} in its user namespace")
+        });
         return Some(format!(
-            "{program} (uid {}, gid {}) may not read {}: {} is {:04o} of {}:{}; give it a group that reads it with [output] group",
+            "{program} (uid {}{own}, gid {}) may not read {}: {} is {:04o} of {}:{}; give it a group that reads it with [output] group",
             access.user,
             access.groups.first()?,
             path.display(),
@@ -60,7 +115,7 @@ pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
 
 impl FileAccess {
     /// Reads proc_pid_status(5).
-    fn of(status: &str) -> Option<Self> {
+    fn of(status: &str, namespace: Option<IdMaps>) -> Option<Self> {
         let field = |name: &str| {
             let mut lines = status.lines();
             lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -75,6 +130,7 @@ impl FileAccess {
             user: fourth(field("Uid")?)?,
             groups,
             overrides: effective & OVERRIDE != 0,
+            namespace,
         })
     }
 
@@ -89,7 +145,9 @@ impl FileAccess {
             false if self.groups.contains(&there.gid()) => 3,
             false => 0,
         };
-        self.overrides || there.mode() >> shift & bit != 0
+        let has_it = |maps: &IdMaps| maps.have(there.uid(), there.gid());
+        let overrides = self.overrides && self.namespace.as_ref().is_none_or(has_it);
+        overrides || there.mode() >> shift & bit != 0
     }
 }
 
@@ -103,17 +161,44 @@ mod tests {
 
     #[test]
     fn reads_user_groups_and_capabilities() {
-        let access = FileAccess::of(STATUS).unwrap();
+        let access = FileAccess::of(STATUS, None).unwrap();
         let groups = vec![102, 102, 7];
         let wanted = FileAccess {
             user: 101,
             groups,
             overrides: false,
+            namespace: None,
         };
         assert_eq!(access, wanted);
         let root = STATUS.replace("0000000000000000", "000001ffffffffff");
-        assert!(FileAccess::of(&root).unwrap().overrides);
-        assert_eq!(FileAccess::of("Name:\tx\n"), None);
+        assert!(FileAccess::of(&root, None).unwrap().overrides);
+        assert_eq!(FileAccess::of("Name:\tx\n", None), None);
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_is_root_over_its_own_users() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("privkey.pem");
+        std::fs::write(&file, "x").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let owner = std::fs::metadata(&file).unwrap();
+        let may = |first: u32, groups: &str| {
+            let maps = IdMaps {
+                users: ranges(&format!("  0 {first} 65536\n")),
+                groups: ranges(groups),
+            };
+            let root = STATUS.replace("101", &(owner.uid() + 1).to_string());
+            let root = root.replace("0000000000000000", "000001ffffffffff");
+            FileAccess::of(&root, Some(maps)).unwrap().may_open(&file)
+        };
+        let all = "0 0 4294967295\n";
+        assert!(!may(owner.uid() + 1, all));
+        assert!(!may(owner.uid(), "0 3000000000 2\n"));
+        assert!(may(owner.uid(), all));
+        assert_eq!(inside(&ranges("0 100000 65536\n5 7 1"), 100_033), Some(33));
+        assert_eq!(inside(&ranges("0 100000 65536\n5 7 1"), 7), Some(5));
+        assert_eq!(inside(&ranges("0 100000 65536\n"), 0), None);
+        assert_eq!(IdMaps::of(std::process::id()), None);
     }
 
     #[test]
@@ -130,6 +215,7 @@ mod tests {
                 user,
                 groups,
                 overrides: false,
+                namespace: None,
             };
             access.may_open(&file)
         };
