@@ -77,6 +77,12 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, String> {
         let (text, options) = text.split_once('?').unwrap_or((text, ""));
         let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
+        if text.starts_with("unix:") {
+            return Err(format!(
+                "`{}`: a Unix socket cannot be verified; name HOST:PORT of the server that is before it",
+                text.escape_debug()
+            ));
+        }
         let (protocol, place) = match text.split_once("://") {
             Some((scheme, place)) => {
                 let protocol = Protocol::of_scheme(scheme);
@@ -169,6 +175,8 @@ mod tests {
             assert_eq!(shown(whole).unwrap(), whole);
         }
         assert_eq!(shown("a:1?").unwrap(), "a:1");
+        let unix = shown("unix:/run/nginx.sock").unwrap_err();
+        assert!(unix.contains("server that is before it"), "{unix}");
         for text in [
             "example.com",
             "example.com:0",
