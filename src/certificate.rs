@@ -32,6 +32,7 @@ use crate::identifier::Identifier;
 use crate::text::printable;
 use crate::time::Timestamp;
 
+pub(crate) use chain::serial_of;
 pub use known::BundleCache;
 pub use secret::{Secret, SecretBytes};
 
@@ -379,11 +380,8 @@ fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
         _ => None,
     })?;
     let parts = [key_identifier.0, certificate.raw_serial()];
-    Some(
-        parts
-            .map(|bytes| BASE64_URL_SAFE_NO_PAD.encode(bytes))
-            .join("."),
-    )
+    let parts = parts.map(|bytes| BASE64_URL_SAFE_NO_PAD.encode(bytes));
+    Some(parts.join("."))
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {

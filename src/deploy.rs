@@ -126,6 +126,11 @@ pub trait Target: Send + Sync {
     /// Checks that it would load the files on disk; changes nothing.
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause>;
 
+    /// What [`Target::check`] does, for a user who waits for it.
+    fn check_phase(&self) -> String {
+        format!("checking {}", self.name())
+    }
+
     /// Makes it load the files on disk. May be repeated. [`verify`] finds out whether it
     /// did.
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause>;

@@ -68,7 +68,7 @@ pub fn config(source: &[u8]) {
 
 /// HAProxy's answer on its runtime socket to any command.
 pub fn haproxy(answer: &[u8]) {
-    deploy::targets::haproxy::fuzzing::answer(answer);
+    deploy::targets::haproxy::replies::fuzzing::answer(answer);
 }
 
 /// A file of another ACME client: settings, state, or an account's key.

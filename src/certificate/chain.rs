@@ -97,3 +97,14 @@ fn algorithm(der: &[u8], skipped: usize) -> Option<&[u8]> {
     }
     Some(Any::from_der(rest).ok()?.1.data)
 }
+/// The serial number of the first certificate in `pem`, in upper-case hexadecimal digits as
+/// OpenSSL shows it; `None` if there is none.
+#[must_use]
+pub(crate) fn serial_of(pem: &str) -> Option<String> {
+    let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, leaf) = X509Certificate::from_der(&leaf).ok()?;
+    // Before a high first bit DER has a zero byte.
+    let mut octets = leaf.raw_serial().iter().skip_while(|octet| **octet == 0);
+    let first = octets.next().map(|octet| format!("{octet:02X}"))?;
+    Some(octets.fold(first, |all, octet| all + &format!("{octet:02X}")))
+}

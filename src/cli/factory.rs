@@ -25,7 +25,7 @@ use crate::config::{
     CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings, Unusable,
 };
 use crate::control::{Done, Task};
-use crate::deploy::coalesce::Coalesced;
+use crate::deploy::coalesce::{Coalesced, Gate};
 use crate::deploy::confirmed::Right;
 use crate::deploy::outputs::Outputs;
 use crate::deploy::removal::Emptied;
@@ -80,6 +80,7 @@ impl Factory {
             services: Services {
                 store,
                 output: outputs.clone(),
+                gate: Gate::default(),
                 verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),

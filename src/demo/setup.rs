@@ -22,6 +22,7 @@ use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{BundleCache, KeyType};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
+use crate::deploy::coalesce::Gate;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::Output;
 use crate::deploy::target::DeployTarget;
@@ -165,6 +166,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
     Ok(Services {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
+        gate: Gate::default(),
         verifier: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
         bundles: BundleCache::default(),

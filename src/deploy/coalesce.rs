@@ -1,6 +1,6 @@
 //! One reload for many certificates: requests during a reload, or soon after one, share
 //! the next reload and its result. Checks are shared in the same way. A target never gets
-//! two reloads at once.
+//! two reloads at once. While a server reads pairs, no live pair moves ([`Gate`]).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,14 +9,39 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
+use super::target_settings::DeployStage;
 use super::{Delivery, DeployCause, Target};
 use crate::lineage::Lineage;
 
 /// Two reloads of one server are at least this far apart.
 const APART: Duration = Duration::from_secs(2);
+
+/// The longest wait of a pair for servers that read others: a server that hangs must not
+/// keep all pairs as they are.
+const STILL_FOR: Duration = Duration::from_secs(30);
+
+/// Between moving live pairs and reading them: `nginx -t` and a reload read all pairs of a
+/// server, and one that moves between its chain and its key is a mismatch.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<RwLock<()>>);
+
+impl Gate {
+    /// Waits until no pair is being moved.
+    pub(crate) async fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.read().await
+    }
+
+    /// Waits until no server reads pairs, for a bounded time.
+    pub(crate) async fn moving(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.0.try_write() {
+            Ok(free) => Some(free),
+            Err(_) => tokio::time::timeout(STILL_FOR, self.0.write()).await.ok(),
+        }
+    }
+}
 
 /// A target that all certificates of a process share; a clone is the same target.
 #[derive(Clone)]
@@ -24,8 +49,8 @@ pub(crate) struct Coalesced {
     target: Arc<dyn Target>,
     /// Instead of the target's own name.
     name: Option<String>,
-    /// Whether one reload loads all certificates.
-    one_for_all: bool,
+    stage: DeployStage,
+    gate: Gate,
     checks: Arc<Queue>,
     reloads: Arc<Queue>,
 }
@@ -86,15 +111,25 @@ impl Queue {
 }
 
 impl Coalesced {
-    /// `target`; `one_for_all` says whether one reload loads all certificates.
+    /// `target` of that stage, which reads or moves pairs by `gate`.
     #[must_use]
-    pub(crate) fn new(target: Arc<dyn Target>, one_for_all: bool) -> Self {
+    pub(crate) fn new(target: Arc<dyn Target>, stage: DeployStage, gate: Gate) -> Self {
         Self {
             target,
             name: None,
-            one_for_all,
+            stage,
+            gate,
             checks: Arc::default(),
             reloads: Arc::default(),
+        }
+    }
+
+    /// Another target of the same server: it waits for the same turns.
+    #[must_use]
+    pub(crate) fn of(&self, target: Arc<dyn Target>) -> Self {
+        Self {
+            target,
+            ..self.clone()
         }
     }
 
@@ -117,21 +152,36 @@ impl Target for Coalesced {
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let check = self.target.check(delivery);
-        if !self.one_for_all {
-            return check.await;
+        if self.stage != DeployStage::AllCertificates {
+            return self.target.check(delivery).await;
         }
+        let check = async {
+            let _still = self.gate.reading().await;
+            self.target.check(delivery).await
+        };
         let shared = self.checks.share(delivery.urgent, Duration::ZERO, check);
         shared.await
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
-        let apply = self.target.apply(delivery);
-        if self.one_for_all {
+        if self.stage == DeployStage::AllCertificates {
+            let apply = async {
+                let _still = self.gate.reading().await;
+                self.target.apply(delivery).await
+            };
             return self.reloads.share(delivery.urgent, APART, apply).await;
         }
         let _one_at_a_time = self.reloads.latest.lock().await;
-        apply.await
+        // A copy may be what a server reads.
+        let _alone = match self.stage {
+            DeployStage::Copy => self.gate.moving().await,
+            _ => None,
+        };
+        self.target.apply(delivery).await
+    }
+
+    fn check_phase(&self) -> String {
+        self.target.check_phase()
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
@@ -187,9 +237,11 @@ mod tests {
         }
     }
 
-    async fn reloads(slow: Slow, one_for_all: bool, many: usize) -> (usize, usize) {
+    const ALL: DeployStage = DeployStage::AllCertificates;
+
+    async fn reloads(slow: Slow, stage: DeployStage, many: usize) -> (usize, usize) {
         let slow = Arc::new(slow);
-        let coalesced = Arc::new(Coalesced::new(slow.clone(), one_for_all));
+        let coalesced = Arc::new(Coalesced::new(slow.clone(), stage, Gate::default()));
         let results = (0..many).map(|_| {
             let coalesced = coalesced.clone();
             tokio::spawn(async move { coalesced.apply(&sample()).await })
@@ -203,13 +255,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn hundred_certificates_take_two_reloads() {
-        assert_eq!(reloads(Slow::default(), true, 100).await, (2, 0));
-        assert_eq!(reloads(Slow::default(), true, 1).await, (1, 0));
+        assert_eq!(reloads(Slow::default(), ALL, 100).await, (2, 0));
+        assert_eq!(reloads(Slow::default(), ALL, 1).await, (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn reloads_for_one_certificate_each_never_overlap() {
-        assert_eq!(reloads(Slow::default(), false, 10).await, (10, 0));
+        let each = DeployStage::EachCertificate;
+        assert_eq!(reloads(Slow::default(), each, 10).await, (10, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,7 +271,7 @@ mod tests {
             fails: true,
             ..Slow::default()
         };
-        assert_eq!(reloads(fails, true, 100).await, (2, 100));
+        assert_eq!(reloads(fails, ALL, 100).await, (2, 100));
     }
 
     #[tokio::test(start_paused = true)]
@@ -228,7 +281,7 @@ mod tests {
         urgent.urgent = true;
         for (many, last, checks, reloads) in [(&usual, &urgent, 2, 2), (&urgent, &usual, 3, 2)] {
             let slow = Arc::new(Slow::default());
-            let coalesced = Coalesced::new(slow.clone(), true);
+            let coalesced = Coalesced::new(slow.clone(), ALL, Gate::default());
             let all = || std::iter::repeat_n(many, 100).chain([last]);
             let join = futures_util::future::join_all::<Vec<_>>;
             for ended in join(all().map(|one| coalesced.check(one)).collect()).await {
@@ -247,11 +300,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn two_reloads_are_two_seconds_apart() {
-        let coalesced = Coalesced::new(Arc::new(Slow::default()), true);
+        let coalesced = Coalesced::new(Arc::new(Slow::default()), ALL, Gate::default());
         let begun = Instant::now();
         coalesced.apply(&sample()).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 1);
         coalesced.apply(&sample()).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pair_moves_while_a_server_reads_pairs() {
+        let gate = Gate::default();
+        let server = Coalesced::new(Arc::new(Slow::default()), ALL, gate.clone());
+        let begun = Instant::now();
+        let moves = async {
+            tokio::task::yield_now().await;
+            let _moving = gate.moving().await.unwrap();
+            begun.elapsed().as_secs()
+        };
+        let delivery = sample();
+        let (applied, moved) = tokio::join!(server.apply(&delivery), moves);
+        applied.unwrap();
+        assert_eq!(moved, 1);
+        // A server that hangs keeps no pair for ever.
+        let (_hangs, begun) = (gate.reading().await, Instant::now());
+        assert!(gate.moving().await.is_none());
+        assert_eq!(begun.elapsed(), STILL_FOR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn targets_of_one_server_take_turns() {
+        // Panics at two at once.
+        let slow = Arc::new(Slow::default());
+        let each = DeployStage::EachCertificate;
+        let first = Coalesced::new(slow.clone(), each, Gate::default());
+        let second = first.of(slow.clone());
+        let (delivery, begun) = (sample(), Instant::now());
+        let (one, other) = tokio::join!(first.apply(&delivery), second.apply(&delivery));
+        one.and(other).unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 2);
     }
 }

@@ -99,8 +99,25 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> Result<(StatusCode, Value), HttpError> {
-        let request = request(method, path, body)?;
-        let (status, body) = self.0.send(request, WITHIN, LARGEST).await?;
+        self.send(request(method, path, body)?, WITHIN).await
+    }
+
+    /// Posts `body` to start a program, whose reply ends with it.
+    pub(super) async fn run(
+        &self,
+        path: &str,
+        body: Value,
+        within: Duration,
+    ) -> Result<(StatusCode, Value), HttpError> {
+        self.send(request("POST", path, Some(body))?, within).await
+    }
+
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<(StatusCode, Value), HttpError> {
+        let (status, body) = self.0.send(request, within, LARGEST).await?;
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 

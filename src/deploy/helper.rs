@@ -27,7 +27,7 @@ use super::confirmed::{Confirmed, Right};
 use super::output::Output;
 use super::owner::Owner;
 use super::target::DeployTarget;
-use super::target::USUAL_DEADLINE;
+use super::target_settings::USUAL_DEADLINE;
 use super::{Delivery, DeployCause, Outlet, Target, copy};
 use crate::lineage::Lineage;
 
@@ -248,6 +248,10 @@ impl Target for RemoteTarget {
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         let reply = self.request(HelperRequest::ListensOn).await;
         reply.ok()?.addresses
+    }
+
+    fn check_phase(&self) -> String {
+        self.spec.target().check_phase()
     }
 
     fn copy_of(&self, lineage: &Lineage) -> Option<PathBuf> {

@@ -3,6 +3,7 @@
 //! options. An error names the invalid key, so that the configuration can show its line.
 //! It never touches a file.
 
+pub(in crate::deploy) mod address;
 pub(crate) mod values;
 
 use std::collections::{BTreeMap, btree_map};

@@ -22,9 +22,6 @@ use super::targets::StoredForm;
 use crate::lineage::Lineage;
 use crate::text::{nearest, printable};
 
-/// The longest check or reload of a target that runs no program of the user's own.
-pub(super) const USUAL_DEADLINE: Duration = Duration::from_secs(30);
-
 /// Shows the kind only: the rest may be a mistyped URL with secrets.
 fn unknown(kind: &str) -> String {
     let mut message = format!("unknown deploy target `{}`", printable(kind));
@@ -66,11 +63,7 @@ impl DeployTarget {
     /// The deadline of the helper process for one request.
     #[must_use]
     pub(crate) fn answers_within(&self) -> Duration {
-        let deadline = match self.rights().processes {
-            Processes::RunsProgram(within) => within,
-            Processes::Untouched | Processes::Controls => USUAL_DEADLINE,
-        };
-        deadline + Duration::from_secs(60)
+        self.deadline() + Duration::from_secs(60)
     }
 
     /// Makes its relative paths start at `base`.
@@ -89,6 +82,16 @@ impl DeployTarget {
             docker.at(host);
         }
         self
+    }
+
+    /// The server, whatever is configured for one certificate alone: what has the same
+    /// server shares its reloads and its turns.
+    #[must_use]
+    pub(crate) fn server(&self) -> Self {
+        match self {
+            Self::Haproxy(haproxy) => Self::Haproxy(haproxy.server()),
+            _ => self.clone(),
+        }
     }
 
     /// The target for one certificate, whose name replaces [`NAME`].
@@ -128,7 +131,7 @@ impl DeployTarget {
     /// Whether it runs a program that the configuration names.
     #[must_use]
     pub(crate) fn runs_program(&self) -> bool {
-        matches!(self.rights().processes, Processes::RunsProgram(_))
+        self.rights().processes == Processes::RunsProgram
     }
 
     /// The program that it runs, if the configuration names it.
@@ -144,12 +147,6 @@ impl DeployTarget {
     #[must_use]
     pub(crate) fn is_copy(&self) -> bool {
         self.stage() == DeployStage::Copy
-    }
-
-    /// Whether one reload loads all certificates, so that they share it.
-    #[must_use]
-    pub(crate) fn coalesces(&self) -> bool {
-        self.stage() == DeployStage::AllCertificates
     }
 
     /// The file or directory that it writes itself, beside the output.

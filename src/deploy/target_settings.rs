@@ -25,10 +25,13 @@ pub(super) mod prelude {
     pub(crate) use super::{
         DeployStage, InvalidTarget, Processes, Rights, ShortForm, TargetSettings, Writes, settings,
     };
-    pub(crate) use crate::deploy::keys::values::PathKey;
+    pub(crate) use crate::deploy::keys::values::{PathKey, Timeout};
     pub(crate) use crate::deploy::{Delivery, DeployCause, Target};
     pub(crate) use crate::text::printable;
 }
+
+/// The longest check or reload of a target that runs no program.
+pub(super) const USUAL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The placeholder for the certificate's name in a written path.
 pub(crate) const NAME: &str = "{name}";
@@ -89,6 +92,11 @@ pub(crate) trait TargetSettings: SettingsKeys {
 
     /// The target itself; no file or server is touched yet.
     fn target(&self) -> Arc<dyn Target>;
+
+    /// The longest time of one check or reload.
+    fn deadline(&self) -> Duration {
+        USUAL_DEADLINE
+    }
 
     /// Its short form for messages, without secrets.
     fn shown(&self) -> String {
@@ -169,8 +177,8 @@ pub(crate) enum Processes {
     Untouched,
     /// It finds, signals or starts the processes of a server, or requests that of systemd.
     Controls,
-    /// It starts a program that the configuration names, for so long.
-    RunsProgram(Duration),
+    /// It starts a program that the configuration names.
+    RunsProgram,
 }
 
 /// The files that a target writes beside the output.

@@ -17,6 +17,7 @@ pub(crate) mod traefik;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,11 @@ macro_rules! targets {
             #[must_use]
             pub(crate) fn rights(&self) -> Rights {
                 match self { $(Self::$kind(settings) => settings.rights()),* }
+            }
+
+            /// The longest time of one check or reload.
+            pub(super) fn deadline(&self) -> Duration {
+                match self { $(Self::$kind(settings) => settings.deadline()),* }
             }
 
             /// The target itself; no file or server is touched yet.

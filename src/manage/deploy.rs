@@ -3,6 +3,7 @@
 //! pass. It never leads to a second order.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::error::ManageError;
 use super::proof::FILES;
@@ -10,10 +11,10 @@ use super::services::{Certificate, Services};
 use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError, look_once};
-use crate::deploy::{Delivery, DeployCause, DeployError, Target};
+use crate::deploy::{Delivery, DeployError};
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
-use crate::renew::policy::{VERIFY_BLIND_WITHIN, VERIFY_WITHIN};
+use crate::renew::policy::{VERIFY_BLIND_WITHIN, VERIFY_SLOW_WITHIN, VERIFY_WITHIN};
 use crate::renew::window::latest;
 use crate::text::printable;
 
@@ -66,6 +67,7 @@ impl Pass<'_> {
             // before any file changes.
             let delivery = self.delivery(pair, false);
             for (_, target) in self.certificate.named_targets() {
+                self.phase(&target.check_phase());
                 let checked = target.check(&delivery).await;
                 checked.map_err(|cause| cause.of(target.name()))?;
             }
@@ -79,9 +81,9 @@ impl Pass<'_> {
             self.record.rollback_to = rollback_to;
             self.save(None).await?;
         }
-        self.publish(pair)?;
-        self.reload(pair, carefully).await?;
-        self.verify(pair, &blind).await
+        self.publish(pair).await?;
+        let checking = self.reload(pair, carefully).await?;
+        self.verify(pair, &blind, checking).await
     }
 
     /// The endpoints of which this machine sees nothing before the deployment, as behind a
@@ -100,11 +102,10 @@ impl Pass<'_> {
     }
 
     /// Publishes the files of `pair`.
-    fn publish(&mut self, pair: &Pair) -> Result<(), ManageError> {
-        let Services {
-            output, metrics, ..
-        } = self.services;
-        let published = output.publish(&self.record.lineage, pair.generation, &pair.bundle);
+    async fn publish(&mut self, pair: &Pair) -> Result<(), ManageError> {
+        let (services, lineage) = (self.services, self.lineage());
+        let published = services.publish(lineage, pair.generation, &pair.bundle);
+        let (published, metrics) = (published.await, &services.metrics);
         metrics.deployment(FILES, published.is_ok());
         published?;
         let deployed = &mut self.record.deployed;
@@ -113,17 +114,27 @@ impl Pass<'_> {
     }
 
     /// Reloads each target that is not verified to serve the pair. Without a previous
-    /// generation to roll back to, one failed target does not stop the others.
-    async fn reload(&mut self, pair: &Pair, carefully: bool) -> Result<(), ManageError> {
+    /// generation to roll back to, one failed target does not stop the others. Returns the
+    /// longest time of a check.
+    async fn reload(&mut self, pair: &Pair, carefully: bool) -> Result<Duration, ManageError> {
         let delivery = self.delivery(pair, !carefully);
-        let mut failed: Option<DeployError> = None;
+        let (mut failed, mut checking) = (None::<DeployError>, Duration::ZERO);
         for (name, target) in self.certificate.named_targets() {
             let reloaded = self.record.deployed.get(&name) == Some(&pair.generation);
             if reloaded && self.all_served(pair.generation) {
                 continue;
             }
+            self.phase(&target.check_phase());
+            let clock = &self.services.clock;
+            let begun = clock.stopwatch();
+            let checked = target.check(&delivery).await;
+            checking = checking.max(clock.stopwatch().saturating_sub(begun));
             self.phase(&format!("reloading {name}"));
-            match reload_one(target.as_ref(), &delivery).await {
+            let reloaded = match checked {
+                Ok(()) => target.apply(&delivery).await,
+                Err(cause) => Err(cause),
+            };
+            match reloaded.map_err(|cause| cause.of(target.name())) {
                 Ok(()) => {
                     self.record.deployed.insert(name, pair.generation);
                     self.save(None).await?;
@@ -136,7 +147,7 @@ impl Pass<'_> {
                 }
             }
         }
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        failed.map_or(Ok(checking), |error| Err(error.into()))
     }
 
     fn delivery(&self, pair: &Pair, urgent: bool) -> Delivery {
@@ -191,9 +202,9 @@ impl Pass<'_> {
     async fn restore(&mut self, before: &Pair) {
         let lineage = self.lineage().clone();
         tracing::warn!(%lineage, generation = %before.generation, "the deployment failed: rolling back to the previous generation");
-        let output = &self.services.output;
-        let published = output.publish(&lineage, before.generation, &before.bundle);
-        if let Err(error) = published {
+        let published = self.services;
+        let published = published.publish(&lineage, before.generation, &before.bundle);
+        if let Err(error) = published.await {
             tracing::error!(%lineage, "the rollback failed, since the files could not be published: {error}");
             return;
         }
@@ -202,8 +213,9 @@ impl Pass<'_> {
         let deployed = &mut self.record.deployed;
         deployed.insert(FILES.to_owned(), before.generation);
         let reloaded = self.reload(before, false).await;
-        let verified = self.verify(before, &BTreeSet::new()).await;
-        match reloaded.and(verified) {
+        let (none, at_once) = (BTreeSet::new(), Duration::ZERO);
+        let verified = self.verify(before, &none, at_once).await;
+        match reloaded.map(drop).and(verified) {
             Ok(()) if self.record.served.is_empty() || !self.record.unchecked.is_empty() => {
                 tracing::info!(%lineage, generation = %before.generation, "rolled back; not checked: no endpoint is configured");
             }
@@ -234,8 +246,14 @@ impl Pass<'_> {
     }
 
     /// Verifies `pair` at every endpoint; those of `blind` come last, since they take all the
-    /// time and are no reason to roll back.
-    async fn verify(&mut self, pair: &Pair, blind: &BTreeSet<String>) -> Result<(), ManageError> {
+    /// time and are no reason to roll back. A server whose check took long, as `checking` says,
+    /// loads the pair as slowly.
+    async fn verify(
+        &mut self,
+        pair: &Pair,
+        blind: &BTreeSet<String>,
+        checking: Duration,
+    ) -> Result<(), ManageError> {
         let (services, certificate) = (self.services, self.certificate);
         let mut endpoints = endpoints_to_verify(certificate).await;
         let listens = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
@@ -250,7 +268,7 @@ impl Pass<'_> {
             verifier: services.verifier.as_ref(),
             wanted: &pair.bundle.facts().fingerprint,
             clock: services.clock.as_ref(),
-            end: begun + VERIFY_WITHIN,
+            end: begun + VERIFY_WITHIN + checking.min(VERIFY_SLOW_WITHIN),
         };
         endpoints.sort_by_key(|endpoint| blind.contains(&endpoint.to_string()));
         let mut unseen = None;
@@ -299,12 +317,6 @@ impl Pass<'_> {
         }
         self.save(None).await
     }
-}
-
-async fn reload_one(target: &dyn Target, delivery: &Delivery) -> Result<(), DeployError> {
-    let named = |cause: DeployCause| cause.of(target.name());
-    target.check(delivery).await.map_err(named)?;
-    target.apply(delivery).await.map_err(named)
 }
 
 /// The generation whose files are live, by what is on disk now and not by what was once

@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::error::ManageError;
 use super::probes::Probes;
 use crate::acme::Issuer;
-use crate::certificate::{BundleCache, KeyType, Secret};
+
+use crate::certificate::{Bundle, BundleCache, KeyType, Secret};
+use crate::deploy::coalesce::Gate;
 use crate::deploy::endpoint::Endpoint;
+use crate::deploy::output::OutputError;
 use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
@@ -32,6 +35,8 @@ pub(crate) struct Services {
     pub store: Arc<dyn Store>,
     /// The files that servers read.
     pub output: Arc<dyn Outlet>,
+    /// Keeps live pairs still while servers read them.
+    pub gate: Gate,
     /// Verifies by a handshake which certificate is served.
     pub verifier: Arc<dyn Verifier>,
     /// Generates private keys.
@@ -115,6 +120,20 @@ pub(crate) struct FallbackCa {
 }
 
 impl Services {
+    /// Makes `bundle` the live pair, while no server reads pairs.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub(crate) async fn publish(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        bundle: &Bundle,
+    ) -> Result<(), OutputError> {
+        let _alone = self.gate.moving().await;
+        self.output.publish(lineage, generation, bundle)
+    }
+
     /// Shows the phase of the work on `lineage`.
     pub(crate) fn phase(&self, lineage: &Lineage, phase: &str) {
         if let Some(progress) = &self.progress {

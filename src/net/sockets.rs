@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use crate::files::trust;
+
 /// Connections that may wait to be accepted: the kernel's default maximum
 /// (`net.core.somaxconn`). If a burst fills the queue, TCP retries after a second.
 pub(crate) const BACKLOG: u32 = 4096;
@@ -12,6 +14,7 @@ pub(crate) const BACKLOG: u32 = 4096;
 /// A listening socket.
 struct Listening {
     address: SocketAddr,
+    user: u32,
     /// `socket:[INODE]`, the link target in /proc/PID/fd.
     link: String,
 }
@@ -52,6 +55,27 @@ pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
     Some(found.into_iter().collect())
 }
 
+/// The user, neither root nor ours, that listens on a port of this machine to which a
+/// connection to `address` may lead. Any user may listen on a port above 1023.
+#[must_use]
+pub(crate) fn foreign_listener(address: SocketAddr) -> Option<u32> {
+    let leads_to = |to: IpAddr| {
+        let is_any = [
+            IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            Ipv6Addr::UNSPECIFIED.into(),
+        ];
+        to.to_canonical() == address.ip().to_canonical() || is_any.contains(&to)
+    };
+    let listening = table(Path::new("/proc/self/net")).into_iter();
+    let mut users = listening
+        .filter(|socket| socket.address.port() == address.port() && leads_to(socket.address.ip()))
+        .map(|socket| socket.user);
+    address
+        .ip()
+        .is_loopback()
+        .then(|| users.find(|user| !trust::is_ours(*user)))?
+}
+
 fn descriptors(pid: u32) -> Option<BTreeSet<String>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let links = entries.flatten().filter_map(|entry| {
@@ -88,6 +112,7 @@ fn listening(line: &str) -> Option<Listening> {
     }
     Some(Listening {
         address: SocketAddr::new(ip_of(ip)?, u16::from_str_radix(port, 16).ok()?),
+        user: fields.get(7)?.parse().ok()?,
         link: format!("socket:[{}]", fields.get(9)?),
     })
 }

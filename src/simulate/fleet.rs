@@ -20,6 +20,7 @@ use super::{
     DAY, HOUR, MINUTE, START, Scenario, Score, SimulationError, SimulationPlan, Timeline, lock,
 };
 use crate::certificate::{BundleCache, KeyType, Secret};
+use crate::deploy::coalesce::Gate;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -234,6 +235,7 @@ impl World {
         let services = Services {
             store,
             output: node.clone(),
+            gate: Gate::default(),
             verifier: node.clone(),
             keys: self.keys.clone(),
             bundles: self.bundles.clone(),

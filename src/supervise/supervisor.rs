@@ -135,7 +135,7 @@ impl Supervisor {
             && let Ok(bundle) = stored(&self.services, lineage, generation, facts).await
         {
             // On a new volume the stored pair is better than a placeholder.
-            output.publish(lineage, generation, &bundle)?;
+            self.services.publish(lineage, generation, &bundle).await?;
         }
         if output.placeholder(lineage, &wanted.identifiers, now)? {
             tracing::info!(%lineage, "a placeholder is live until the certificate is issued");

@@ -16,6 +16,7 @@ use super::*;
 use crate::acme::{self, AcmeError, Cause, Journal, Phase};
 use crate::ca_state::Outage;
 use crate::certificate::{Bundle, BundleCache, Freshness, KeyType, Secret};
+use crate::deploy::coalesce::Gate;
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Identifier;
@@ -337,6 +338,7 @@ impl Fixture {
         let services = Services {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
+            gate: Gate::default(),
             verifier: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
             bundles: BundleCache::default(),

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::Factory;
 use crate::config::CertificateSettings;
-use crate::deploy::coalesce::Coalesced;
+use crate::deploy::coalesce::{Coalesced, Gate};
 use crate::deploy::confirmed::Right;
 use crate::deploy::target::DeployTarget;
 use crate::deploy::{Delivery, DeployCause, Target};
@@ -21,7 +21,8 @@ impl Factory {
         let all = all.map(|spec| spec.for_lineage(&settings.lineage));
         let target = |spec: &DeployTarget| match Right::to_deploy(spec) {
             Some(right) if settings.unconfirmed.contains(&right) => {
-                Coalesced::new(Arc::new(UnconfirmedTarget(spec.target(), right)), false)
+                let denied = UnconfirmedTarget(spec.target(), right);
+                Coalesced::new(Arc::new(denied), spec.stage(), Gate::default())
             }
             _ => self.target(spec),
         };
@@ -42,10 +43,12 @@ impl Factory {
     /// The target of one server, shared by certificates to coalesce its reloads.
     fn target(&self, spec: &DeployTarget) -> Coalesced {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = targets.entry(spec.clone());
+        let target = self.sandbox.target(spec);
+        let shared = targets.entry(spec.server());
+        let gate = &self.services.gate;
         let shared =
-            shared.or_insert_with(|| Coalesced::new(self.sandbox.target(spec), spec.coalesces()));
-        shared.clone()
+            shared.or_insert_with(|| Coalesced::new(target.clone(), spec.stage(), gate.clone()));
+        shared.of(target)
     }
 }
 

@@ -53,6 +53,12 @@ impl PathKey {
     }
 }
 
+impl From<PathBuf> for PathKey {
+    fn from(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
 impl Deref for PathKey {
     type Target = PathBuf;
 
@@ -148,6 +154,18 @@ impl FromStr for FileMode {
         let mode = mode.filter(|mode| *mode <= 0o777).map(Self);
         mode.ok_or_else(|| "write the mode in octal digits, such as \"0640\"".to_owned())
     }
+}
+
+/// The value of `timeout`.
+pub(crate) type Timeout = AsWritten<ProgramTimeout>;
+
+/// The default of `timeout`, 2 minutes: a server that looks up names of its configuration may
+/// wait for slow DNS.
+const PROGRAM_WITHIN: Duration = Duration::from_secs(120);
+
+/// The configured timeout, or the default.
+pub(in crate::deploy) fn within(timeout: Option<&Timeout>) -> Duration {
+    timeout.map_or(PROGRAM_WITHIN, |timeout| timeout.value().0)
 }
 
 /// The deadline of a program.

@@ -20,6 +20,8 @@ fn short_form_is_read_back_and_stored_as_written() {
         "nginx",
         "nginx:/run/nginx.pid",
         "haproxy:/run/haproxy/admin.sock",
+        "haproxy:127.0.0.1:9999",
+        "haproxy:[::1]:9999",
         "coturn",
         "coturn:/run/turnserver.pid",
         "dovecot",
@@ -28,6 +30,7 @@ fn short_form_is_read_back_and_stored_as_written() {
         "traefik:/etc/traefik/tls.yaml",
         "caddy",
         "caddy:localhost:2020",
+        "caddy:/run/caddy/admin.sock",
         "file:/srv/tls/{name}.pem",
         "directory:/srv/tls",
         "systemd:nginx.service",
@@ -42,8 +45,19 @@ fn short_form_is_read_back_and_stored_as_written() {
         assert_eq!(json, format!("{text:?}"));
         assert_eq!(serde_json::from_str::<DeployTarget>(&json).unwrap(), spec);
     }
+    for (text, wanted) in [
+        ("haproxy:ipv4@127.0.0.1:9999", "haproxy:127.0.0.1:9999"),
+        ("haproxy:unix@/run/h.sock", "haproxy:/run/h.sock"),
+        (
+            "caddy:unix//run/caddy/admin.sock",
+            "caddy:/run/caddy/admin.sock",
+        ),
+    ] {
+        assert_eq!(text.parse::<DeployTarget>().unwrap().short_form(), wanted);
+    }
     for text in [
         "",
+        "haproxy:abns@h",
         "nginx:",
         "apache",
         "haproxy",

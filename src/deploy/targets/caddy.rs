@@ -8,20 +8,24 @@ use http_body_util::Full;
 use hyper::Request;
 use serde_json::json;
 
+use crate::deploy::keys::address::Address;
+use crate::deploy::keys::values::within;
 use crate::deploy::target_settings::prelude::*;
 use crate::net::http::{Longest, Origin};
 
 const ADMIN: &str = "localhost:2019";
-const WITHIN: Duration = Duration::from_secs(15);
 const LARGEST_CONFIGURATION: Longest = Longest::Whole(1 << 20);
 
 settings! {
     /// Caddy does not watch certificate files. Its configuration must name the files of `live/NAME`; `certs` fetches that
     /// configuration from Caddy's admin API and loads it again, and Caddy reads the files with it.
     struct Settings {
-        /// HOST:PORT of the admin API
+        /// HOST:PORT or the Unix socket of the admin API
         #[schemars(extend("default" = ADMIN))]
-        admin: Option<String>,
+        admin: Option<Address>,
+        /// How long the reload may take, from 1s to 60m
+        #[schemars(extend("default" = "2m"))]
+        timeout: Option<Timeout>,
     }
 }
 
@@ -32,42 +36,55 @@ impl TargetSettings for Settings {
     const STAGE: DeployStage = DeployStage::AllCertificates;
 
     fn invalid_key(&self) -> Option<InvalidTarget> {
-        // Such as a URL, whose user and password would be part of the target's name.
-        let is_address = !self.admin().contains(['/', '@']);
-        (!is_address).then(|| InvalidTarget::key("admin", "write HOST:PORT"))
+        None
     }
 
     fn rights(&self) -> Rights {
-        Rights::over(Processes::Untouched)
+        Rights {
+            connects_to: self.admin.as_ref().and_then(Address::unix),
+            ..Rights::over(Processes::Untouched)
+        }
     }
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
     }
+
+    fn deadline(&self) -> Duration {
+        within(self.timeout.as_ref())
+    }
 }
 
 impl Settings {
-    fn admin(&self) -> &str {
-        self.admin.as_deref().unwrap_or(ADMIN)
+    /// The address, and the `Host` that Caddy accepts there.
+    fn admin(&self) -> (Origin, String) {
+        match self.admin.as_ref() {
+            Some(Address::Unix(path)) => (Origin::Unix(path.to_path_buf()), String::new()),
+            Some(Address::Tcp(admin)) => (Origin::Tcp(admin.clone()), admin.clone()),
+            None => (Origin::Tcp(ADMIN.to_owned()), ADMIN.to_owned()),
+        }
     }
 
     fn failed(&self, detail: &str) -> DeployCause {
-        let detail = format!("its admin API at {}: {detail}", self.admin());
+        let admin = self.admin.clone().map(String::from);
+        let admin = admin.as_deref().unwrap_or(ADMIN);
+        let detail = format!("its admin API at {admin}: {detail}");
         DeployCause::unreachable(&detail)
     }
 
     async fn query(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, DeployCause> {
+        let (admin, host) = self.admin();
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", self.admin())
+            .header("host", host)
             .header("content-type", "application/json")
             // Without this header Caddy ignores an unchanged configuration.
             .header("cache-control", "must-revalidate")
             .body(Full::from(body))
             .map_err(|error| self.failed(&error.to_string()))?;
-        let admin = Origin::Tcp(self.admin().to_owned());
-        let answer = admin.send(request, WITHIN, LARGEST_CONFIGURATION).await;
+        let answer = admin.send(request, self.deadline(), LARGEST_CONFIGURATION);
+        let answer = answer.await;
         let (status, body) = answer.map_err(|error| self.failed(&error.to_string()))?;
         if status.is_success() {
             return Ok(body);

@@ -3,12 +3,13 @@
 //! process that may use the whole API is root on the host.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use crate::deploy::docker::{Api, Filter, SOCKET};
-use crate::deploy::keys::values::Argv;
+use crate::deploy::keys::values::{Argv, within};
 use crate::deploy::target_settings::prelude::*;
 
 settings! {
@@ -23,6 +24,9 @@ settings! {
         signal: Option<String>,
         /// A program to run inside it, instead of a signal
         command: Option<Argv>,
+        /// How long the program may take, from 1s to 60m
+        #[schemars(extend("default" = "2m"))]
+        timeout: Option<Timeout>,
         /// The address of the API: tcp://HOST:PORT or unix:///PATH
         #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
         host: Option<String>,
@@ -80,6 +84,10 @@ host = "tcp://docker-proxy:2375""#;
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
     }
+
+    fn deadline(&self) -> Duration {
+        within(self.timeout.as_ref())
+    }
 }
 
 impl Settings {
@@ -135,9 +143,11 @@ impl Settings {
             ));
         };
         let start = json!({"Detach": false, "Tty": false});
-        let (status, reply) = self
-            .query("POST", &format!("/exec/{id}/start"), Some(start))
-            .await?;
+        let path = format!("/exec/{id}/start");
+        let ended = self.api()?.run(&path, start, self.deadline()).await;
+        let (status, reply) = ended.map_err(|error| {
+            DeployCause::unreachable(&format!("the program in it: {error}; see `timeout`"))
+        })?;
         if !status.is_success() {
             return Err(Self::refusal(
                 "the program cannot be started",

@@ -13,12 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::deploy::keys::values::{Argv, AsWritten, ProgramTimeout};
+use crate::deploy::keys::values::{Argv, within};
 use crate::deploy::target_settings::prelude::*;
 use crate::files::trust;
 
-/// The default deadline of a program.
-const WITHIN: Duration = Duration::from_secs(30);
 /// The end of its output is kept, which usually has the error.
 const MOST_OUTPUT: usize = 4096;
 const LINES: usize = 10;
@@ -35,8 +33,8 @@ settings! {
         /// The program by its absolute path, with its arguments
         command: Argv,
         /// How long it may take, from 1s to 60m
-        #[schemars(extend("default" = "30s"))]
-        timeout: Option<AsWritten<ProgramTimeout>>,
+        #[schemars(extend("default" = "2m"))]
+        timeout: Option<Timeout>,
     }
 }
 
@@ -44,7 +42,7 @@ impl TargetSettings for Settings {
     const KIND: &'static str = "exec";
     const SHORT: ShortForm = ShortForm::Keys(&["command"]);
     const EXAMPLE: &'static str = r#"command = ["/usr/local/bin/hook", "--renewed"]
-timeout = "30s""#;
+timeout = "5m""#;
     const STAGE: DeployStage = DeployStage::EachCertificate;
 
     fn invalid_key(&self) -> Option<InvalidTarget> {
@@ -55,20 +53,19 @@ timeout = "30s""#;
     }
 
     fn rights(&self) -> Rights {
-        Rights::over(Processes::RunsProgram(self.within()))
+        Rights::over(Processes::RunsProgram)
     }
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
     }
+
+    fn deadline(&self) -> Duration {
+        within(self.timeout.as_ref())
+    }
 }
 
 impl Settings {
-    fn within(&self) -> Duration {
-        let timeout = self.timeout.as_ref();
-        timeout.map_or(WITHIN, |timeout| timeout.value().0)
-    }
-
     fn failed(detail: impl Into<String>) -> DeployCause {
         DeployCause::Program(detail.into())
     }
@@ -172,11 +169,11 @@ impl Target for Settings {
         let mut reading = JoinSet::new();
         reading.spawn(tail(child.stdout.take(), streams[0].clone()));
         reading.spawn(tail(child.stderr.take(), streams[1].clone()));
-        let Ok(status) = tokio::time::timeout(self.within(), child.wait()).await else {
+        let Ok(status) = tokio::time::timeout(self.deadline(), child.wait()).await else {
             end(&mut child).await;
             return Err(Self::failed(format!(
                 "did not end within {} s",
-                self.within().as_secs()
+                self.deadline().as_secs()
             )));
         };
         // A process that it left running may keep its output open for ever.

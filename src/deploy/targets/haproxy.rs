@@ -3,40 +3,46 @@
 //! the file that HAProxy reads at its start is written too. See its management guide,
 //! section 9.3.
 
-use std::collections::BTreeSet;
+mod cli;
+pub(crate) mod replies;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::certificate::Secret;
+use crate::certificate::{Secret, serial_of};
 use crate::deploy::identity::Identity;
+use crate::deploy::keys::address::Address;
 use crate::deploy::owner::Owner;
 use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
 use crate::files::beneath::Directory;
-use crate::identifier::Identifier;
 use crate::net::sockets::listened_on_by;
-use crate::net::unix;
 
-const REPLY_WITHIN: Duration = Duration::from_secs(10);
-const LONGEST_REPLY: u64 = 4 << 20;
+use self::cli::{Cli, refused};
+use self::replies::{Shown, is_a_name};
+
+/// How often a pair is loaded that HAProxy mixed up with another.
+const TRIES: u32 = 5;
 const PAIR: &str = "combined.pem";
 const MODE: u32 = 0o640;
-/// The most certificates that are searched for a hint.
+/// The most certificates that are examined.
 const MOST_LOOKED_AT: usize = 200;
 
 settings! {
     /// HAProxy gets the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
     /// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. A restart loses HAProxy's memory, so that
     /// HAProxy must also read the pair from a file: either `live/NAME/combined.pem` of the output directory, or the file
-    /// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new.
+    /// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new. A
+    /// `load` of a `crt-store` counts as well, by the file that it reads; `@STORE/ALIAS` is found out.
+    ///
+    /// The socket is a path, or HOST:PORT, also as `unix@PATH` or `ipv4@HOST:PORT`; the socket of the master process
+    /// works as well. Over TCP keys travel unencrypted: use the loopback. HAProxy has one transaction at a time: those of
+    /// others are waited for, and one that stays open for 5 s is aborted.
     struct Settings {
-        /// The runtime socket
-        socket: PathKey,
+        /// The runtime socket, a path or HOST:PORT
+        socket: Address,
         /// The file that HAProxy reads when it starts; `{name}` is replaced by the certificate's name
         #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
         certificate: Option<PathKey>,
@@ -52,14 +58,20 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
 
     fn invalid_key(&self) -> Option<InvalidTarget> {
         let file = self.certificate.as_ref()?.display().to_string();
-        let message = "HAProxy takes no blanks and no `;`, `<` or `\\` in it";
-        (!is_a_name(&file)).then(|| InvalidTarget::key("certificate", message))
+        let message = match file.starts_with('@') {
+            true => {
+                "write the file of its `load` line: HAProxy loses at a restart what it has by `@STORE/ALIAS` alone"
+            }
+            false if is_a_name(&file) => return None,
+            false => "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
+        };
+        Some(InvalidTarget::key("certificate", message))
     }
 
     fn rights(&self) -> Rights {
         Rights {
             processes: Processes::Untouched,
-            connects_to: Some(self.socket.to_path_buf()),
+            connects_to: self.socket.unix(),
             reads: None,
             writes: self.certificate.as_ref().map_or(Writes::Nothing, |file| {
                 Writes::ServersFile(file.to_path_buf())
@@ -72,139 +84,45 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
     }
 }
 
+impl Settings {
+    /// The same server, without what is one certificate's own.
+    pub(in crate::deploy) fn server(&self) -> Self {
+        let certificate = None;
+        Self {
+            certificate,
+            ..self.clone()
+        }
+    }
+}
+
 /// The pair as HAProxy names it.
 #[derive(Debug, PartialEq, Eq)]
 struct KnownPair {
-    /// The file's name in its configuration.
-    file: String,
+    /// Its name in HAProxy: a file, or the name in a `crt-store`.
+    name: String,
     /// Whether HAProxy has no pair of that name yet.
     is_new: bool,
     /// The list or directory to add the file to, if no bind uses it.
     list: Option<String>,
 }
 
+impl KnownPair {
+    /// One that a bind uses.
+    fn used(name: String) -> Self {
+        let (is_new, list) = (false, None);
+        Self { name, is_new, list }
+    }
+}
+
 impl Settings {
-    fn refused(detail: &str) -> DeployCause {
-        DeployCause::Refused(printable(detail.trim()))
-    }
-
-    /// Sends one command; the socket serves one for each connection.
-    async fn command(&self, command: &str) -> Result<String, DeployCause> {
-        let reply = async {
-            let mut stream = unix::connect(&self.socket).await?;
-            // In one write: HAProxy closes as soon as it has parsed the command.
-            stream.write_all(format!("{command}\n").as_bytes()).await?;
-            let mut reply = Vec::new();
-            stream.take(LONGEST_REPLY).read_to_end(&mut reply).await?;
-            Ok::<_, io::Error>(String::from_utf8_lossy(&reply).into_owned())
+    /// HAProxy's command line, and its entry for the pair of `delivery`.
+    async fn entry(&self, delivery: &Delivery) -> Result<(Cli<'_>, KnownPair), DeployCause> {
+        let (cli, known) = Cli::open(&self.socket).await?;
+        let entry = match &self.certificate {
+            Some(wanted) => named(&cli, &known, wanted).await?,
+            None => live(&cli, &known, delivery).await?,
         };
-        match tokio::time::timeout(REPLY_WITHIN, reply).await {
-            Ok(Ok(reply)) if reply.starts_with("Permission denied") => Err(Self::refused(
-                "its socket is not of `level admin`: write `stats socket PATH mode 660 level admin`",
-            )),
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error)) => Err(DeployCause::Unreachable(error.to_string())),
-            Err(_) => Err(DeployCause::Unreachable(format!(
-                "no reply within {} s",
-                REPLY_WITHIN.as_secs()
-            ))),
-        }
-    }
-
-    /// The entry for the pair of `delivery`.
-    async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployCause> {
-        let known = files_in(&self.command("show ssl cert").await?);
-        if let Some(wanted) = &self.certificate {
-            let file = wanted.display().to_string();
-            let is_new = !known.contains(&file);
-            // A process that was killed may have left a certificate that no list has.
-            let used = !is_new && is_used(&self.command(&format!("show ssl cert {file}")).await?);
-            let list = match used {
-                true => None,
-                false => Some(self.list_for(wanted).await?),
-            };
-            return Ok(KnownPair { file, is_new, list });
-        }
-        if let Some(file) = live_file(&known, delivery) {
-            let (is_new, list) = (false, None);
-            return Ok(KnownPair { file, is_new, list });
-        }
-        let live = delivery.live.join(PAIR);
-        Err(match self.one_for(&known, delivery).await? {
-            // The operator, not HAProxy, decides which file is written.
-            Some(file) => Self::refused(&format!(
-                "it reads {file} at its start, and certs does not write that file: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
-                live.display()
-            )),
-            None => Self::refused(&format!(
-                "none of its certificates [{}] is for {}: write `crt {}` at its bind, or name the file with `certificate` in its [deploy.NAME]",
-                known.join(", "),
-                delivery.lineage,
-                live.display()
-            )),
-        })
-    }
-
-    /// HAProxy's file for the same names.
-    async fn one_for(
-        &self,
-        known: &[String],
-        delivery: &Delivery,
-    ) -> Result<Option<String>, DeployCause> {
-        for file in known.iter().take(MOST_LOOKED_AT) {
-            let shown = self.command(&format!("show ssl cert {file}")).await?;
-            if names_in(&shown).is_some_and(|names| names == delivery.names) {
-                return Ok(Some(file.clone()));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The list or directory that a bind reads and that `file` can be added to.
-    async fn list_for(&self, file: &Path) -> Result<String, DeployCause> {
-        let lists = self.command("show ssl crt-list").await?;
-        let directory = file.parent().unwrap_or(Path::new("/"));
-        let mut lists = lists.lines().map(str::trim);
-        let found = lists.find(|list| list.starts_with('/') && Path::new(list) == directory);
-        found.map(str::to_owned).ok_or_else(|| {
-            Self::refused(&format!(
-                "no bind of it uses {}, and none reads the directory {}",
-                file.display(),
-                directory.display()
-            ))
-        })
-    }
-
-    /// Loads `pair` into HAProxy's memory; a failed transaction is rolled back.
-    async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployCause> {
-        let file = &entry.file;
-        if entry.is_new {
-            self.command(&format!("new ssl cert {file}")).await?;
-        }
-        let set = self
-            .command(&format!("set ssl cert {file} <<\n{pair}"))
-            .await?;
-        let mut ended =
-            match set.contains("Transaction created") || set.contains("Transaction updated") {
-                true => self.command(&format!("commit ssl cert {file}")).await?,
-                false => set,
-            };
-        let mut done = ended.contains("Success!");
-        if let (true, Some(list)) = (done, &entry.list) {
-            ended = self
-                .command(&format!("add ssl crt-list {list} {file}"))
-                .await?;
-            done = ended.contains("Success!");
-        }
-        if done {
-            return Ok(());
-        }
-        // The refusal is reported, whatever the abort replies.
-        let _ = self.command(&format!("abort ssl cert {file}")).await;
-        if entry.is_new {
-            let _ = self.command(&format!("del ssl cert {file}")).await;
-        }
-        Err(Self::refused(&ended))
+        Ok((cli, entry))
     }
 
     /// Writes the file that HAProxy reads at its start, unless that is the live file.
@@ -217,6 +135,139 @@ impl Settings {
         })
         .await
     }
+}
+
+/// The entry for the file `wanted`, new or not.
+async fn named(cli: &Cli<'_>, known: &[String], wanted: &Path) -> Result<KnownPair, DeployCause> {
+    let file = wanted.display().to_string();
+    // A process that was killed may have left a certificate that no list has.
+    let is_new = !known.contains(&file);
+    if !is_new && show(cli, &file).await?.is_used {
+        return Ok(KnownPair::used(file));
+    }
+    for (name, shown) in in_stores(cli, known).await? {
+        // A relative path is below a `crt-base`, which HAProxy does not show.
+        if !wanted.ends_with(&shown.file) {
+            continue;
+        }
+        return match shown.key {
+            None => Ok(KnownPair::used(name)),
+            Some(key) => Err(refused(&format!(
+                "its {name} has the key in {key}, beside {}: write `load crt {file}` without `key` in its crt-store, with the key in that file too",
+                shown.file
+            ))),
+        };
+    }
+    let (name, list) = (file, Some(list_for(cli, wanted).await?));
+    Ok(KnownPair { name, is_new, list })
+}
+
+/// The entry that reads the live pair at its start.
+async fn live(
+    cli: &Cli<'_>,
+    known: &[String],
+    delivery: &Delivery,
+) -> Result<KnownPair, DeployCause> {
+    if let Some(file) = live_file(known, delivery) {
+        return Ok(KnownPair::used(file));
+    }
+    let stores = in_stores(cli, known).await?;
+    let is_live = |file: &str, name: &str| leads_to_live(file, delivery, name);
+    let mut ours = stores.iter().filter(|(_, shown)| match &shown.key {
+        None => is_live(&shown.file, PAIR),
+        Some(key) => is_live(&shown.file, "fullchain.pem") && is_live(key, "privkey.pem"),
+    });
+    if let Some((name, _)) = ours.next() {
+        return Ok(KnownPair::used(name.clone()));
+    }
+    let live = delivery.live.join(PAIR);
+    let live = live.display();
+    // The operator, not HAProxy, decides which file is written.
+    Err(refused(&match one_for(cli, known, delivery).await? {
+        Some((name, shown)) if name.starts_with('@') => {
+            let alias = name.rsplit('/').next().unwrap_or_default();
+            format!(
+                "it reads {} for {name} at its start, and certs does not write that file: write `load crt \"{live}\" alias \"{alias}\"` in its crt-store",
+                shown.file
+            )
+        }
+        Some((file, _)) => format!(
+            "it reads {file} at its start, and certs does not write that file: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {live}` at its bind"
+        ),
+        None => format!(
+            "none of its certificates [{}] is for {}: write `crt {live}` at its bind, or name the file with `certificate` in its [deploy.NAME]",
+            known.join(", "),
+            delivery.lineage,
+        ),
+    }))
+}
+
+async fn show(cli: &Cli<'_>, name: &str) -> Result<Shown, DeployCause> {
+    let reply = cli.command(&format!("show ssl cert {name}")).await?;
+    Ok(Shown::of(name, &reply))
+}
+
+/// The certificates of a `crt-store`, whose names are not those of their files.
+async fn in_stores(cli: &Cli<'_>, known: &[String]) -> Result<Vec<(String, Shown)>, DeployCause> {
+    let mut found = Vec::new();
+    let names = known.iter().filter(|name| name.starts_with('@'));
+    for name in names.take(MOST_LOOKED_AT) {
+        found.push((name.clone(), show(cli, name).await?));
+    }
+    Ok(found)
+}
+
+/// HAProxy's certificate for the same names.
+async fn one_for(
+    cli: &Cli<'_>,
+    known: &[String],
+    delivery: &Delivery,
+) -> Result<Option<(String, Shown)>, DeployCause> {
+    for name in known.iter().take(MOST_LOOKED_AT) {
+        let shown = show(cli, name).await?;
+        if shown.names.as_ref() == Some(&delivery.names) {
+            return Ok(Some((name.clone(), shown)));
+        }
+    }
+    Ok(None)
+}
+
+/// The list or directory that a bind reads and that `file` can be added to.
+async fn list_for(cli: &Cli<'_>, file: &Path) -> Result<String, DeployCause> {
+    let lists = cli.command("show ssl crt-list").await?;
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    let mut lists = lists.lines().map(str::trim);
+    let found = lists.find(|list| list.starts_with('/') && Path::new(list) == directory);
+    found.map(str::to_owned).ok_or_else(|| {
+        refused(&format!(
+            "no bind of it uses {}, and none reads the directory {}",
+            file.display(),
+            directory.display()
+        ))
+    })
+}
+
+/// Loads `pair` into HAProxy's memory; a new certificate that failed is removed.
+async fn swap(cli: &Cli<'_>, entry: &KnownPair, pair: &str) -> Result<(), DeployCause> {
+    let name = &entry.name;
+    if entry.is_new {
+        cli.command(&format!("new ssl cert {name}")).await?;
+    }
+    let mut ended = cli.replace(name, pair).await;
+    if let (Ok(()), Some(list)) = (&ended, &entry.list) {
+        let added = cli
+            .command(&format!("add ssl crt-list {list} {name}"))
+            .await?;
+        ended = match added.contains("Success!") {
+            true => Ok(()),
+            false => Err(refused(&added)),
+        };
+    }
+    if ended.is_err() && entry.is_new {
+        // The refusal is reported, whatever this replies.
+        let _ = cli.command(&format!("del ssl cert {name}")).await;
+    }
+    ended
 }
 
 /// Replaces `file` with its owner kept. It has a key in it, and so it never becomes
@@ -250,90 +301,48 @@ impl Target for Settings {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let read = delivery.clone();
         let pair = off_thread(move || copy::read_live(&read, PAIR)).await?;
-        let entry = self.entry(delivery).await?;
-        let payload = Secret::new(without_empty_lines(pair.expose()));
-        self.swap(&entry, payload.expose()).await?;
+        let serial = serial_of(pair.expose());
+        let (cli, _) = Cli::open(&self.socket).await?;
+        let turn = cli.turn().await?;
+        for tries in 1.. {
+            let (cli, entry) = self.entry(delivery).await?;
+            swap(&cli, &entry, pair.expose()).await?;
+            let loaded = show(&cli, &entry.name).await?.serial;
+            if loaded.is_none() || loaded == serial {
+                break;
+            }
+            if tries == TRIES {
+                return Err(refused(&format!(
+                    "it has loaded another certificate as {}: old versions mix up the pairs of clients that change certificates at once; let no other program do that, and restart it",
+                    entry.name
+                )));
+            }
+        }
+        drop(turn);
         self.keep(pair).await
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        let info = self.command("show info").await.ok()?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "))?;
-        let pid = pid.trim().parse().ok()?;
+        let (cli, _) = Cli::open(&self.socket).await.ok()?;
+        let pid = cli.pid().await.ok()??;
         // In another PID namespace the number belongs to another process.
         let process = Identity::of(pid).ok()?;
         process.runs(&[Self::KIND]).then(|| listened_on_by(pid))?
     }
 }
 
-/// Whether a bind uses the certificate of this reply.
-fn is_used(reply: &str) -> bool {
-    let mut lines = reply.lines();
-    let status = lines.find_map(|line| line.strip_prefix("Status: "));
-    // Older versions have no status.
-    status.is_none_or(|status| status.trim() == "Used")
-}
-
-/// A payload ends at the first empty line.
-fn without_empty_lines(pem: &str) -> String {
-    let lines = pem.lines().map(str::trim_end);
-    let lines = lines.filter(|line| !line.is_empty());
-    lines.fold(String::new(), |all, line| all + line + "\n")
-}
-
-/// The files of `show ssl cert`, without pending transactions and without names that are
-/// more than one word of a command.
-fn files_in(reply: &str) -> Vec<String> {
-    let lines = reply.lines().map(str::trim);
-    let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
-    files.map(str::to_owned).collect()
-}
-
-/// Whether `text` is exactly one word of a command: `;` begins the next command, `<<` a
-/// payload, and `\` escapes the next character.
-fn is_a_name(text: &str) -> bool {
-    let plain =
-        |letter: char| !letter.is_whitespace() && !letter.is_control() && !";\\<".contains(letter);
-    !text.is_empty() && text.chars().all(plain)
-}
-
 /// The live file among `known`, at whatever path it is mounted.
 fn live_file(known: &[String], delivery: &Delivery) -> Option<String> {
-    let live = Path::new("live").join(delivery.lineage.as_str()).join(PAIR);
     let mut known = known.iter();
-    known.find(|file| Path::new(file).ends_with(&live)).cloned()
+    known
+        .find(|file| leads_to_live(file, delivery, PAIR))
+        .cloned()
 }
 
-/// The names in a reply of `show ssl cert FILE`; `None` when it has none.
-fn names_in(reply: &str) -> Option<BTreeSet<Identifier>> {
-    let mut lines = reply.lines();
-    let names = lines.find_map(|line| line.strip_prefix("Subject Alternative Name: "))?;
-    let names = names.split(", ").filter_map(|name| {
-        let (_, value) = name.split_once(':')?;
-        Identifier::parse(value.trim()).ok()
-    });
-    Some(names.collect())
-}
-
-/// The checks of `fuzz/` on HAProxy's replies.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing {
-    use super::{files_in, is_a_name, names_in, without_empty_lines};
-
-    /// No listed name is more than one word of the next command, and no payload has an
-    /// empty line.
-    pub(crate) fn answer(bytes: &[u8]) {
-        let reply = String::from_utf8_lossy(bytes);
-        for file in files_in(&reply) {
-            assert!(is_a_name(&file), "{file:?}");
-            let command = format!("show ssl cert {file}");
-            assert_eq!(command.lines().count(), 1);
-            assert_eq!(command.split_whitespace().count(), 4);
-        }
-        let _ = names_in(&reply);
-        let payload = without_empty_lines(&reply);
-        assert!(payload.lines().all(|line| !line.is_empty()));
-    }
+/// Whether `file` is that file of the live pair.
+fn leads_to_live(file: &str, delivery: &Delivery, name: &str) -> bool {
+    let live = Path::new("live").join(delivery.lineage.as_str()).join(name);
+    Path::new(file).ends_with(live)
 }
 
 #[cfg(test)]
@@ -341,19 +350,6 @@ mod tests {
     use super::*;
     use crate::deploy::sample;
     use crate::deploy::target::DeployTarget;
-
-    #[test]
-    fn lists_and_names_are_parsed() {
-        let known =
-            files_in("# transaction\n*/etc/a.pem\n# filename\n/etc/a.pem\n/etc/b.pem\n\n\n");
-        assert_eq!(known, ["/etc/a.pem", "/etc/b.pem"]);
-        let names = names_in(
-            "Filename: x\nSubject Alternative Name: DNS:b.example, IP Address:::1, DNS:a.example\n",
-        );
-        let names: Vec<String> = names.unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["a.example", "b.example", "::1"]);
-        assert_eq!(names_in("Filename: x\nStatus: Empty\n"), None);
-    }
 
     #[test]
     fn servers_file_keeps_its_owner() {
@@ -378,14 +374,6 @@ mod tests {
     }
 
     #[test]
-    fn unused_certificate_is_recognised() {
-        assert!(is_used("Filename: /a.pem\nStatus: Used\n"));
-        assert!(!is_used("Filename: /a.pem\nStatus: Unused\n"));
-        assert!(!is_used("Filename: /a.pem\nStatus: Empty\n"));
-        assert!(is_used("Filename: /a.pem\n"));
-    }
-
-    #[test]
     fn live_file_is_found_at_any_mount_point() {
         let find = |names: &[&str]| {
             let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -395,17 +383,6 @@ mod tests {
         assert_eq!(find(&["/etc/a.pem", mounted]).as_deref(), Some(mounted));
         assert_eq!(find(&["/etc/certs/example.com.pem"]), None);
         assert_eq!(find(&["/x/live/www.example.com/combined.pem"]), None);
-    }
-
-    #[test]
-    fn name_of_a_file_is_one_word_of_a_command() {
-        let hostile = "/a.pem; shutdown\n/b.pem <<\n/c\\ d.pem\n/e f\n/good.pem\n";
-        assert_eq!(files_in(hostile), ["/good.pem"]);
-    }
-
-    #[test]
-    fn no_empty_line_cuts_a_payload_short() {
-        assert_eq!(without_empty_lines("a\n\n  \r\nb\r\n"), "a\nb\n");
     }
 
     #[tokio::test]

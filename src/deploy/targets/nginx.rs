@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::deploy::identity::{field, ticks_at_start};
 use crate::deploy::key_access;
+use crate::deploy::keys::values::within;
 use crate::deploy::process::{Process, Server};
 use crate::deploy::target_settings::prelude::*;
 use crate::net::sockets::listened_on_by;
@@ -30,7 +31,14 @@ const SERVER: Server<'_> = Server {
 /// Handshakes there would only fill nginx's log.
 const PLAIN_HTTP: u16 = 80;
 const MASTER: &str = ": master process ";
-const CHECK_WITHIN: Duration = Duration::from_secs(10);
+/// What `nginx -t` reports when another process moved a pair while nginx read it.
+const MOVED: &str = "key values mismatch";
+const MOVED_TRIES: u32 = 3;
+const MOVED_PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait for new workers, which have read the pairs. If nginx refuses the
+/// configuration, there are none.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+const WORKER: &str = ": worker process";
 const SHUTTING_DOWN: &str = "worker process is shutting down";
 /// Each keeps its memory and its connections until its clients leave.
 const MOST_DRAINING: usize = 3;
@@ -41,14 +49,19 @@ const TOGETHER: u64 = 20;
 settings! {
     /// nginx reads the pair again at a reload. `certs` runs `nginx -t` if nginx and its program are root's or its own,
     /// with the options `-c`, `-p`, `-e` and `-g` of the master process, and then sends HUP to that process. While three generations of workers still serve old connections, the reload
-    /// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
+    /// waits. If nginx cannot read the key, `certs` names its user and the file's mode: the workers' user, if
+    /// `ssl_certificate_key` has a variable.
     ///
-    /// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
+    /// Without `verify` the ports on which nginx listens are verified, port 80 excepted; behind another server, on a Unix
+    /// socket alone, name the port of that server. In containers, share the PID
     /// namespace. With two of them for one certificate, messages name each by its pid file.
     struct Settings {
         /// The pid file of its master process
         #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
         pid_file: Option<PathKey>,
+        /// How long `nginx -t` may take, from 1s to 60m
+        #[schemars(extend("default" = "2m"))]
+        timeout: Option<Timeout>,
     }
 }
 
@@ -68,6 +81,10 @@ impl TargetSettings for Settings {
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
+    }
+
+    fn deadline(&self) -> Duration {
+        within(self.timeout.as_ref())
     }
 }
 
@@ -92,6 +109,57 @@ impl Settings {
         let options = is_whole.then(|| options_in(command)).flatten();
         Ok(Master { process, options })
     }
+}
+
+impl Settings {
+    /// Runs nginx with its own options and `action`; `None` if the program is gone.
+    async fn run(
+        &self,
+        program: &Path,
+        options: &[String],
+        action: &str,
+    ) -> Result<Option<Output>, DeployCause> {
+        let run = tokio::process::Command::new(program)
+            .args(options)
+            .args([action, "-q"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let within = self.deadline();
+        let detail = match tokio::time::timeout(within, run).await {
+            Ok(Ok(output)) => return Ok(Some(output)),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Ok(Err(error)) => format!("`nginx {action}` could not be run: {error}"),
+            Err(_) => format!(
+                "`nginx {action}` did not end within {} s: its configuration may wait for slow DNS; `timeout` in its [deploy.NAME] allows more",
+                within.as_secs()
+            ),
+        };
+        Err(DeployCause::Unreachable(detail))
+    }
+
+    /// Whether the path of a pair has a variable: then each handshake reads it, by the
+    /// workers' user.
+    async fn is_read_by_workers(&self, master: &Master) -> bool {
+        let program = master.process.trusted_program();
+        let Some((program, options)) = program.zip(master.options.as_ref()) else {
+            return false;
+        };
+        let shown = self.run(&program, options, "-T").await;
+        let shown = shown.ok().flatten().map(|output| output.stdout);
+        has_variable_pair(&String::from_utf8_lossy(&shown.unwrap_or_default()))
+    }
+}
+
+/// Whether a configuration has `ssl_certificate_key` with a variable in its path.
+fn has_variable_pair(configuration: &str) -> bool {
+    let directives = configuration.split([';', '{', '}', '\n']).map(str::trim);
+    let mut keys = directives.filter_map(|it| it.strip_prefix("ssl_certificate_key"));
+    keys.any(|path| path.contains('$'))
+}
+
+fn was_moved(output: &Output) -> bool {
+    !output.status.success() && String::from_utf8_lossy(&output.stderr).contains(MOVED)
 }
 
 /// The options of `command`, without its program, that name its configuration; `None` if it
@@ -164,35 +232,48 @@ impl Target for Settings {
         else {
             return Ok(());
         };
-        let run = tokio::process::Command::new(&program)
-            .args(options)
-            .args(["-t", "-q"])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let detail = match tokio::time::timeout(CHECK_WITHIN, run).await {
-            Ok(Ok(output)) => return verdict(&output),
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Ok(Err(error)) => format!("`nginx -t` could not be run: {error}"),
-            Err(_) => format!("`nginx -t` did not end within {} s", CHECK_WITHIN.as_secs()),
-        };
-        Err(DeployCause::Unreachable(detail))
+        for tries in 1.. {
+            match self.run(&program, options, "-t").await? {
+                Some(output) if was_moved(&output) && tries < MOVED_TRIES => {
+                    tokio::time::sleep(MOVED_PAUSE).await;
+                }
+                Some(output) => return verdict(&output),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_phase(&self) -> String {
+        "waits for nginx -t".to_owned()
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let master = self.master()?;
         may_reload(master.process.pid, delivery).await?;
-        master.process.signal(Signal::HUP)
+        let before = children(master.process.pid);
+        master.process.signal(Signal::HUP)?;
+        let (pid, end) = (master.process.pid, Instant::now() + READ_WITHIN);
+        while !before.is_empty() && children(pid).is_subset(&before) && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         let mut found = listened_on_by(self.master().ok()?.process.pid)?;
         found.retain(|address| address.port() != PLAIN_HTTP);
-        Some(found)
+        // Behind another server it may listen on Unix sockets alone.
+        (!found.is_empty()).then_some(found)
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        key_access::obstacle(self.master().ok()?.process.pid, Self::KIND, &delivery.live)
+        let master = self.master().ok()?;
+        let pid = match self.is_read_by_workers(&master).await {
+            true => worker_of(master.process.pid)?,
+            false => master.process.pid,
+        };
+        key_access::obstacle(pid, Self::KIND, &delivery.live)
     }
 }
 
@@ -211,12 +292,26 @@ async fn may_reload(master: u32, delivery: &Delivery) -> Result<(), DeployCause>
     }
 }
 
+/// The child processes of `master`.
+fn children(master: u32) -> BTreeSet<u32> {
+    let children = format!("/proc/{master}/task/{master}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    let children = children.split_whitespace();
+    children.filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A worker process of `master`.
+fn worker_of(master: u32) -> Option<u32> {
+    children(master).into_iter().find(|pid| {
+        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        title.is_ok_and(|title| title.contains(WORKER))
+    })
+}
+
 /// The number of draining generations: workers that shut down and still serve. Workers
 /// that started together are one generation.
 fn draining(master: u32) -> usize {
-    let children = format!("/proc/{master}/task/{master}/children");
-    let children = std::fs::read_to_string(children).unwrap_or_default();
-    let started = children.split_whitespace().filter_map(|pid| {
+    let started = children(master).into_iter().filter_map(|pid| {
         let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         title
@@ -244,6 +339,33 @@ mod tests {
         assert_eq!(room_in(&stat(0, 0)), None);
         assert_eq!(room_in("7 (x) S 0"), None);
         assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
+    }
+
+    #[test]
+    fn check_is_named_and_waits_for_slow_dns() {
+        let nginx: DeployTarget = "nginx".parse().unwrap();
+        assert_eq!(nginx.target().check_phase(), "waits for nginx -t");
+        assert_eq!(nginx.deadline(), Duration::from_secs(120));
+        let keys = [("timeout".to_owned(), vec!["10m".to_owned()])];
+        let nginx = DeployTarget::long("nginx", keys.into()).unwrap();
+        assert_eq!(nginx.deadline(), Duration::from_secs(600));
+        assert!(nginx.answers_within() > nginx.deadline());
+    }
+
+    #[test]
+    fn pair_with_a_variable_is_read_by_workers() {
+        for (configuration, wanted) in [
+            (
+                "server { ssl_certificate_key /l/$ssl_server_name/k.pem; }",
+                true,
+            ),
+            ("a;\n  ssl_certificate_key\t\"/l/$x.pem\";", true),
+            ("ssl_certificate_key /l/k.pem; return 301 $host;", false),
+            ("proxy_ssl_certificate_key /l/$x.pem;", false),
+            ("# ssl_certificate_key /l/$x.pem;", false),
+        ] {
+            assert_eq!(has_variable_pair(configuration), wanted, "{configuration}");
+        }
     }
 
     #[test]

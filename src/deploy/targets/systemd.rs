@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::deploy::dbus::Bus;
+use crate::deploy::keys::values::within;
 use crate::deploy::target_settings::prelude::*;
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -22,6 +23,9 @@ settings! {
         /// One `unix:` address of D-Bus
         #[schemars(extend("x-default" = "the system's bus"))]
         bus: Option<String>,
+        /// How long the reload may take, from 1s to 60m
+        #[schemars(extend("default" = "2m"))]
+        timeout: Option<Timeout>,
     }
 }
 
@@ -47,6 +51,10 @@ impl TargetSettings for Settings {
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
+    }
+
+    fn deadline(&self) -> Duration {
+        within(self.timeout.as_ref())
     }
 }
 
@@ -125,7 +133,7 @@ impl Target for Settings {
     }
 
     async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
-        match tokio::time::timeout(WITHIN, self.reload()).await {
+        match tokio::time::timeout(self.deadline(), self.reload()).await {
             Ok(Ok(result)) if result == "done" => Ok(()),
             Ok(Ok(result)) => Err(DeployCause::unreachable(&format!(
                 "its reload ended with `{result}`: see systemctl status {}",
@@ -133,8 +141,8 @@ impl Target for Settings {
             ))),
             Ok(Err(error)) => Err(DeployCause::unreachable(&error.to_string())),
             Err(_) => Err(DeployCause::unreachable(&format!(
-                "the reload did not end within {} s",
-                WITHIN.as_secs()
+                "the reload did not end within {} s; `timeout` in its [deploy.NAME] allows more",
+                self.deadline().as_secs()
             ))),
         }
     }

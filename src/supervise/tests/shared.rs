@@ -1,13 +1,18 @@
 //! Many certificates of one server share its reloads and the requests for windows.
 
 use super::*;
-use crate::deploy::coalesce::Coalesced;
+use crate::deploy::coalesce::{Coalesced, Gate};
+use crate::deploy::target_settings::DeployStage;
 
 #[tokio::test(start_paused = true)]
 async fn twenty_certificates_of_one_server_share_its_reloads() {
     let fixture = Fixture::new();
     let target = Arc::new(CountingTarget::default());
-    let coalesced = Arc::new(Coalesced::new(target.clone(), true));
+    let coalesced = Arc::new(Coalesced::new(
+        target.clone(),
+        DeployStage::AllCertificates,
+        Gate::default(),
+    ));
     let certificates = names(20).into_iter().map(|name| {
         let mut certificate = fixture.certificate(&name);
         certificate.targets = vec![coalesced.clone()];

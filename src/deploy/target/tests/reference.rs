@@ -30,7 +30,7 @@ fn needs(target: &DeployTarget) -> String {
     let mut needed = match rights.processes {
         Processes::Untouched => Vec::new(),
         Processes::Controls => vec!["the helper process, which controls the server".to_owned()],
-        Processes::RunsProgram(_) => vec!["the helper process, which runs the program".to_owned()],
+        Processes::RunsProgram => vec!["the helper process, which runs the program".to_owned()],
     };
     needed.extend(
         rights
