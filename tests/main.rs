@@ -34,6 +34,7 @@ mod jumps;
 mod kill;
 mod labels;
 mod language;
+mod links;
 mod oddities;
 mod orphans;
 mod partial;
