@@ -58,6 +58,7 @@ impl Settings {
         let own = certificate.output.as_ref();
         let mut output = own.unwrap_or(&self.output).clone();
         output.directory = self.data_dir.join(&output.directory);
+        output.links = output.links.or(self.output.links);
         output
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod helper;
 mod identity;
 pub(crate) mod key_access;
 pub(crate) mod keys;
+mod mounts;
 pub(crate) mod output;
 pub(crate) mod outputs;
 pub(crate) mod owner;
@@ -89,6 +90,14 @@ pub trait Outlet: Send + Sync {
 
     /// The directory to name in a proxy's configuration.
     fn live_path(&self, lineage: &Lineage) -> PathBuf;
+
+    /// Those of `names` that a server finds at `lineage`, and not at another certificate.
+    fn led_here(&self, _lineage: &Lineage, names: &BTreeSet<Identifier>) -> BTreeSet<Identifier> {
+        names.clone()
+    }
+
+    /// Restores what is missing of the links for the further `names` of a live certificate.
+    fn restore_links(&self, _lineage: &Lineage, _names: &BTreeSet<Identifier>) {}
 
     /// Whether another program may remove its files: then their existence is checked
     /// between passes.
@@ -256,10 +265,10 @@ impl DeployCause {
             }
             Self::PidFile(_) => "restart the server, which writes its pid file, or name another",
             Self::NotRunning { .. } => {
-                "start the server; the certificate is stored, and the next run deploys it"
+                "start the server, or share its PID namespace if it runs in another container; the certificate is stored, and the next run deploys it"
             }
             Self::OtherProgram { .. } => {
-                "the pid file is stale or belongs to another program: name the right one"
+                "the pid file is stale, of another program, or of another PID namespace such as that of a container: name the right one, or share that namespace"
             }
             Self::UntrustedProcess { .. } => {
                 "name the pid file that the server itself writes, and restart the server, which then writes a new one"

@@ -6,6 +6,7 @@
 //! While Docker's API or the proxy before it is absent, slow or wrong, nothing is
 //! published, and the readers keep the last list.
 
+pub(crate) mod companion;
 pub(crate) mod docker;
 pub(crate) mod labels;
 pub(crate) mod list;
@@ -178,7 +179,7 @@ impl Discovery {
                 Err(DockerError::Refused { .. }) => {
                     if !std::mem::replace(&mut self.environments_logged, true) {
                         tracing::info!(
-                            "LETSENCRYPT_HOST in the environment of containers is ignored, labels are read; hint: to use it, let the proxy allow GET /containers/ID/json"
+                            "ACME_HOST or LETSENCRYPT_HOST in the environment of containers is ignored, labels are read; hint: to use it, let the proxy allow GET /containers/ID/json"
                         );
                     }
                     return;

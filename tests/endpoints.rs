@@ -1,9 +1,10 @@
 //! Endpoints of real servers that show their certificate in a way of their own, or not to this machine.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, free_port, run};
+use crate::support::{Nginx, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, haproxy, issued, live, verify};
 
 /// nginx with the pair of the CA, after `change` of its configuration. The change takes effect with the reload
@@ -157,4 +158,150 @@ fn quiet_command_prints_only_what_needs_the_reader() {
     let elsewhere = [NAME, "-q", "--deploy", "none", &verify(free_port())];
     let printed = run(&mut ca.issue(&elsewhere), 7);
     assert!(printed.contains("is not verified"), "{printed}");
+}
+
+/// Whether this process may make namespaces of its own.
+fn is_root(what: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("SKIPPED: {what}: only root may make namespaces");
+    }
+    is_root
+}
+
+#[test]
+fn server_of_both_families_is_verified_on_a_host_without_ipv6() {
+    let Some(program) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
+        return;
+    };
+    if !is_root("a host without IPv6") {
+        return;
+    }
+    // Debian's two lines, and one socket for both families.
+    for listen in [
+        "listen 443 ssl; listen [::]:443 ssl;",
+        "listen [::]:443 ssl ipv6only=off;",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().display();
+        let live = directory.path().join("out/live").join(NAME);
+        let live = live.display();
+        let config = format!(
+            "pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+             uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+             server {{ {listen} ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem; }} }}\n"
+        );
+        std::fs::write(directory.path().join("nginx.conf"), config).unwrap();
+        let certs = certs(directory.path());
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-euc"]).arg(
+            "ip link set lo up
+             for each in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 >$each; done
+             issue() { \"$1\" issue example.com --ca embedded --agree-tos --http-listen 127.0.0.1:80 $3; }
+             issue \"$@\" ''
+             \"$2\" -c \"$PWD/nginx.conf\"
+             trap '\"$2\" -c \"$PWD/nginx.conf\" -s stop' EXIT
+             issue \"$@\" \"--force --deploy nginx:$PWD/nginx.pid\"",
+        );
+        command
+            .arg("sh")
+            .arg(certs.get_program())
+            .arg(program.as_path());
+        command.current_dir(directory.path());
+        for (name, value) in certs.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let printed = run(&mut command, 0);
+        assert!(
+            printed.contains("proven by handshake at nginx"),
+            "{listen}: {printed}"
+        );
+    }
+}
+
+/// nginx with mounts of its own; it ends with its test.
+struct Mounting(u32);
+
+impl Mounting {
+    fn run(&self, program: &str, arguments: &[&str]) {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.0.to_string(), "--mount", program]);
+        run(command.args(arguments), 0);
+    }
+}
+
+impl Drop for Mounting {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.0).unwrap()).unwrap();
+        // An error means that it has ended already.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+#[test]
+fn mount_that_stays_at_one_generation_is_named_as_the_cause() {
+    let ca = issued();
+    if program("CERTS_LAB_NGINX", "/usr/sbin/nginx").is_none() || !is_root("mounts of a server") {
+        return;
+    }
+    // What nginx sees at first is a copy.
+    let seen = ca.path("seen/live").join(NAME);
+    std::fs::create_dir_all(&seen).unwrap();
+    for file in ["fullchain.pem", "privkey.pem"] {
+        std::fs::copy(live(&ca).join(file), seen.join(file)).unwrap();
+    }
+    let root = ca.path("nginx");
+    let Some(nginx) = Nginx::start_at(&seen, &root, free_port()) else {
+        return;
+    };
+    let (port, pid_file) = (nginx.port, nginx.pid_file.clone());
+    drop(nginx);
+    let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx").unwrap();
+    let mut command = Command::new("unshare");
+    command.arg("--mount").arg(program).arg("-c");
+    run(command.arg(root.join("nginx.conf")), 0);
+    until("nginx", || listens(port) && pid_file.exists());
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let nginx = Mounting(pid.trim().parse().unwrap());
+    let deploy = format!("--deploy=nginx:{}", pid_file.display());
+    let renews = |code| {
+        run(
+            &mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]),
+            code,
+        )
+    };
+    let text = |path: &Path| path.display().to_string();
+    let mount = |source: &Path, place: &Path| {
+        nginx.run("mount", &["--bind", &text(source), &text(place)]);
+    };
+    let unmount = |place: &Path| nginx.run("umount", &[&text(place)]);
+
+    // Single files.
+    for file in ["fullchain.pem", "privkey.pem"] {
+        mount(&live(&ca).join(file), &seen.join(file));
+    }
+    let printed = renews(7);
+    let place = seen.join("fullchain.pem");
+    assert!(
+        printed.contains(&format!("nginx reads {}, a mount of ", place.display()))
+            && printed.contains(
+                "alone, which stays at that generation; mount the whole output directory"
+            ),
+        "{printed}"
+    );
+    for file in ["fullchain.pem", "privkey.pem"] {
+        unmount(&seen.join(file));
+    }
+    // The directory of the links alone.
+    mount(&ca.path("out/live"), &ca.path("seen/live"));
+    let printed = renews(7);
+    assert!(
+        printed.contains("without the archive beside it"),
+        "{printed}"
+    );
+    unmount(&ca.path("seen/live"));
+    // The whole output.
+    mount(&ca.path("out"), &ca.path("seen"));
+    renews(0);
 }

@@ -45,14 +45,14 @@ struct ApiState {
 }
 
 /// Docker's API behind a filter, as far as it is used.
-struct Docker {
+pub(crate) struct Docker {
     port: u16,
     state: Arc<Mutex<ApiState>>,
     ended: Arc<AtomicBool>,
 }
 
 impl Docker {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_at(free_port())
     }
 
@@ -80,11 +80,11 @@ impl Docker {
         Self { port, state, ended }
     }
 
-    fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("tcp://127.0.0.1:{}", self.port)
     }
 
-    fn add(&self, name: &str, labels: Value) {
+    pub(crate) fn add(&self, name: &str, labels: Value) {
         self.add_with(name, labels, &[]);
     }
 
@@ -225,7 +225,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()
 }
 
 /// A `certs run` that follows labels.
-struct DiscoverySidecar<'a> {
+pub(crate) struct DiscoverySidecar<'a> {
     ca: &'a EmbeddedCa,
     running: Running,
     log: PathBuf,
@@ -233,7 +233,7 @@ struct DiscoverySidecar<'a> {
 }
 
 impl<'a> DiscoverySidecar<'a> {
-    fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
         Self::start_configured(ca, |command| {
             command.args(["--docker-host", host]);
             change(command);
@@ -276,7 +276,7 @@ impl<'a> DiscoverySidecar<'a> {
         self.generations(name) > 0
     }
 
-    fn until_issued(&self, name: &str) {
+    pub(crate) fn until_issued(&self, name: &str) {
         until_within(name, Duration::from_secs(40), || self.is_issued(name));
         let live = self.ca.path("out/live").join(name);
         assert!(live.join("fullchain.pem").exists());
@@ -296,7 +296,7 @@ impl<'a> DiscoverySidecar<'a> {
         run(command.arg("status").args(arguments), 0)
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).unwrap();
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -690,4 +690,87 @@ fn acme_companion_variables_are_read_when_proxy_allows() {
     );
     let kept = std::fs::read_to_string(ca.path("data/labels.json")).unwrap();
     assert!(!kept.contains("hunter2") && !sidecar.log().contains("hunter2"));
+}
+
+#[test]
+fn newer_companion_variables_are_read_and_name_their_problems() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    let single = [
+        "ACME_HOST=c.example.com, d.example.com",
+        "ACME_SINGLE_DOMAIN_CERTS=true",
+    ];
+    docker.add_with("single", json!({}), &single);
+    let key = ["ACME_HOST=e.example.com", "LETSENCRYPT_KEYSIZE=ec-384"];
+    docker.add_with("key", json!({}), &key);
+    for (name, variable) in [
+        ("dns", "ACME_CHALLENGE=DNS-01"),
+        ("size", "ACME_KEYSIZE=512"),
+    ] {
+        let host = format!("ACME_HOST={name}.example.com");
+        docker.add_with(name, json!({}), &[&host, variable]);
+    }
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
+    for name in ["c.example.com", "d.example.com", "e.example.com"] {
+        sidecar.until_issued(name);
+    }
+    sidecar.until_logged("container dns, ACME_CHALLENGE: ");
+    sidecar.until_logged("container size, ACME_KEYSIZE: ");
+    // acme-companion's test certificates are of the staging directory, whatever the CA is.
+    let test = ["LETSENCRYPT_HOST=test.example.com", "LETSENCRYPT_TEST=true"];
+    docker.add_with("test", json!({}), &test);
+    until("the test certificate", || {
+        let shown: Value = serde_json::from_str(&sidecar.status(&["--json"])).unwrap();
+        let mut rows = shown.as_array().unwrap().iter();
+        let row = rows.find(|row| row["name"] == "test.example.com");
+        row.is_some_and(|row| row["ca"].as_str().unwrap().contains("staging"))
+    });
+}
+
+#[test]
+fn containers_that_share_names_in_any_order_all_get_theirs() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.add(
+        "one",
+        json!({"certs.domains": "a.example.com b.example.com"}),
+    );
+    docker.add(
+        "two",
+        json!({"certs.domains": "b.example.com a.example.com"}),
+    );
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
+    sidecar.until_issued("a.example.com");
+    docker.add(
+        "three",
+        json!({"certs.domains": "a.example.com b.example.com c.example.com"}),
+    );
+    sidecar.until_issued("c.example.com");
+    let all = [
+        (
+            "two",
+            json!({"certs.domains": "b.example.com a.example.com"}),
+        ),
+        (
+            "four",
+            json!({"certs.domains": "b.example.com d.example.com"}),
+        ),
+    ];
+    docker.remove("two");
+    for (name, labels) in all {
+        docker.add(name, labels);
+    }
+    sidecar.until_issued("b.example.com");
+    assert_eq!(
+        (
+            sidecar.generations("a.example.com"),
+            sidecar.generations("c.example.com")
+        ),
+        (1, 1)
+    );
+    assert!(
+        !sidecar.log().contains("another container has"),
+        "{}",
+        sidecar.log()
+    );
+    let target = std::fs::read_link(ca.path("out/live/d.example.com")).unwrap();
+    assert_eq!(target, Path::new("b.example.com"));
 }

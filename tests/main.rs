@@ -35,6 +35,7 @@ mod jumps;
 mod kill;
 mod labels;
 mod language;
+mod links;
 mod oddities;
 mod orphans;
 mod partial;

@@ -14,7 +14,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::sidecar::{Sidecar, configured};
-use crate::support::{certs, free_port, make_script, run, until, until_within};
+use crate::support::{Nginx, certs, free_port, make_script, run, until, until_within};
+use crate::targets::{NAME, issued, live};
 
 const NOTHING: &str = "not checked: no endpoint is configured; hint: --verify HOST:PORT";
 
@@ -338,4 +339,40 @@ fn sidecar_looks_again_and_repairs_a_server_that_went_back() {
     });
     assert_eq!(reloads(&ca), before + 1);
     sidecar.stop();
+}
+
+#[test]
+fn server_that_is_gone_at_the_start_makes_it_unready_until_it_is_back() {
+    let ca = issued();
+    let root = ca.path("nginx");
+    let Some(mut nginx) = Nginx::start_at(&live(&ca), &root, free_port()) else {
+        return;
+    };
+    // A configured endpoint, and the ports that nginx is found to listen on.
+    for endpoint in [Some(format!("127.0.0.1:{}", nginx.port)), None] {
+        let (port, deploy) = (nginx.port, format!("nginx:{}", nginx.pid_file.display()));
+        let start = || {
+            let admin = free_port();
+            let mut command = configured(&ca, &[NAME], admin);
+            command
+                .env("CERTS_DEPLOY", &deploy)
+                .env("CERTS_VERIFY_EVERY", "10s");
+            command.envs(endpoint.iter().map(|endpoint| ("CERTS_VERIFY", endpoint)));
+            Sidecar::start_as(&ca, &mut command, admin)
+        };
+        let sidecar = start();
+        until("readiness", || sidecar.readiness() == 200);
+        sidecar.stop();
+        drop(nginx);
+        let sidecar = start();
+        until("the first look", || {
+            let readiness = sidecar.readiness();
+            assert!([0, 503].contains(&readiness), "{}", sidecar.log());
+            sidecar.log().contains("does not serve the certificate")
+        });
+        assert_eq!(sidecar.readiness(), 503);
+        nginx = Nginx::start_at(&live(&ca), &root, port).unwrap();
+        until("readiness", || sidecar.readiness() == 200);
+        sidecar.stop();
+    }
 }

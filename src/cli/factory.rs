@@ -94,6 +94,7 @@ impl Factory {
                 looks: Some(Looks {
                     every: settings.verify_every.length(),
                     at_once: true,
+                    first: false,
                 }),
                 board: None,
                 progress: Some(display.clone()),

@@ -73,18 +73,14 @@ impl Labels {
         let Some(docker) = &configured.docker else {
             return false;
         };
-        let candidates = self.registry.candidates(&listing.requests);
+        let listed = self.registry.as_known(&listing.requests);
+        let candidates = self.registry.candidates(&listed);
         let requests: Vec<&Request> = candidates.iter().collect();
         let granted = sources.granted(&requests, configured);
         let complaints = listing.invalid.iter().map(ConfigProblem::from);
-        self.log_problems(complaints.chain(granted.refused.iter().cloned()));
-        let allowed = granted.certificates.iter();
-        let allowed = allowed.chain(&configured.certificates);
-        let sets: BTreeSet<BTreeSet<_>> = allowed.map(|one| one.names.iter().collect()).collect();
-        // Includes requests that another container made first or that are configured.
-        let requests = listing.requests.iter();
-        let requests = requests.filter(|request| sets.contains(&request.set()));
-        let requests: Vec<Request> = requests.cloned().collect();
+        let refused = granted.refused.iter().chain(&granted.remarks);
+        self.log_problems(complaints.chain(refused.cloned()));
+        let requests = allowed(listed, &granted.certificates, &configured.certificates);
         let before = self.registry.clone();
         let registry = &mut self.registry;
         for change in registry.merge(&requests, &listing.unseen, now, docker.grace) {
@@ -113,6 +109,26 @@ impl Labels {
         }
         self.logged = lines;
     }
+}
+
+/// Those of `requests` that are granted or configured, under the names of the certificates:
+/// also those that another container made first.
+fn allowed(
+    mut requests: Vec<Request>,
+    granted: &[CertificateSettings],
+    configured: &[CertificateSettings],
+) -> Vec<Request> {
+    let set = |one: &CertificateSettings| one.names.iter().cloned().collect::<BTreeSet<_>>();
+    let named: BTreeMap<_, _> = granted.iter().map(|one| (set(one), &one.names)).collect();
+    let configured: BTreeSet<_> = configured.iter().map(set).collect();
+    requests.retain_mut(|request| {
+        let set: BTreeSet<_> = request.names.iter().cloned().collect();
+        if let Some(names) = named.get(&set) {
+            request.names.clone_from(names);
+        }
+        named.contains_key(&set) || configured.contains(&set)
+    });
+    requests
 }
 
 #[cfg(test)]
@@ -181,6 +197,44 @@ mod tests {
         let kept = labels.registry.renewed();
         let x = kept.iter().find(|one| one.container == "a").unwrap();
         assert_eq!(x.names.len(), 1);
+    }
+
+    #[test]
+    fn each_container_gets_its_names_in_whatever_order_they_are_shared() {
+        let directory = tempfile::tempdir().unwrap();
+        let sources = sources("", directory.path());
+        let settings = sources.settings(&Purpose::All).unwrap();
+        let (a, b) = (
+            ("1", "a.example.com b.example.com"),
+            ("2", "b.example.com a.example.com"),
+        );
+        for (third, lineage) in [
+            ("a.example.com b.example.com c.example.com", "c.example.com"),
+            ("b.example.com d.example.com a.example.com", "b.example.com"),
+        ] {
+            let mut labels = Labels::open(directory.path()).unwrap();
+            let all = [a, b, ("3", third), ("4", third)];
+            for requests in [&all[..2], &all, &all[1..], &all] {
+                labels.apply(&listing(requests), &sources, &settings, NOW);
+                assert!(labels.logged.is_empty(), "{:?}", labels.logged);
+                // As after a restart.
+                labels = Labels::open(directory.path()).unwrap();
+            }
+            let shown = |labels: &Labels| -> Vec<String> {
+                let certificates = labels.certificates(&sources, &settings).into_iter();
+                let shown =
+                    |one: CertificateSettings| format!("{} {}", one.lineage, one.names.len());
+                certificates.map(shown).collect()
+            };
+            assert_eq!(
+                shown(&labels),
+                ["a.example.com 2".to_owned(), format!("{lineage} 3")]
+            );
+            assert_eq!(lineages(&labels), ["a.example.com", lineage]);
+            let requested = &labels.requests()[&"a.example.com".parse().unwrap()];
+            assert_eq!(requested.containers.len(), 2);
+            std::fs::remove_file(directory.path().join("labels.json")).unwrap();
+        }
     }
 
     #[test]

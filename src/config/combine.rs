@@ -147,11 +147,12 @@ impl Sources {
         let process = self.process(&mut Problems::default());
         let mut output = process.output;
         if let Some(stored) = &entry.layer.stored_output {
-            let (owner, group) = (output.owner, output.group);
+            let (owner, group, links) = (output.owner, output.group, output.links);
             output = stored.value.clone();
             // The readers of the files are the configuration's, if it names them.
             output.owner = owner.or(output.owner);
             output.group = group.or(output.group);
+            output.links = links.or(output.links);
             let layers = self.layers();
             let layers = match entry.strength {
                 Strength::Stored => layers.as_slice(),

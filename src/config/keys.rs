@@ -156,6 +156,10 @@ layer! {
             .doc("The group of these files, which may enter their directories: a name or a number")
             .default_is("the owner's own group, else that of the process")
             => .output.group;
+        "output.links", output_links: bool, boolean, BOOLEAN
+            .doc("Link live/NAME for every further name of a certificate, so that a server finds it by the name that a client sends; a certificate whose own name that is takes it")
+            .default_is("true for the certificates of labels, else false")
+            => .output.links;
     }
 
     group "Service" {
@@ -322,6 +326,7 @@ impl Settings {
                 directory: data_dir.join("public"),
                 owner: None,
                 group: None,
+                links: None,
             },
             gives_up_root: false,
             data_dir,
@@ -344,6 +349,9 @@ pub(crate) struct OutputSettings {
     pub directory: PathBuf,
     pub owner: Option<String>,
     pub group: Option<String>,
+    /// Whether every further name of a certificate is linked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<bool>,
 }
 
 /// When certificates are renewed and deployed.

@@ -3,7 +3,7 @@
 //! user that may start a container gets no other rights here: a label deploys only to
 //! nginx or to a `[deploy.NAME]` of the file, and its names can be restricted to a list.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::keys::CertificateLayer;
 use super::layer::{Value, split};
@@ -14,6 +14,7 @@ use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
 use crate::deploy::target::NAME;
 use crate::discovery::labels::{InvalidLabel, Request};
+use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::text::origins;
 
@@ -27,6 +28,8 @@ pub(crate) struct Granted {
     pub certificates: Vec<CertificateSettings>,
     /// Why the other requests are refused.
     pub refused: Vec<ConfigProblem>,
+    /// What granted requests do not get.
+    pub remarks: Vec<ConfigProblem>,
 }
 
 impl From<&InvalidLabel> for ConfigProblem {
@@ -50,7 +53,10 @@ impl Sources {
         let Some(docker) = &configured.docker else {
             return granted;
         };
+        let mut asked = Vec::new();
         for request in requests {
+            let (others, tables) = (&granted.certificates, &configured.certificates);
+            let request = &with_a_free_name(request, others, tables);
             let Some(lineage) = request.lineage() else {
                 continue;
             };
@@ -76,7 +82,14 @@ impl Sources {
                 problems.add(&origin, message, hint);
             }
             match problems.or(certificate) {
-                Ok(certificate) => granted.certificates.push(certificate),
+                Ok(certificate) => {
+                    asked.push((
+                        request.created,
+                        certificate.lineage.clone(),
+                        request.clone(),
+                    ));
+                    granted.certificates.push(certificate);
+                }
                 Err(mut refused) => {
                     // A problem without an origin belongs to the container.
                     for one in refused
@@ -89,6 +102,7 @@ impl Sources {
                 }
             }
         }
+        share_addresses(&mut granted, configured, asked);
         granted
     }
 
@@ -105,21 +119,23 @@ impl Sources {
         let same =
             |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == request.set();
         let all = configured.certificates.iter();
-        let mut all = all.chain(&granted.certificates);
-        let Some(other) = all.find(|one| one.lineage == *lineage || same(one)) else {
+        let all = all.chain(&granted.certificates);
+        if all.clone().any(same) {
+            return true;
+        }
+        let mut all = all.filter(|one| one.lineage == *lineage);
+        let Some(other) = all.next() else {
             return false;
         };
-        if !same(other) {
-            let names: Vec<String> = other.names.iter().map(ToString::to_string).collect();
-            let whose = match configured.certificates.contains(other) {
-                true => "the configuration",
-                false => "another container",
-            };
-            let names = names.join(", ");
-            let message = format!("{whose} has a certificate {lineage}, for {names}");
-            let hint = "put another name first, or request the same names";
-            problems.add(&origin_of(request, &request.label), message, hint);
-        }
+        let names: Vec<String> = other.names.iter().map(ToString::to_string).collect();
+        let whose = match configured.certificates.contains(other) {
+            true => "the configuration",
+            false => "another container",
+        };
+        let names = names.join(", ");
+        let message = format!("{whose} has a certificate {lineage}, for {names}");
+        let hint = "put another name first, or request the same names";
+        problems.add(&origin_of(request, &request.label), message, hint);
         true
     }
 
@@ -139,7 +155,7 @@ impl Sources {
         }
         let mut layer = CertificateLayer::default();
         for (key, text) in &request.keys {
-            let origin = origin_of(request, &label_of(request, key));
+            let origin = origin_of(request, &request.label_of(key));
             let value = match key.as_str() {
                 "deploy" => {
                     self.may_be_named(text, &origin, problems);
@@ -159,6 +175,10 @@ impl Sources {
         };
         let mut certificate = self.checked(&entry, problems);
         certificate.origin = Some(Origin::Label);
+        if let Some(output) = &mut certificate.output {
+            // A proxy for all containers looks for the name that a client sends.
+            output.links.get_or_insert(true);
+        }
         certificate
     }
 
@@ -176,10 +196,71 @@ impl Sources {
     }
 }
 
-fn label_of(request: &Request, key: &str) -> String {
-    match request.is_from_environment() {
-        true => format!("LETSENCRYPT_{}", key.to_uppercase()),
-        false => format!("certs.{key}"),
+/// The request, under the first of its names that no other certificate has, if its own first
+/// name is that of a container's certificate with other names.
+fn with_a_free_name(
+    request: &Request,
+    granted: &[CertificateSettings],
+    configured: &[CertificateSettings],
+) -> Request {
+    let mut request = request.clone();
+    let first = request.lineage();
+    let mut borne = granted
+        .iter()
+        .filter(|one| Some(&one.lineage) == first.as_ref());
+    let is_same =
+        |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == request.set();
+    if borne.next().is_some_and(|one| !is_same(one)) {
+        let is_free = |name: &Identifier| {
+            let lineage = Lineage::of(name);
+            let mut others = granted.iter().chain(configured);
+            others.all(|one| one.lineage != lineage && !one.names.contains(name))
+        };
+        if let Some(at) = request.names.iter().position(is_free) {
+            let first = request.names.remove(at);
+            request.names.insert(0, first);
+        }
+    }
+    request
+}
+
+/// The account at a CA has one address: that of the configuration's certificates, else that of
+/// the oldest container. Another one would be sent, and sent back, with every order. It is not
+/// used, and that is said.
+fn share_addresses(
+    granted: &mut Granted,
+    configured: &Settings,
+    mut asked: Vec<(i64, Lineage, Request)>,
+) {
+    let mut used = BTreeMap::new();
+    for one in &configured.certificates {
+        if let Some(email) = &one.ca.email {
+            let first = (one.lineage.clone(), email.clone());
+            used.entry(one.ca.directory.clone()).or_insert(first);
+        }
+    }
+    asked.sort_by(|(age, lineage, _), other| (age, lineage).cmp(&(&other.0, &other.1)));
+    for (_, lineage, request) in asked {
+        let mut certificates = granted.certificates.iter_mut();
+        let found = certificates.find(|one| one.lineage == lineage);
+        let Some((own, ca)) =
+            found.and_then(|one| Some((one.ca.email.as_mut()?, &one.ca.directory)))
+        else {
+            continue;
+        };
+        let first = (lineage, own.clone());
+        let (first, email) = used.entry(ca.clone()).or_insert(first);
+        if own != email && request.keys.contains_key("email") {
+            let message = format!(
+                "{own} is not used: all certificates share one account at the CA, and {first} has {email}"
+            );
+            granted.remarks.push(ConfigProblem {
+                origin: origin_of(&request, &request.label_of("email")),
+                message,
+                hint: "use one address for all containers".to_owned(),
+            });
+        }
+        own.clone_from(email);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether a server's process may read the published pair. A server that may not continues
+//! Whether a server's process reads the published pair, and may. A server that may not continues
 //! with the previous pair, and rarely reports that where an operator looks. This module
 //! never changes a mode or an owner. The kernel shows numbers as this process has them, and
 //! the root of a container in a user namespace is root only over the files of its own users.
@@ -6,6 +6,8 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use super::mounts;
 
 /// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: a process with either may read all files.
 const OVERRIDE: u64 = 1 << 1 | 1 << 2;
@@ -67,7 +69,7 @@ fn inside(map: &[[u64; 3]], outside: u32) -> Option<u64> {
     })
 }
 
-/// The first file in `live` that process `pid` may not read, with the numbers of user and
+/// A mount in the way of process `pid`, or the first file in `live` that it may not read, with the numbers of user and
 /// group, since names differ between containers; `None` when it may read all, or when
 /// /proc or a file does not exist. What this process may not examine is said to be so.
 #[must_use]
@@ -77,6 +79,10 @@ pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
         (!is_absent)
             .then(|| format!("whether {program} may read the pair is unknown: {path}: {error}"))
     };
+    let stays = mounts::obstacle(&mounts::of_process(pid), program, live);
+    if stays.is_some() {
+        return stays;
+    }
     let status = PathBuf::from(format!("/proc/{pid}/status"));
     let access = match std::fs::read_to_string(&status) {
         Ok(status) => FileAccess::of(&status, IdMaps::of(pid))?,

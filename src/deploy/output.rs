@@ -7,6 +7,7 @@
 //! itself may belong to another user: below it everything goes by descriptors, and what
 //! is neither ours nor that owner's is refused.
 
+mod links;
 mod shared;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use thiserror::Error;
 
+pub(super) use self::links::remove_links;
 use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
@@ -68,6 +70,8 @@ impl OutputError {
 pub(crate) struct Output {
     root: PathBuf,
     owner: Owner,
+    /// Whether every further name of a certificate is linked.
+    links: bool,
 }
 
 impl Output {
@@ -77,6 +81,7 @@ impl Output {
         Self {
             root,
             owner: Owner::default(),
+            links: false,
         }
     }
 
@@ -124,6 +129,8 @@ impl Outlet for Output {
             Ok(found) if found == target => flush(&live)?,
             _ => switch(&live, lineage, &target)?,
         }
+        let (names, is_placeholder) = (&bundle.facts().identifiers, generation == Generation(0));
+        self.keep_links(&live, lineage, names, is_placeholder);
         prune(&generations, generation);
         Ok(())
     }
@@ -162,7 +169,7 @@ impl Outlet for Output {
         identifiers: &BTreeSet<Identifier>,
         now: Timestamp,
     ) -> Result<bool, OutputError> {
-        if self.live(lineage)?.is_some() {
+        if self.live(lineage)?.is_some() || self.is_linked(lineage) {
             return Ok(false);
         }
         let bundle = self_signed(identifiers, now).map_err(OutputError::Placeholder)?;
@@ -173,6 +180,26 @@ impl Outlet for Output {
 
     fn live_path(&self, lineage: &Lineage) -> PathBuf {
         self.root.join("live").join(lineage.as_str())
+    }
+
+    fn led_here(&self, lineage: &Lineage, names: &BTreeSet<Identifier>) -> BTreeSet<Identifier> {
+        let leads_elsewhere = |name: &Lineage| {
+            let target = std::fs::read_link(self.live_path(name));
+            let is_here = |target: &Path| target == Path::new(lineage.as_str());
+            name != lineage && target.is_ok_and(|target| !is_here(&target))
+        };
+        let mut here = names.clone();
+        here.retain(|name| !self.links || !leads_elsewhere(&Lineage::of(name)));
+        match here.is_empty() {
+            true => names.clone(),
+            false => here,
+        }
+    }
+
+    fn restore_links(&self, lineage: &Lineage, names: &BTreeSet<Identifier>) {
+        if let Ok(live) = Directory::open(&self.root).and_then(|root| root.child("live")) {
+            self.add_links(&live, lineage, names, false);
+        }
     }
 }
 
@@ -273,15 +300,16 @@ fn link_target(lineage: &Lineage, generation: &str) -> PathBuf {
 
 /// Moves the link of `lineage` in one step.
 fn switch(live: &Directory, lineage: &Lineage, target: &Path) -> Result<(), OutputError> {
-    let (aside, link) = (
-        format!(".{lineage}.new"),
-        live.path().join(lineage.as_str()),
-    );
-    live.remove(&aside).map_err(at("remove", &link))?;
-    live.link(target, &aside).map_err(at("link", &link))?;
-    let switched = live.rename(&aside, lineage.as_str());
-    switched.map_err(at("switch", &link))?;
+    let link = live.path().join(lineage.as_str());
+    move_link(live, lineage, target).map_err(at("switch", &link))?;
     flush(live)
+}
+
+fn move_link(live: &Directory, name: &Lineage, target: &Path) -> io::Result<()> {
+    let aside = format!(".{name}.new");
+    live.remove(&aside)?;
+    live.link(target, &aside)?;
+    live.rename(&aside, name.as_str())
 }
 
 fn flush(directory: &Directory) -> Result<(), OutputError> {

@@ -89,6 +89,14 @@ impl Outlet for Outputs {
         self.within(lineage, |own| own.placeholder(lineage, identifiers, now))
     }
 
+    fn led_here(&self, lineage: &Lineage, names: &BTreeSet<Identifier>) -> BTreeSet<Identifier> {
+        self.within(lineage, |own| own.led_here(lineage, names))
+    }
+
+    fn restore_links(&self, lineage: &Lineage, names: &BTreeSet<Identifier>) {
+        self.within(lineage, |own| own.restore_links(lineage, names));
+    }
+
     fn live_path(&self, lineage: &Lineage) -> PathBuf {
         self.within(lineage, |own| own.live_path(lineage))
     }

@@ -127,11 +127,15 @@ impl Process {
             None => title,
         };
         let program = program.chars().take(80).collect::<String>();
+        let elsewhere = match self.pid {
+            FIRST => "; it is the first of another PID namespace, such as that of a container",
+            _ => "",
+        };
         DeployCause::OtherProgram {
             path: self.path.clone(),
             pid: self.pid,
             program: program.escape_debug().to_string(),
-            wanted: wanted.to_owned(),
+            wanted: format!("{wanted}{elsewhere}"),
         }
     }
 
@@ -190,5 +194,26 @@ mod tests {
         let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
         let error = found.expect("it waits for ever").unwrap_err();
         assert!(matches!(error, DeployCause::PidFile(_)), "{error}");
+    }
+
+    #[test]
+    fn number_of_another_namespace_is_named_as_the_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("nginx.pid");
+        std::fs::write(&file, "1\n").unwrap();
+        let file = file.display().to_string();
+        let server = Server {
+            target: "nginx",
+            programs: &["nginx"],
+            pid_files: &[&file],
+        };
+        match Process::find(None, &server).unwrap_err() {
+            error @ DeployCause::OtherProgram { .. } => {
+                let error = error.to_string();
+                let said = ", not nginx; it is the first of another PID namespace, such as that of a container";
+                assert!(error.ends_with(said), "{error}");
+            }
+            error => println!("SKIPPED: the first process cannot be examined: {error}"),
+        }
     }
 }

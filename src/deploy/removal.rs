@@ -1,11 +1,10 @@
-//! Removes the files of one certificate from the output: the live link first, since a
-//! consumer must not follow it to files that are gone. Nothing is removed that has another
-//! name. The store is not touched.
+//! Removes the files of one certificate from the output: the links first, since a consumer
+//! must not follow one to files that are gone. Nothing else is removed that has another name. The store is not touched.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::output::{OutputError, at};
+use super::output::{OutputError, at, remove_links};
 use crate::files::DirectoryOwner;
 use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
@@ -52,6 +51,7 @@ impl Emptied {
         if let Some(live) = part(&self.root, "live").map_err(at("open", &link))? {
             let removed = live.remove(format!(".{lineage}.new"));
             let removed = removed
+                .and_then(|()| remove_links(&live, lineage, |_| false))
                 .and_then(|()| live.remove(name))
                 .and_then(|()| live.sync());
             removed.map_err(at("remove", &link))?;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -337,7 +337,14 @@ async fn each_family(
         if !shown.is_empty() && !is_other_family(address, &shown) {
             continue;
         }
-        match shows(*address, Approach::default(), name, wanted).await {
+        let mut seen = shows(*address, Approach::default(), name, wanted).await;
+        if let Some(by_v4) = by_v4(*address, addresses, &seen) {
+            match shows(by_v4, Approach::default(), name, wanted).await {
+                Err(other) if other.leaf().is_none() => {}
+                by_v4 => seen = by_v4,
+            }
+        }
+        match seen {
             Ok(()) => shown.push(*address),
             Err(other) => others.push((address, other)),
         }
@@ -353,6 +360,18 @@ async fn each_family(
         Some(other) => Err(other),
         None => Ok(unrouted.into_iter().map(|other| other.found).collect()),
     }
+}
+
+/// Without IPv6, a socket for both families is reached by IPv4 alone.
+fn by_v4(
+    address: SocketAddr,
+    others: &[SocketAddr],
+    seen: &Result<(), Unseen>,
+) -> Option<SocketAddr> {
+    let cause = &seen.as_ref().err()?.cause;
+    let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+    let is_any = address.ip() == Ipv6Addr::LOCALHOST && !others.contains(&by_v4);
+    (is_any && matches!(cause, Cause::NoRoute)).then_some(by_v4)
 }
 
 /// Whether `shown` has an address of the same port and none of the same family.

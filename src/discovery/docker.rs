@@ -13,7 +13,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
-use super::labels::read_environment;
+use super::companion::read_environment;
 use super::list::{Containers, ListReader};
 use crate::deploy::docker::{Api, Filter};
 use crate::net::http::HttpError;

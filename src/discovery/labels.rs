@@ -6,14 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::companion::{variable_of, wanted};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::text::printable_within;
 
 /// Names the certificates: spaces or commas between names, `;` between certificates.
 pub(crate) const DOMAINS: &str = "certs.domains";
-/// acme-companion's variable for the same, in a container's environment.
-pub(crate) const COMPANION: &str = "LETSENCRYPT_HOST";
 const OTHERS: [&str; 4] = [
     "certs.email",
     "certs.deploy",
@@ -62,6 +61,15 @@ impl Request {
     #[must_use]
     pub(crate) fn is_from_environment(&self) -> bool {
         !self.label.starts_with(PREFIX)
+    }
+
+    /// The label or variable that set `key`.
+    #[must_use]
+    pub(crate) fn label_of(&self, key: &str) -> String {
+        match self.is_from_environment() {
+            true => variable_of(&self.label, key),
+            false => format!("{PREFIX}{key}"),
+        }
     }
 }
 
@@ -112,31 +120,6 @@ struct Listed {
     created: i64,
     /// Null for a container without labels.
     labels: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Inspected {
-    config: Configured,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Configured {
-    env: Option<Vec<String>>,
-}
-
-/// Reads acme-companion's variables from the response to `GET /containers/ID/json`.
-pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
-    let inspected: Inspected =
-        serde_json::from_slice(answer).map_err(|error| format!("invalid container: {error}"))?;
-    let variables = inspected.config.env.unwrap_or_default().into_iter();
-    let variables = variables.filter(|variable| variable.starts_with("LETSENCRYPT_"));
-    let pairs = variables.filter_map(|variable| {
-        let (key, value) = variable.split_once('=')?;
-        Some((key.to_owned(), value.to_owned()))
-    });
-    Ok(pairs.collect())
 }
 
 impl Container {
@@ -205,28 +188,21 @@ impl Container {
     }
 
     /// The requests of `variables`, as acme-companion reads them: one certificate for all
-    /// of LETSENCRYPT_HOST, or with LETSENCRYPT_SINGLE_DOMAIN_CERTS one for each.
-    /// VIRTUAL_HOST alone requests nothing.
+    /// names of its list, or one for each.
     #[must_use]
     pub(crate) fn requests_of(&self, variables: &BTreeMap<String, String>) -> Requests {
-        let variable = |key: &str| {
-            let value = variables.get(key).map(|value| value.trim());
-            value.filter(|value| !value.is_empty())
-        };
-        let Some(hosts) = variable(COMPANION) else {
+        let Some(mut wanted) = wanted(variables) else {
             return Requests::default();
         };
-        if hosts.len() > LONGEST_VALUE {
-            let invalid = self.invalid(COMPANION, "the value is too long", "shorten it");
+        let variable = &wanted.variable;
+        if wanted.hosts.len() > LONGEST_VALUE {
+            let invalid = self.invalid(variable, "the value is too long", "shorten it");
             return (Vec::new(), vec![invalid]);
         }
-        let email = variable("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
-        let keys = email.map(|email| ("email".to_owned(), email.to_owned()));
-        let keys = keys.into_iter().collect();
-        let each = variable("LETSENCRYPT_SINGLE_DOMAIN_CERTS");
-        match each.is_some_and(|each| each.eq_ignore_ascii_case("true")) {
-            true => self.groups(COMPANION, hosts.split(','), &keys),
-            false => self.groups(COMPANION, [hosts].into_iter(), &keys),
+        wanted.keys.retain(|_, value| value.len() <= LONGEST_VALUE);
+        match wanted.is_single {
+            true => self.groups(variable, wanted.hosts.split(','), &wanted.keys),
+            false => self.groups(variable, [wanted.hosts].into_iter(), &wanted.keys),
         }
     }
 
@@ -297,6 +273,7 @@ fn once_each(names: Vec<Identifier>) -> Vec<Identifier> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::companion::read_environment;
     use super::*;
 
     fn container(labels: &[(&str, &str)]) -> Container {
@@ -382,9 +359,7 @@ mod tests {
         let web = container(&[]);
         let of = |variables: &[&str]| {
             let inspected = serde_json::json!({"Config": {"Env": variables}}).to_string();
-            let variables = read_environment(inspected.as_bytes()).unwrap();
-            assert!(variables.keys().all(|key| key.starts_with("LETSENCRYPT_")));
-            web.requests_of(&variables)
+            web.requests_of(&read_environment(inspected.as_bytes()).unwrap())
         };
         let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
         let (requests, invalid) = of(&["PATH=/bin", hosts, "LETSENCRYPT_EMAIL=a@example.com"]);
@@ -394,11 +369,15 @@ mod tests {
         );
         assert_eq!(requests[0].keys["email"], "a@example.com");
         assert!(requests[0].is_from_environment());
+        assert_eq!(requests[0].label_of("email"), "LETSENCRYPT_EMAIL");
         let (requests, _) = of(&[hosts, "LETSENCRYPT_SINGLE_DOMAIN_CERTS=true"]);
         assert_eq!(names(&requests), ["a.example.com", "b.example.com"]);
         assert_eq!(of(&["VIRTUAL_HOST=a.example.com"]), (vec![], vec![]));
         let (requests, invalid) = of(&["LETSENCRYPT_HOST=~^www\\..*"]);
-        assert_eq!((requests.len(), invalid[0].label.as_str()), (0, COMPANION));
+        assert_eq!(
+            (requests.len(), invalid[0].label.as_str()),
+            (0, "LETSENCRYPT_HOST")
+        );
     }
 
     #[test]
@@ -411,18 +390,12 @@ mod tests {
         let long = "a.example;".repeat(700_000);
         let (requests, invalid) = container(&[(DOMAINS, &long)]).requests();
         assert_eq!((requests.len(), invalid.len()), (0, 1));
-        let variables = BTreeMap::from([(COMPANION.to_owned(), long)]);
+        let variables = BTreeMap::from([("ACME_HOST".to_owned(), long)]);
         let (requests, invalid) = container(&[]).requests_of(&variables);
         assert_eq!((requests.len(), invalid.len()), (0, 1));
         let labels: Vec<_> = (0..900).map(|n| (format!("certs.x{n}"), "x")).collect();
         let labels: Vec<_> = labels.iter().map(|(key, value)| (&**key, *value)).collect();
         assert!(container(&labels).requests().1.len() <= MOST_OF_ONE);
-    }
-
-    #[test]
-    fn environment_is_read_whole_or_not() {
-        assert!(read_environment(b"[]").is_err());
-        assert!(read_environment(br#"{"Config": {"Env": null}}"#).is_ok());
     }
 
     proptest::proptest! {

@@ -96,6 +96,23 @@ impl fmt::Display for RequestChange {
 }
 
 impl Registry {
+    /// The `requests` with their names in the order in which they are known: the first one
+    /// names the certificate.
+    #[must_use]
+    pub(crate) fn as_known(&self, requests: &[Request]) -> Vec<Request> {
+        let known = self.certificates.iter().map(|one| &one.request);
+        let known: BTreeMap<_, _> = known.map(|one| (one.set(), &one.names)).collect();
+        let named = requests.iter().map(|request| {
+            let names = known.get(&request.set()).copied();
+            let names = names.unwrap_or(&request.names).clone();
+            Request {
+                names,
+                ..request.clone()
+            }
+        });
+        named.collect()
+    }
+
     /// The requests to allow for a list's `requests`, in order of precedence: those of the
     /// first container of a certificate, then those renewed already, then those of missing
     /// containers, then new ones. A container's new labels for a certificate replace its old

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
+use crate::discovery::companion::read_environment;
 use crate::discovery::docker::is_relevant;
-use crate::discovery::labels::{Request, read_environment};
+use crate::discovery::labels::Request;
 use crate::discovery::list::read_list;
 use crate::discovery::registry::Registry;
 

@@ -12,6 +12,7 @@ use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError, look_once};
 use crate::deploy::{Delivery, DeployError};
+use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::policy::{VERIFY_BLIND_WITHIN, VERIFY_SLOW_WITHIN, VERIFY_WITHIN};
@@ -92,13 +93,20 @@ impl Pass<'_> {
         let (mut blind, facts) = (BTreeSet::new(), pair.bundle.facts());
         for endpoint in endpoints_to_verify(self.certificate).await {
             let verifier = self.services.verifier.as_ref();
-            let (names, wanted) = (&facts.identifiers, &facts.fingerprint);
-            let seen = look_once(verifier, &endpoint, names, wanted, |_| 0).await;
+            let (names, wanted) = (self.asked(facts), &facts.fingerprint);
+            let seen = look_once(verifier, &endpoint, &names, wanted, |_| 0).await;
             if seen.is_err_and(|(_, unseen)| unseen.is_blind()) {
                 blind.insert(endpoint.to_string());
             }
         }
         blind
+    }
+
+    /// The names for which endpoints are asked: a server shows another certificate for those
+    /// that lead to it.
+    pub(super) fn asked(&self, facts: &Facts) -> BTreeSet<Identifier> {
+        let output = &self.services.output;
+        output.led_here(self.lineage(), &facts.identifiers)
     }
 
     /// Publishes the files of `pair`.
@@ -274,11 +282,11 @@ impl Pass<'_> {
         let mut unseen = None;
         for endpoint in endpoints {
             self.phase(&format!("verifying {endpoint}"));
-            let names = &pair.bundle.facts().identifiers;
+            let names = self.asked(pair.bundle.facts());
             if blind.contains(&endpoint.to_string()) {
                 verification.end = services.clock.stopwatch() + VERIFY_BLIND_WITHIN;
             }
-            let verified = verification.verify(&endpoint, names).await;
+            let verified = verification.verify(&endpoint, &names).await;
             if let Err(error) = verified {
                 let error = error.compared(blind.contains(&endpoint.to_string()));
                 // The generation that was seen there before is no longer verified.
@@ -340,8 +348,13 @@ pub(super) async fn on_disk(
             tracing::warn!(%lineage, generation = %live, "the published files have been changed");
             Generation::default()
         }
+        Ok(bundle) => {
+            let names = &bundle.facts().identifiers;
+            services.output.restore_links(lineage, names);
+            live
+        }
         // Without a stored pair the files cannot be restored.
-        _ => live,
+        Err(_) => live,
     }
 }
 

@@ -20,7 +20,7 @@ impl Pass<'_> {
     pub(super) fn due_looks(&self, now: Timestamp) -> Option<Looks> {
         let looks = self.services.looks.filter(|_| !self.looked)?;
         let at = look_at(&self.record, looks.every, now)?;
-        (looks.at_once || at <= now).then_some(looks)
+        (looks.at_once || looks.first || at <= now).then_some(looks)
     }
 
     /// Looks once at every endpoint, and stores what it serves. An endpoint that serves
@@ -35,7 +35,7 @@ impl Pass<'_> {
         let Some((generation, facts)) = self.expected(now).await else {
             return Ok(());
         };
-        let names = &facts.identifiers;
+        let names = &self.asked(&facts);
         let Some(first) = names.first() else {
             return Ok(());
         };

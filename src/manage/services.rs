@@ -72,6 +72,8 @@ pub(crate) struct Looks {
     pub every: Duration,
     /// Whether each pass looks, as a user's command does.
     pub at_once: bool,
+    /// Whether this process has not looked yet: the stored proof may be long past.
+    pub first: bool,
 }
 
 /// A managed certificate, with its own services.

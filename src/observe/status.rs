@@ -235,7 +235,12 @@ pub(crate) struct Board {
     requests: Arc<RwLock<BTreeMap<Lineage, RequestedBy>>>,
     orphans: Arc<RwLock<BTreeMap<Lineage, String>>>,
     obstacles: Arc<RwLock<Obstacles>>,
+    /// When each endpoint was to be looked at again, as an earlier process stored it.
+    stored: Arc<RwLock<BTreeMap<Lineage, NextLooks>>>,
 }
+
+/// When each endpoint is looked at again.
+type NextLooks = BTreeMap<String, Option<Timestamp>>;
 
 /// Why certificates cannot be managed as they are stored.
 #[derive(Clone, Debug, Default)]
@@ -252,6 +257,38 @@ impl Board {
         self.write().insert(status.name.clone(), status);
     }
 
+    /// The same for a state from the store: if the certificate is new on the board, its
+    /// endpoints count as not proven until this process has looked at them.
+    pub(crate) fn post_stored(&self, status: Status) {
+        if !self.write().contains_key(&status.name) {
+            let served = status.served.iter();
+            let again = served.map(|(endpoint, seen)| (endpoint.clone(), seen.again));
+            let stored = self.stored.write();
+            let mut stored = stored.unwrap_or_else(PoisonError::into_inner);
+            stored.insert(status.name.clone(), again.collect());
+        }
+        self.post(status);
+    }
+
+    /// An endpoint of the certificate that this process has not looked at yet.
+    fn unlooked(&self, status: &Status) -> Option<String> {
+        let stored = self.stored.read().unwrap_or_else(PoisonError::into_inner);
+        let stored = stored.get(&status.name)?;
+        // Every look stores when the next one is due.
+        let mut served = status.served.iter();
+        let found = served.find(|(endpoint, seen)| stored.get(*endpoint) == Some(&seen.again));
+        found.map(|(endpoint, _)| endpoint.clone())
+    }
+
+    /// Whether this process has not looked at an endpoint of `lineage` yet.
+    pub(crate) fn is_unlooked(&self, lineage: &Lineage) -> bool {
+        let board = self.certificates.read();
+        let board = board.unwrap_or_else(PoisonError::into_inner);
+        let status = board.get(lineage).cloned();
+        drop(board);
+        status.is_some_and(|status| self.unlooked(&status).is_some())
+    }
+
     /// Replaces the state of a certificate that is on the board.
     pub(crate) fn update(&self, status: Status) {
         if let Some(shown) = self.write().get_mut(&status.name) {
@@ -262,6 +299,9 @@ impl Board {
     /// Removes all certificates but `kept`.
     pub(crate) fn retain(&self, kept: &BTreeSet<Lineage>) {
         self.write().retain(|lineage, _| kept.contains(lineage));
+        let stored = self.stored.write();
+        let mut stored = stored.unwrap_or_else(PoisonError::into_inner);
+        stored.retain(|lineage, _| kept.contains(lineage));
     }
 
     /// Sets the containers that request each certificate.
@@ -303,7 +343,20 @@ impl Board {
             denied: denied.remove(&status.name).unwrap_or_default(),
             ..status
         });
-        shown.collect()
+        shown.map(|status| self.looked_at(status)).collect()
+    }
+
+    /// A stored proof is none for the certificates that are kept: their server may be gone.
+    fn looked_at(&self, mut status: Status) -> Status {
+        if status.proof.state == ProofState::Proven
+            && !status.orphaned
+            && let Some(endpoint) = self.unlooked(&status)
+        {
+            status.proven = false;
+            status.proof.state = ProofState::NotProven;
+            status.proof.detail = format!("{endpoint}: not looked at since the start");
+        }
+        status
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Lineage, Status>> {

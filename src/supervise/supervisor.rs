@@ -125,7 +125,11 @@ impl Supervisor {
         let (lineage, now) = (&wanted.lineage, self.services.clock.now());
         let (record, _) = stored_or_new(&self.services, wanted).await?;
         let random = self.services.random.as_ref();
-        self.board.post(status(&record, now, random));
+        let status = status(&record, now, random);
+        match self.services.looks {
+            Some(_) => self.board.post_stored(status),
+            None => self.board.post(status),
+        }
         if certificate.is_orphaned() {
             return Ok(());
         }
@@ -251,19 +255,22 @@ impl Supervisor {
             let Some((certificate, trigger, reply)) = begun else {
                 return;
             };
-            let services = self.services_for(reply.is_some());
+            let services = self.services_for(reply.is_some(), &lineage);
             let task = one_pass(services, certificate, trigger, permit, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
         }
     }
 
-    /// The services of a pass. A user's pass looks at the endpoints at once.
-    fn services_for(&self, a_user: bool) -> Arc<Services> {
+    /// The services of a pass. A user's pass looks at the endpoints at once, and so does the
+    /// first pass of this process.
+    fn services_for(&self, a_user: bool, lineage: &Lineage) -> Arc<Services> {
         let mut services = self.services.clone();
-        if a_user && self.services.looks.is_some() {
+        let first = self.board.is_unlooked(lineage);
+        if (a_user || first) && self.services.looks.is_some() {
             let own = Arc::make_mut(&mut services);
-            own.looks.iter_mut().for_each(|looks| looks.at_once = true);
+            let looks = own.looks.iter_mut();
+            looks.for_each(|looks| (looks.at_once, looks.first) = (a_user, first));
         }
         services
     }

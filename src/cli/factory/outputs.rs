@@ -52,5 +52,7 @@ pub(super) fn output_for(output: &OutputSettings, process: &Settings) -> Result<
         true => owner.group_alone(),
         false => owner,
     };
-    Ok(Output::new(output.directory.clone()).owned_by(owner))
+    let links = output.links == Some(true);
+    let output = Output::new(output.directory.clone());
+    Ok(output.owned_by(owner).linked(links))
 }

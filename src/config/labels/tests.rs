@@ -73,7 +73,11 @@ fn label_wins_over_defaults_and_loses_to_table() {
     let [web, plain] = certificates.as_slice() else {
         panic!("{certificates:?}");
     };
-    assert_eq!(web.ca.email.as_deref(), Some("own@example.com"));
+    assert_eq!(
+        web.ca.email.as_deref(),
+        Some("all@example.com"),
+        "the account's"
+    );
     assert_eq!(web.profile.as_deref(), Some("label"));
     assert_eq!((web.deploy.len(), web.verify.len()), (2, 1));
     assert_eq!(plain.ca.email.as_deref(), Some("all@example.com"));
@@ -86,6 +90,49 @@ fn label_wins_over_defaults_and_loses_to_table() {
         [
             "container taken, certs.domains: the configuration has a certificate a.example.com, for a.example.com, b.example.com"
         ]
+    );
+}
+
+#[test]
+fn account_has_one_address_and_another_one_is_reported() {
+    let sources = sources(FILE, &[]);
+    let mail = |email| [("email", email)];
+    let requests = [
+        request("one", "c.example.com", &mail("one@example.com")),
+        request("plain", "e.example.com", &[]),
+        request("other", "f.example.com", &mail("two@example.com")),
+    ];
+    let settings = sources.settings(&Purpose::All).unwrap();
+    let granted = sources.granted(&requests.iter().collect::<Vec<_>>(), &settings);
+    let emails = granted
+        .certificates
+        .iter()
+        .map(|one| one.ca.email.as_deref());
+    let emails: BTreeSet<_> = emails.collect();
+    assert_eq!(emails, [Some("one@example.com")].into());
+    let remarks: Vec<_> = granted.remarks.iter().map(ConfigProblem::shown).collect();
+    let [(message, _)] = remarks.as_slice() else {
+        panic!("{remarks:?}")
+    };
+    assert_eq!(
+        message,
+        "container other, certs.email: two@example.com is not used: all certificates share one account at the CA, and c.example.com has one@example.com"
+    );
+    // Another CA has an account of its own.
+    let test = [("email", "two@example.com"), ("ca", "letsencrypt-staging")];
+    let requests = [requests[0].clone(), request("test", "g.example.com", &test)];
+    let granted = sources.granted(&requests.iter().collect::<Vec<_>>(), &settings);
+    assert_eq!(granted.remarks, []);
+    assert_eq!(
+        granted.certificates[1].ca.email.as_deref(),
+        Some("two@example.com")
+    );
+    assert!(
+        granted.certificates[1]
+            .ca
+            .directory
+            .to_string()
+            .contains("staging")
     );
 }
 
@@ -146,7 +193,7 @@ fn invalid_label_is_reported_and_not_counted() {
     insta::assert_snapshot!(refused.join("\n"), @r"
     container odd, certs.email: invalid e-mail address `nobody`
     container inner, certs.domains: `wiki.internal` cannot get a certificate from a public CA: `.internal` is reserved for private use
-    container two, certs.domains: another container has a certificate b.example.com, for b.example.com
+    container four, certs.domains: containers request more than 3 certificates
     container five, certs.domains: containers request more than 3 certificates
     ");
     let none = self::sources(

@@ -44,6 +44,7 @@ fn sample<'s>(key: &'s str, root: &'s str, hmac: &'s str) -> Vec<(&'s str, &'s s
         "deploy" => and("coturn", &[]),
         "verify" => and("example.com:443", &[]),
         "output.owner" | "output.group" => and("1234", &[]),
+        "output.links" => and("true", &[]),
         _ => and("text", &[]),
     }
 }

@@ -84,7 +84,11 @@ impl Verifier for Server {
 fn deployed(at_once: bool) -> (Fixture, Arc<Server>, Certificate) {
     let (mut fixture, server) = (Fixture::new(), Arc::new(Server::default()));
     let every = EVERY;
-    fixture.services.looks = Some(Looks { every, at_once });
+    fixture.services.looks = Some(Looks {
+        every,
+        at_once,
+        first: false,
+    });
     fixture.services.verifier = server.clone();
     let mut certificate = fixture.certificate("n0.example.com");
     certificate.targets = vec![Arc::new(server.clone())];
@@ -167,6 +171,48 @@ async fn unreachable_server_is_not_proven_and_not_reloaded() {
     server.show(Shown::Ours);
     pass_time(&fixture, EVERY / 5).await;
     assert!(fixture.board.all()[0].is_ready());
+}
+
+#[tokio::test]
+async fn stored_proof_counts_after_the_first_look_since_the_start() {
+    for (shown, reloads, expected) in [
+        (Shown::Nothing, 1, "example.com:443: connection refused"),
+        (Shown::Other("n0.example.com"), 2, "example.com:443"),
+        (Shown::Ours, 1, "example.com:443"),
+    ] {
+        let (fixture, server, certificate) = deployed(false);
+        let mut handles = Vec::new();
+        for start in 0..2 {
+            let board = Board::default();
+            let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), board.clone());
+            supervisor.keep(vec![certificate.clone()]).await.unwrap();
+            let at_start = board.all()[0].clone();
+            let running = tokio::spawn(supervisor.run());
+            pass_time(&fixture, Duration::from_secs(30)).await;
+            let status = board.all()[0].clone();
+            if start == 1 {
+                let detail = "example.com:443: not looked at since the start";
+                assert_eq!(at_start.proof.detail, detail);
+                assert!(!at_start.is_ready() && !at_start.proven);
+                assert_eq!(status.proof.detail, expected, "{shown:?}");
+                assert_eq!(
+                    status.is_ready(),
+                    server.reloads() == 2 || shown == Shown::Ours
+                );
+                assert_eq!((server.reloads(), fixture.orders()), (reloads, 1));
+                // It is as looked at as any other, also after a reload of the configuration.
+                handle.replace(vec![certificate.clone()]).await;
+                pass_time(&fixture, Duration::from_secs(30)).await;
+                assert_eq!(board.all()[0].proof.state, status.proof.state);
+            } else {
+                assert!(status.is_ready(), "{status:?}");
+                handle.stop().await;
+                running.await.unwrap();
+                server.show(shown);
+            }
+            handles.push(handle);
+        }
+    }
 }
 
 #[tokio::test]
