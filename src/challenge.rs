@@ -101,7 +101,7 @@ pub trait SolverSettings: Send + Sync + 'static {
     fn solver_key(&self) -> String;
 
     /// The addresses on which this process must answer HTTP-01. `None` means that it need
-    /// not; an empty list means port 80 of all addresses.
+    /// not.
     fn http_listen(&self) -> Option<&[SocketAddr]> {
         None
     }

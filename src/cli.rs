@@ -10,6 +10,7 @@ mod delete;
 mod demo;
 mod embedded;
 mod factory;
+mod generated;
 mod import;
 mod install;
 mod issue;
@@ -67,25 +68,20 @@ pub fn run(
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
+            if let Some(failure) = generated::unknown_command(&error) {
+                let terminal = Terminal::new(&environment, false, LogFormat::default());
+                return failure.report(&terminal);
+            }
             // There is no way to report that this message cannot be written.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let printed = match &arguments.verb {
-        Verb::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
-            Ok(())
+    match &arguments.verb {
+        Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => {
+            play(arguments, &environment)
         }
-        Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
-        Verb::Demo(_) | Verb::Simulate(_) => return play(arguments, &environment),
-        _ => return act(arguments, environment),
-    };
-    match printed {
-        Ok(()) => ExitCode::SUCCESS,
-        // Standard output is closed.
-        Err(_) => ExitCode::FAILURE,
+        _ => act(arguments, environment),
     }
 }
 
@@ -120,7 +116,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     sandbox::harden();
     let cannot_rehearse = matches!(
         arguments.verb,
-        Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
+        Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
     );
     match variables {
         Err(problems) => return Failure::from(problems).report(&terminal),
@@ -150,7 +146,10 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Install(verb) => install::run(&call, verb),
                 Verb::Helper { serve: false } => sandbox::helper::keep().await,
                 Verb::Helper { serve: true } => sandbox::helper::serve().await,
-                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
+                Verb::Completions { .. }
+                | Verb::Man { .. }
+                | Verb::Demo(_)
+                | Verb::Simulate(_) => Ok(()),
             }
         });
         // A look-up that hangs in the system's resolver must not delay the exit.
@@ -160,8 +159,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     exit_code(ended, &terminal)
 }
 
-/// Runs `certs demo` or `certs simulate`, which have no configuration and their own output;
-/// -v adds the log.
+/// Runs a command that has no configuration; -v adds the log.
 fn play(arguments: Arguments, environment: &BTreeMap<String, String>) -> ExitCode {
     let global = &arguments.global;
     let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
@@ -174,6 +172,8 @@ fn play(arguments: Arguments, environment: &BTreeMap<String, String>) -> ExitCod
             demo::demo(options, environment, &terminal, (quiet, json))
         }
         Verb::Simulate(options) => simulate::simulate(options, global.json),
+        Verb::Completions { shell } => generated::completions(*shell),
+        Verb::Man { verb } => generated::manual(verb),
         _ => Ok(()),
     };
     exit_code(ended, &terminal)

@@ -123,9 +123,13 @@ pub(super) enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff)
-    #[command(after_help = "Example: certs man > /usr/share/man/man1/certs.1")]
-    Man,
+    /// Print the manual page of certs, or of one command (roff)
+    #[command(after_help = "Example: certs man issue > /usr/share/man/man1/certs-issue.1")]
+    Man {
+        /// The command, such as `issue` or `ca serve`
+        #[arg(value_name = "COMMAND")]
+        verb: Vec<String>,
+    },
 }
 
 /// The question of a health check.
@@ -187,8 +191,11 @@ pub(super) struct Renew {
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// Order now, even if not due
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub force: bool,
+    /// Order each from its CA's staging directory; nothing is stored or deployed
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 impl Arguments {
@@ -206,7 +213,10 @@ impl Arguments {
                 issue.force |= variables.flag("force");
                 issue.dry_run |= variables.flag("dry_run");
             }
-            Verb::Renew(renew) => renew.force |= variables.flag("force"),
+            Verb::Renew(renew) => {
+                renew.dry_run |= variables.flag("dry_run");
+                renew.force |= variables.flag("force") && !renew.dry_run;
+            }
             Verb::Import(import) => import.dry_run |= variables.flag("dry_run"),
             _ => {}
         }

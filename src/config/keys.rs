@@ -31,6 +31,7 @@ use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::manage::CannotOrder;
 use crate::manage::schedule::Schedule;
 
 layer! {
@@ -388,6 +389,9 @@ pub(crate) struct CertificateSettings {
     /// The rights that only the store names, which are denied.
     #[serde(skip)]
     pub unconfirmed: BTreeSet<Right>,
+    /// Why it cannot be ordered, although it is stored.
+    #[serde(skip)]
+    pub cannot_order: Option<CannotOrder>,
 }
 
 impl CertificateSettings {
@@ -410,6 +414,7 @@ impl CertificateSettings {
             origin: None,
             orphaned: None,
             unconfirmed: BTreeSet::new(),
+            cannot_order: None,
         }
     }
 

@@ -130,8 +130,16 @@ pub(super) fn absolute(origin: &SettingOrigin, path: &Path) -> PathBuf {
         SettingOrigin::Line { file, .. } => Path::new(file).parent().unwrap_or(Path::new("")),
         _ => Path::new(""),
     };
-    let path = base.join(path);
+    let path = base.join(from_home(path));
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// `path` with this user's home directory for `~`: no shell reads the file, and none looks
+/// into `--webroot=~/www`.
+pub(super) fn from_home(path: &Path) -> PathBuf {
+    let below = path.strip_prefix("~").ok();
+    let found = below.and_then(|below| Some(std::env::home_dir()?.join(below)));
+    found.unwrap_or_else(|| path.to_owned())
 }
 
 pub(super) fn parsed<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<T> {

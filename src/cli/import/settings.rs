@@ -33,7 +33,11 @@ pub(super) fn base(call: &Call, of: Option<&Valid>) -> Result<CertificateSetting
         directory: SOME_CA.parse().ok(),
         profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
     };
-    Ok(call.sources.remembered(&stored)?)
+    let settings = call.sources.remembered(&stored)?;
+    match settings.cannot_order {
+        Some(cause) => Err(Failure::usage(cause.why, cause.hint)),
+        None => Ok(settings),
+    }
 }
 
 /// The settings of one certificate; `account` is its CA's account with the e-mail
@@ -76,8 +80,8 @@ pub(super) fn of(
         remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
-        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
-                    it expires and NOT renewed; certs renew fails with exit code 2";
+        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is deployed \
+                    until it expires and NOT renewed; once the renewal is due, certs renew fails";
         remarks.push(Remark::manual("its renewal", text));
     }
     Ok(settings)
@@ -133,7 +137,9 @@ fn deploy(
     programs: &[std::path::PathBuf],
     remarks: &mut Vec<Remark>,
 ) {
-    let mut words: Vec<_> = nginx.then(|| "nginx".to_owned()).into_iter().collect();
+    // What the user says of nginx replaces what the source implies.
+    let is_given = settings.deploy.iter().any(|spec| spec.is_of("nginx"));
+    let mut words: Vec<_> = { nginx && !is_given }.then(|| "nginx".to_owned()).into_iter().collect();
     for program in programs {
         let shown = program.display().to_string();
         match fault(program) {
