@@ -213,6 +213,11 @@ pub trait Solver: Send + Sync {
 
     /// Removes the answer; a missing one is no error.
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError>;
+
+    /// Why the CA may not have seen a presented answer, as far as this machine can tell.
+    async fn explain(&self, _answer: &Answer) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
 use super::args::Issue;
@@ -157,6 +158,25 @@ pub(crate) async fn work(
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),
+        failure = interrupted() => Err(failure),
+    }
+}
+
+/// The failure of a command that a user or the service manager ends. Its work is dropped, and
+/// with it the challenge answers in other directories.
+async fn interrupted() -> Failure {
+    let wait = |kind, number: u8| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        };
+        let hint = "run the same command again: it continues from here, and repeats no order";
+        let message = format!("interrupted by signal {number}");
+        Failure::new(128 + number, vec![(message, hint.to_owned())])
+    };
+    tokio::select! {
+        failure = wait(SignalKind::interrupt(), 2) => failure,
+        failure = wait(SignalKind::terminate(), 15) => failure,
     }
 }
 

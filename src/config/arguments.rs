@@ -2,8 +2,12 @@
 //! keys. A value stays a text here; the same reader parses it as for the file and the
 //! environment.
 
+use std::ffi::OsStr;
+
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint};
 
 use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
@@ -65,7 +69,40 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
         ValueType::List | ValueType::Endpoints => argument.action(ArgAction::Append),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
     };
-    argument.value_name(option.value_name)
+    let argument = match key.suggestions() {
+        Some(words) => argument.value_parser(Suggested(words)).hide_possible_values(true),
+        None => argument,
+    };
+    argument
+        .value_name(option.value_name)
+        .value_hint(match option.value_name {
+            "DIR" => ValueHint::DirPath,
+            "FILE" | "PEM" => ValueHint::FilePath,
+            _ => ValueHint::Unknown,
+        })
+}
+
+/// Words that a completion script offers. Any text is taken here: the key's own reader
+/// refuses what is invalid, with all other errors of the configuration.
+#[derive(Clone)]
+struct Suggested(fn() -> Vec<&'static str>);
+
+impl TypedValueParser for Suggested {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        _command: &Command,
+        _argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        let text = value.to_str().map(str::to_owned);
+        text.ok_or_else(|| clap::Error::new(ErrorKind::InvalidUtf8))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.0)().into_iter().map(PossibleValue::new)))
+    }
 }
 
 /// The meaning of the key, its default and its variable.

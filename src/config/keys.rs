@@ -42,7 +42,7 @@ layer! {
         "ca", ca: DirectoryUrl, directory, TEXT
             .doc("The CA that issues")
             .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
-            .default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
+            .suggests(ca::names).default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
             => .ca.directory;
         "ca_root", root: PathBuf, path, PATH
             .doc("Trust this root (PEM) for the CA's directory, beside the public ones")
@@ -71,7 +71,7 @@ layer! {
     group "Fallback CA" {
         "fallback_ca", fallback: DirectoryUrl, directory, TEXT
             .doc("Order from this CA when the first one does not issue: no usable certificate is left and 3 orders or 30 minutes have failed, or the first CA is unreachable and a sixth of the lifetime is left")
-            .option(ISSUE | RUN, "NAME|URL");
+            .suggests(ca::names).option(ISSUE | RUN, "NAME|URL");
         "fallback_eab_kid", fallback_eab_kid: String, parsed, TEXT
             .doc("External account binding at the fallback CA: the key identifier")
             .option(ISSUE | RUN, "KID");
@@ -113,6 +113,7 @@ layer! {
         "deploy", deploy: Vec<Given<String>>, words_or_none, LIST.hint(DEPLOY_HINT)
             .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form, or to `none`")
             .forms(DeployTarget::forms)
+            .suggests(|| DeployTarget::kinds().map(|kind| kind.name).collect())
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
         "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
             .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, ?names=NAME&proxy_protocol=v1|v2 after it says how to ask, and `none` drops stored ones")
