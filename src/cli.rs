@@ -146,10 +146,9 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Install(verb) => install::run(&call, verb),
                 Verb::Helper { serve: false } => sandbox::helper::keep().await,
                 Verb::Helper { serve: true } => sandbox::helper::serve().await,
-                Verb::Completions { .. }
-                | Verb::Man { .. }
-                | Verb::Demo(_)
-                | Verb::Simulate(_) => Ok(()),
+                Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => {
+                    Ok(())
+                }
             }
         });
         // A look-up that hangs in the system's resolver must not delay the exit.

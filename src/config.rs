@@ -69,7 +69,9 @@ impl Settings {
     /// Certificates that cannot be ordered need none.
     pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let able = { self.certificates.iter() }.filter(|one| one.cannot_order.is_none());
-        let all = able.map(|one| &one.challenge).chain(self.default_challenge());
+        let all = able
+            .map(|one| &one.challenge)
+            .chain(self.default_challenge());
         all.filter_map(|challenge| challenge.http_listen())
             .map(<[SocketAddr]>::to_vec)
             .reduce(|all, more| union(&all, &more))
@@ -91,7 +93,10 @@ fn union(one: &[SocketAddr], other: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut others = all.iter().filter(|other| other != address);
         others.any(|other| serves(*other, **address))
     };
-    all.iter().filter(|address| !is_served(address)).copied().collect()
+    all.iter()
+        .filter(|address| !is_served(address))
+        .copied()
+        .collect()
 }
 
 /// When a renewed certificate is deployed.

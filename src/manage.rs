@@ -30,8 +30,8 @@ pub(crate) mod status;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
-    CannotOrder, Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
-    Services, Wanted, is_registered,
+    CannotOrder, Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome,
+    Progress, Services, Wanted, is_registered,
 };
 pub(crate) use session::Trigger;
 

@@ -8,7 +8,7 @@ use certs::record::{Record, Revision};
 use certs::store::{Store, fs::FileStore};
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{certs, run};
+use crate::support::{NOBODY, certs, run};
 
 /// The command without any variable for its files.
 fn bare(ca: &EmbeddedCa, arguments: &[&str]) -> Command {
@@ -134,5 +134,51 @@ async fn reload_before_the_first_issuance_names_the_command_that_issues() {
             printed.contains("hint: certs renew a.example.com issues it"),
             "{verb}: {printed}"
         );
+    }
+}
+
+/// `[output] group` is the remedy for a key that a server's user cannot read: the next command of any kind
+/// opens what is published already.
+#[test]
+fn output_group_opens_published_files_to_it() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give files to another group");
+        return;
+    }
+    let readable = |ca: &EmbeddedCa| {
+        let key = ca.path("out/live/a.example.com/privkey.pem");
+        let mut cat = Command::new("cat");
+        let read = cat.arg(key).uid(NOBODY).gid(4242).output().unwrap();
+        read.status.success()
+    };
+    for verb in [&["renew"][..], &["reload"], &["issue"]] {
+        let ca = EmbeddedCa::start();
+        std::fs::set_permissions(ca.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+        run(&mut ca.issue(&["a.example.com"]), 0);
+        assert!(!readable(&ca));
+        let mut command = match verb {
+            ["issue"] => ca.issue(&["a.example.com"]),
+            verb => {
+                let mut command = certs(&ca.path(""));
+                command.args(verb);
+                command
+            }
+        };
+        run(command.env("CERTS_OUTPUT_GROUP", "4242"), 0);
+        assert!(readable(&ca), "{verb:?}");
+        for path in [
+            "out",
+            "out/live",
+            "out/archive",
+            "out/archive/a.example.com",
+        ] {
+            let mode = std::fs::metadata(ca.path(path))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o7777, 0o2750, "{path}");
+        }
     }
 }

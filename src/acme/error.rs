@@ -279,7 +279,9 @@ impl Cause {
             _ => return self,
         };
         let notes: BTreeSet<&String> = notes.iter().collect();
-        let notes: String = { notes.iter() }.map(|note| format!("\n  seen here: {note}")).collect();
+        let notes: String = { notes.iter() }
+            .map(|note| format!("\n  seen here: {note}"))
+            .collect();
         self.with_message(cut(text + &notes))
     }
 

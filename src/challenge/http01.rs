@@ -421,6 +421,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn responses_explain_a_host_that_a_proxy_has_changed() {
+        let (address, responses) = serving().await;
+        assert_eq!(responses.explain(&the_answer()).await, None);
+        let path = format!("{PATH}{TOKEN}");
+        fetch(address, "GET", &path, "127.0.0.1", "").await;
+        let explained = responses.explain(&the_answer()).await.unwrap();
+        assert!(explained.contains("`Host: 127.0.0.1`"), "{explained}");
+        assert!(explained.contains("proxy_set_header"), "{explained}");
+        fetch(address, "GET", &path, "example.com", "").await;
+        let explained = responses.explain(&the_answer()).await.unwrap();
+        assert!(explained.contains("was fetched here"), "{explained}");
+    }
+
+    #[tokio::test]
     async fn answer_is_refused_to_another_host_path_or_method() {
         let (address, _responses) = serving().await;
         let path = format!("{PATH}{TOKEN}");

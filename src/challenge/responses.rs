@@ -91,6 +91,8 @@ impl Solver for Responses {
             return Some("the answer was fetched here: other requests of the CA went elsewhere, perhaps to another address of the name, or a proxy changed the reply".to_owned());
         }
         let host = live.asked_as.as_ref()?;
-        Some(format!("its token was requested here with `Host: {host}`: the proxy on port 80 must pass the Host of {name} on, in nginx with `proxy_set_header Host $host`"))
+        Some(format!(
+            "its token was requested here with `Host: {host}`: the proxy on port 80 must pass the Host of {name} on, in nginx with `proxy_set_header Host $host`"
+        ))
     }
 }

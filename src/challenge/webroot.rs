@@ -136,7 +136,9 @@ struct Webroot {
 
 impl Webroot {
     fn presented(&self) -> MutexGuard<'_, BTreeMap<String, File>> {
-        self.presented.lock().unwrap_or_else(PoisonError::into_inner)
+        self.presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the answers of our account that no process presents any more.
@@ -148,7 +150,9 @@ impl Webroot {
                 continue;
             };
             let own = format!("{}.{thumbprint}", token.as_str());
-            let is_own = directory.read(&name, LARGEST).is_ok_and(|found| found == own.as_bytes());
+            let is_own = directory
+                .read(&name, LARGEST)
+                .is_ok_and(|found| found == own.as_bytes());
             if is_own && directory.file(&name).is_ok_and(|file| lock(&file).is_ok()) {
                 // Another process may remove it at the same time.
                 let _ = directory.remove(&name);
@@ -182,7 +186,8 @@ impl Solver for Webroot {
         };
         let written = directory.replace(name, FILE, content, keep);
         written.map_err(|error| failed("write", &self.settings.0.join(name), error))?;
-        self.presented().extend(opened.map(|file| (name.to_owned(), file)));
+        self.presented()
+            .extend(opened.map(|file| (name.to_owned(), file)));
         Ok(())
     }
 
@@ -252,10 +257,17 @@ async fn fetch(answer: &Answer) -> Option<Seen> {
         let request = Request::get(&path).header(HOST, answer.identifier.to_string());
         let request = request.body(Full::default()).ok()?;
         let origin = Origin::Tcp(address.to_owned());
-        match origin.send(request, FETCH_WITHIN, Longest::Cut(LARGEST as usize)).await {
+        match origin
+            .send(request, FETCH_WITHIN, Longest::Cut(LARGEST as usize))
+            .await
+        {
             Ok((status, body)) => {
                 let is_answer = status.is_success() && body == answer.key_authorization;
-                return Some(if is_answer { Seen::Answer } else { Seen::Other(status) });
+                return Some(if is_answer {
+                    Seen::Answer
+                } else {
+                    Seen::Other(status)
+                });
             }
             Err(HttpError::Connect(error)) if error.kind() == ErrorKind::PermissionDenied => {
                 return None;

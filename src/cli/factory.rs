@@ -195,7 +195,9 @@ impl Factory {
             }
             Task::Rehearsal => {
                 if let Some(cause) = certificate.cannot_order {
-                    return Err(Failure::on(lineage.as_str())(ManageError::CannotOrder(cause)));
+                    return Err(Failure::on(lineage.as_str())(ManageError::CannotOrder(
+                        cause,
+                    )));
                 }
                 let (wanted, clock) = (&certificate.wanted, self.services.clock.as_ref());
                 let issuer = certificate.issuer.as_ref();

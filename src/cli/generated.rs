@@ -41,7 +41,12 @@ fn shown(command: &Command) -> Command {
     let mut bare = Command::new(command.get_name().to_owned())
         .args(command.get_arguments())
         .subcommands(below)
-        .visible_aliases(command.get_visible_aliases().map(str::to_owned).collect::<Vec<_>>())
+        .visible_aliases(
+            command
+                .get_visible_aliases()
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        )
         .subcommand_required(command.is_subcommand_required_set());
     if let Some(version) = command.get_version() {
         bare = bare.version(version.to_owned());
@@ -66,9 +71,15 @@ const ELSEWHERE: [(&str, &str); 4] = [
         "revoke",
         "the key of a certificate may revoke it: certbot revoke --cert-path cert.pem --key-path privkey.pem with the files of its live directory; then certs renew NAME --force replaces it",
     ),
-    ("account", "the accounts are files in the data directory; certs status NAME shows the CA"),
+    (
+        "account",
+        "the accounts are files in the data directory; certs status NAME shows the CA",
+    ),
     ("csr", "certs issue makes its own key"),
-    ("rename", "certs issue with its names and --name NEW makes another certificate, and certs delete NAME removes the first"),
+    (
+        "rename",
+        "certs issue with its names and --name NEW makes another certificate, and certs delete NAME removes the first",
+    ),
 ];
 
 /// The answer to an unknown command that resembles none, whatever clap suggests for it.

@@ -98,7 +98,9 @@ pub(super) async fn listener(
             // A machine without IPv6 is reached by IPv4 alone.
             Err(error)
                 if error.is_for_lack_of_ipv6()
-                    && needed.iter().any(|one| one.is_ipv4() && one.port() == address.port()) => {}
+                    && needed
+                        .iter()
+                        .any(|one| one.is_ipv4() && one.port() == address.port()) => {}
             Err(error) => bound.refused.add(&error),
         }
     }
@@ -137,7 +139,9 @@ fn is_a_command_of_ours(pid: u32) -> bool {
     let name = |pid: &str| read(pid, "comm");
     let pid = pid.to_string();
     let arguments = read(&pid, "cmdline").unwrap_or_default();
-    let ends = arguments.split(|byte| *byte == 0).all(|word| word != b"run");
+    let ends = arguments
+        .split(|byte| *byte == 0)
+        .all(|word| word != b"run");
     ends && name("self").is_some() && name("self") == name(&pid)
 }
 

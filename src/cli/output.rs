@@ -275,3 +275,22 @@ pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
         LogFormat::Json => builder.json().try_init(),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_message_is_one_line() {
+        let shown = |format, message: &str| {
+            Terminal::new(&BTreeMap::new(), false, format).in_a_line(message)
+        };
+        let message = "INFO failed\n  a: no\x07\n  b: no\n";
+        assert_eq!(
+            shown(LogFormat::Text, message),
+            "INFO failed; a: no\\u{7}; b: no\n"
+        );
+        let json = "{\"message\":\"a\\nb\"}\n";
+        assert_eq!(shown(LogFormat::Json, json), json);
+    }
+}

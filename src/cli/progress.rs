@@ -92,7 +92,11 @@ fn line(phases: &Phases, now: Timestamp, columns: usize) -> String {
     let line = parts.join("  ");
     let most = columns.saturating_sub(1);
     match line.char_indices().nth(most) {
-        Some(_) => line.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        Some(_) => line
+            .chars()
+            .take(most.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
         None => line,
     }
 }

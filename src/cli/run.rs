@@ -191,7 +191,11 @@ impl Bound {
 }
 
 /// Builds the services and sandboxes this process.
-async fn factory(call: &Call, settings: &Settings, bound: &mut Bound) -> Result<Arc<Factory>, Failure> {
+async fn factory(
+    call: &Call,
+    settings: &Settings,
+    bound: &mut Bound,
+) -> Result<Arc<Factory>, Failure> {
     let (store, responses) = (bound.store.clone(), bound.responses.clone());
     let mut factory = Factory::new(call, settings, store, responses)?;
     factory.refused = std::mem::take(&mut bound.refused);

@@ -70,7 +70,9 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
     };
     let argument = match key.suggestions() {
-        Some(words) => argument.value_parser(Suggested(words)).hide_possible_values(true),
+        Some(words) => argument
+            .value_parser(Suggested(words))
+            .hide_possible_values(true),
         None => argument,
     };
     argument

@@ -54,7 +54,8 @@ pub(super) fn cannot_order(
         parts.join("; ")
     };
     // No setting of this version helps.
-    let only_when_due = { stored.names.iter() }.any(|name| stored.challenge.check_name(name).is_err());
+    let only_when_due =
+        { stored.names.iter() }.any(|name| stored.challenge.check_name(name).is_err());
     let lineage = &stored.lineage;
     let hint = match only_when_due {
         true => format!(

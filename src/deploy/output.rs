@@ -240,7 +240,9 @@ impl Output {
     /// Gives what is published to the configured readers, who may be others than when it was
     /// written.
     pub(super) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
-        let Some(generation) = self.live(lineage)?.filter(|_| self.owner != Owner::default())
+        let Some(generation) = self
+            .live(lineage)?
+            .filter(|_| self.owner != Owner::default())
         else {
             return Ok(());
         };

@@ -37,7 +37,11 @@ pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
         let base = base_of(name);
         let is_second = base != name && names.iter().any(|one| one == base);
         let one = certificate(tree, name, is_second);
-        if let Ok(ImportedCertificate { ca: IssuingCa::Directory(url), .. }) = &one {
+        if let Ok(ImportedCertificate {
+            ca: IssuingCa::Directory(url),
+            ..
+        }) = &one
+        {
             servers.insert(url.clone());
         }
         found.certificate(name, one);
@@ -157,7 +161,11 @@ fn decoded(value: &str) -> Option<String> {
 fn place_of(url: &str) -> Option<String> {
     let url: http::Uri = url.parse().ok()?;
     let path = url.path().trim_matches('/');
-    Some(format!("{}/{path}", url.host()?).trim_end_matches('/').to_owned())
+    Some(
+        format!("{}/{path}", url.host()?)
+            .trim_end_matches('/')
+            .to_owned(),
+    )
 }
 
 /// The CA of the account in `place`: the URL that certificates have for it; else the host of

@@ -139,7 +139,10 @@ fn deploy(
 ) {
     // What the user says of nginx replaces what the source implies.
     let is_given = settings.deploy.iter().any(|spec| spec.is_of("nginx"));
-    let mut words: Vec<_> = { nginx && !is_given }.then(|| "nginx".to_owned()).into_iter().collect();
+    let mut words: Vec<_> = { nginx && !is_given }
+        .then(|| "nginx".to_owned())
+        .into_iter()
+        .collect();
     for program in programs {
         let shown = program.display().to_string();
         match fault(program) {
