@@ -106,14 +106,14 @@ pub trait SolverSettings: Send + Sync + 'static {
         None
     }
 
-    /// The directory of the written answers.
-    fn writes_in(&self) -> Option<&Path> {
-        None
+    /// The directories of the written answers.
+    fn writes_in(&self) -> Vec<&Path> {
+        Vec::new()
     }
 
-    /// The open directory of the written answers, which is created.
-    fn open_answers(&self) -> Option<std::io::Result<File>> {
-        None
+    /// The open directories of the written answers, which are created.
+    fn open_answers(&self) -> Vec<std::io::Result<File>> {
+        Vec::new()
     }
 
     /// Checks the requirements of an order, such as a directory.
@@ -227,12 +227,19 @@ mod tests {
     #[test]
     fn challenge_settings_keep_stored_json() {
         let webroot = ChallengeSettings::Webroot(webroot::Settings::new("/srv/www".into()));
+        let of_each = [("a.example", "/srv/a"), ("b.example", "/srv/b")];
+        let of_each = of_each.map(|(name, root)| (name.parse().unwrap(), root.into()));
+        let webroots = ChallengeSettings::Webroot(webroot::Settings::of_each(of_each.into()));
         let address =
             ChallengeSettings::Listen(http01::Settings::new(vec![([127, 0, 0, 1], 8080).into()]));
         for (settings, json) in [
             (ChallengeSettings::default(), r#"{"listen":[]}"#),
             (address, r#"{"listen":["127.0.0.1:8080"]}"#),
             (webroot, r#"{"webroot":"/srv/www"}"#),
+            (
+                webroots,
+                r#"{"webroot":{"a.example":"/srv/a","b.example":"/srv/b"}}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&settings).unwrap(), json);
             let read: ChallengeSettings = serde_json::from_str(json).unwrap();

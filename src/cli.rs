@@ -114,48 +114,58 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         tracing::warn!("{warning}");
     }
     sandbox::harden();
-    let cannot_rehearse = matches!(
-        arguments.verb,
-        Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
-    );
     match variables {
         Err(problems) => return Failure::from(problems).report(&terminal),
-        Ok(variables) if variables.flag("dry_run") && cannot_rehearse => {
+        Ok(variables) if variables.flag("dry_run") && cannot_rehearse(&arguments.verb) => {
             let message = "CERTS_DRY_RUN: this command has no dry run";
-            return Failure::usage(message, "use certs issue NAME --dry-run").report(&terminal);
+            return Failure::usage(
+                message,
+                "use certs issue NAME --dry-run, or certs renew --dry-run",
+            )
+            .report(&terminal);
         }
         Ok(_) => {}
     }
     let ended = runtime().and_then(|runtime| {
-        let ended = runtime.block_on(async {
-            match arguments.verb {
-                Verb::Issue(options) => issue::issue(&call, &options).await,
-                Verb::Run(_) => run::run(call).await,
-                Verb::Renew(options) => renew::renew(&call, &options).await,
-                Verb::Reload { names } => renew::reload(&call, &names).await,
-                Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
-                Verb::Status {
-                    health: Some(health),
-                    ..
-                } => status::health(&call, health).await,
-                Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
-                Verb::Config { verb } => config::config(&call, &verb),
-                Verb::Ca(verb) => ca::run(&call, verb).await,
-                Verb::Import(options) => import::import(&call, &options).await,
-                Verb::Delete(options) => delete::delete(&call, &options).await,
-                Verb::Install(verb) => install::run(&call, verb),
-                Verb::Helper { serve: false } => sandbox::helper::keep().await,
-                Verb::Helper { serve: true } => sandbox::helper::serve().await,
-                Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => {
-                    Ok(())
-                }
-            }
-        });
+        let ended = runtime.block_on(work(call, arguments.verb));
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
         ended
     });
     exit_code(ended, &terminal)
+}
+
+fn cannot_rehearse(verb: &Verb) -> bool {
+    match verb {
+        Verb::Renew(renew) => renew.force,
+        verb => matches!(
+            verb,
+            Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
+        ),
+    }
+}
+
+async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Issue(options) => issue::issue(&call, &options).await,
+        Verb::Run(_) => run::run(call).await,
+        Verb::Renew(options) => renew::renew(&call, &options).await,
+        Verb::Reload { names } => renew::reload(&call, &names).await,
+        Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
+        Verb::Status {
+            health: Some(health),
+            ..
+        } => status::health(&call, health).await,
+        Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
+        Verb::Config { verb } => config::config(&call, &verb),
+        Verb::Ca(verb) => ca::run(&call, verb).await,
+        Verb::Import(options) => import::import(&call, &options).await,
+        Verb::Delete(options) => delete::delete(&call, &options).await,
+        Verb::Install(verb) => install::run(&call, verb),
+        Verb::Helper { serve: false } => sandbox::helper::keep().await,
+        Verb::Helper { serve: true } => sandbox::helper::serve().await,
+        Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
+    }
 }
 
 /// Runs a command that has no configuration; -v adds the log.

@@ -68,8 +68,8 @@ impl Settings {
     /// Where this process must answer HTTP-01: nowhere (`None`), or at these addresses.
     /// Certificates that cannot be ordered need none.
     pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
-        let able = { self.certificates.iter() }.filter(|one| one.cannot_order.is_none());
-        let all = able
+        let all = self
+            .able()
             .map(|one| &one.challenge)
             .chain(self.default_challenge());
         all.filter_map(|challenge| challenge.http_listen())
@@ -77,10 +77,16 @@ impl Settings {
             .reduce(|all, more| union(&all, &more))
     }
 
+    /// The certificates that can be ordered.
+    fn able(&self) -> impl Iterator<Item = &CertificateSettings> {
+        let all = self.certificates.iter();
+        all.filter(|one| one.cannot_order.is_none())
+    }
+
     /// The challenge of certificates that may come: there is none yet, or containers may
     /// request some.
     pub(crate) fn default_challenge(&self) -> Option<&ChallengeSettings> {
-        let may_come = self.certificates.is_empty() || self.docker.is_some();
+        let may_come = self.able().next().is_none() || self.docker.is_some();
         may_come.then_some(&self.challenge)
     }
 }

@@ -24,7 +24,11 @@ fn import(ca: &EmbeddedCa, lineages: &[(&str, &str, i64)], more: &[&str]) {
     let mut command = certs(&ca.path(""));
     command.args(["import", "certbot"]).arg(&source);
     command.arg("--ca-root").arg(ca.path("root.pem")).args(more);
-    run(&mut command, 0);
+    let printed = run(&mut command, 0);
+    assert!(
+        printed.contains("its account: the source has no account 1"),
+        "{printed}"
+    );
 }
 
 /// certbot's settings for its own listener on loopback.
@@ -181,7 +185,7 @@ fn renewal_without_an_account_names_the_certificate_and_deploys_it() {
     import.args(["import", "certbot"]).arg(&source);
     run(import.arg(format!("--deploy=file:{}", copy.display())), 0);
     let printed = run(certs(root).arg("renew"), 2);
-    let why = "a.example.com: it cannot be ordered: the terms of service of letsencrypt are not agreed to";
+    let why = "a.example.com: it cannot be ordered: the terms of service of https://acme-v02.api.letsencrypt.org/directory are not agreed to";
     assert!(printed.contains(why), "{printed}");
     assert!(copy.exists(), "{printed}");
     // The hint works.

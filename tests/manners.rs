@@ -1,7 +1,11 @@
 //! What a user of other clients expects of every command: nothing left behind, no panic, no empty hint.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
@@ -170,10 +174,7 @@ fn status_shows_names_and_the_short_name_of_the_ca() {
         printed.contains("  for a.example.com, b.example.com\n"),
         "{printed}"
     );
-    assert!(
-        printed.contains(" (in 59 days)") || printed.contains(" (in 60 days)"),
-        "{printed}"
-    );
+    assert!(printed.contains("Z (in 90 days)  issue "), "{printed}");
     run(&mut ca.issue(&["c.example.com"]), 0);
     let printed = run(&mut with(&ca, &["status", "c.example.com"]), 0);
     assert!(!printed.contains("for c.example.com"), "{printed}");
@@ -273,7 +274,9 @@ fn answer_of_a_killed_command_is_removed_and_a_failure_names_the_webroot() {
     running.kill();
     assert_eq!(answers(&ca.path("www")).len(), 1);
     ca.script.clear();
-    // No server serves the webroot, and the temporary directory is its owner's alone.
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(ca.path("www"), closed).unwrap();
+    // No server serves the webroot, and it is its owner's alone.
     let printed = run(&mut StalledIssue::issue(&ca), 5);
     assert_eq!(answers(&ca.path("www")), Vec::<PathBuf>::new(), "{printed}");
     let words = format!("seen here: the webroot {}", ca.path("www").display());
@@ -321,4 +324,108 @@ fn command_waits_for_the_port_of_another_one() {
     assert!(!waits.has_ended());
     drop(holds);
     assert_eq!(waits.exit_code(), Some(0), "{}", read());
+}
+
+/// A server that has a webroot for each host, until it is dropped.
+struct Webroots {
+    port: u16,
+    is_over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Webroots {
+    fn serve(port: u16, roots: Vec<(&'static str, PathBuf)>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ends = is_over.clone();
+        let thread = std::thread::spawn(move || {
+            while let (Ok((mut stream, _)), false) =
+                (listener.accept(), ends.load(Ordering::SeqCst))
+            {
+                let mut head = [0; 2048];
+                let length = stream.read(&mut head).unwrap();
+                let head = String::from_utf8_lossy(&head[..length]);
+                let path = head.split_whitespace().nth(1).unwrap_or_default();
+                let has = |host: &str| head.to_ascii_lowercase().contains(&format!("host: {host}"));
+                let root = roots.iter().find(|(host, _)| has(host));
+                let file = root.map(|(_, root)| root.join(path.trim_start_matches('/')));
+                let body = file.and_then(|file| std::fs::read_to_string(file).ok());
+                let (status, body) = body.map_or(("404", String::new()), |body| ("200", body));
+                let length = body.len();
+                let reply = format!(
+                    "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+                // The client may have gone.
+                let _ = stream.write_all(reply.as_bytes());
+            }
+        });
+        Self {
+            port,
+            is_over,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Webroots {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // It waits for a connection.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn each_webroot_gets_the_answers_for_the_names_after_it() {
+    let ca = EmbeddedCa::start();
+    let [one, other] = ["one", "other"].map(|name| ca.path(name));
+    for root in [&one, &other] {
+        std::fs::create_dir(root).unwrap();
+    }
+    let roots = [
+        ("a.example.com", one.clone()),
+        ("b.example.com", one.clone()),
+        ("c.example.com", other.clone()),
+    ];
+    let _server = Webroots::serve(ca.http_port, roots.to_vec());
+    let issue = |more: &[&str]| {
+        let mut command = with(
+            &ca,
+            &["issue", "--agree-tos", "--ca", &ca.server.directory_url()],
+        );
+        command.arg("--ca-root").arg(ca.path("root.pem")).args(more);
+        command
+    };
+    let (first, second) = (one.to_str().unwrap(), other.to_str().unwrap());
+    let names = [
+        "--webroot",
+        first,
+        "a.example.com",
+        "b.example.com",
+        "--webroot",
+        second,
+        "c.example.com",
+    ];
+    run(&mut issue(&names), 0);
+    // The settings are stored with the certificate.
+    run(&mut with(&ca, &["renew", "--force"]), 0);
+    let options =
+        std::fs::read_to_string(ca.path("data/records/a.example.com/options.json")).unwrap();
+    assert!(options.contains(second), "{options}");
+    let printed = run(
+        &mut issue(&[
+            "x.example.com",
+            "--webroot",
+            first,
+            "y.example.com",
+            "--webroot",
+            second,
+        ]),
+        2,
+    );
+    assert!(
+        printed.contains("x.example.com: no webroot is named for it"),
+        "{printed}"
+    );
 }

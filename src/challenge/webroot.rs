@@ -2,7 +2,7 @@
 //! It may belong to another user: everything below it goes by descriptors, symbolic links
 //! are not followed, and a token is checked before it becomes a file name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -34,16 +34,41 @@ const FILE: u32 = 0o644;
 const LARGEST: u64 = 1024;
 const FETCH_WITHIN: Duration = Duration::from_secs(3);
 
-/// The directory that another server serves on port 80.
+/// The directories that another server serves on port 80.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Settings(PathBuf);
+#[serde(untagged)]
+pub enum Settings {
+    /// One for all names.
+    One(PathBuf),
+    /// One for each name.
+    Each(BTreeMap<Identifier, PathBuf>),
+}
 
 impl Settings {
-    /// Answers go below `root`.
+    /// The answers for all names go below `root`.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self(root)
+        Self::One(root)
+    }
+
+    /// The answers for each name go below its own root.
+    #[must_use]
+    pub fn of_each(roots: BTreeMap<Identifier, PathBuf>) -> Self {
+        Self::Each(roots)
+    }
+
+    fn roots(&self) -> BTreeSet<&Path> {
+        match self {
+            Self::One(root) => BTreeSet::from([root.as_path()]),
+            Self::Each(roots) => roots.values().map(PathBuf::as_path).collect(),
+        }
+    }
+
+    fn root_of(&self, name: &Identifier) -> Option<&Path> {
+        match self {
+            Self::One(root) => Some(root),
+            Self::Each(roots) => roots.get(name).map(PathBuf::as_path),
+        }
     }
 }
 
@@ -56,65 +81,75 @@ impl SolverSettings for Settings {
     }
 
     fn solver_key(&self) -> String {
-        format!("webroot {}", self.0.display())
+        format!("webroot {self:?}")
     }
 
-    fn writes_in(&self) -> Option<&Path> {
-        Some(&self.0)
+    fn writes_in(&self) -> Vec<&Path> {
+        self.roots().into_iter().collect()
     }
 
-    fn open_answers(&self) -> Option<io::Result<File>> {
-        let directory = self.challenges().map_err(io::Error::other);
-        Some(directory.and_then(|directory| directory.opened()))
+    fn open_answers(&self) -> Vec<io::Result<File>> {
+        let open = |root: &Path| challenges(root).map_err(io::Error::other)?.opened();
+        self.roots().into_iter().map(open).collect()
     }
 
     fn check(&self) -> Result<(), Unfit> {
-        let why = match std::fs::metadata(&self.0) {
-            Ok(found) if found.is_dir() => return Ok(()),
-            Err(error) if error.kind() != ErrorKind::NotFound => format!("cannot be used: {error}"),
-            _ => "is not a directory".to_owned(),
-        };
-        Err(Unfit {
-            message: format!("the webroot {} {why}", self.0.display()),
-            hint: "name the directory that the server on port 80 serves",
-        })
+        for root in self.roots() {
+            let why = match std::fs::metadata(root) {
+                Ok(found) if found.is_dir() => continue,
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    format!("cannot be examined: {error}")
+                }
+                _ => "is not a directory".to_owned(),
+            };
+            return Err(Unfit {
+                message: format!("the webroot {} {why}", root.display()),
+                hint: "name the directory that the server on port 80 serves",
+            });
+        }
+        Ok(())
     }
 
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
-        check_http01_name(name)
+        check_http01_name(name)?;
+        match self.root_of(name) {
+            Some(_) => Ok(()),
+            None => Err(Unfit {
+                message: format!("{name}: no webroot is named for it"),
+                hint: "name each webroot before its names: --webroot DIR NAME… --webroot DIR NAME…",
+            }),
+        }
     }
 }
 
-impl Settings {
-    /// The first directory on the way to the answers that only its owner and group may enter.
-    fn closed(&self) -> Option<(PathBuf, u32)> {
-        let answers = self.0.join(DIRECTORIES.join("/"));
-        let above: Vec<&Path> = answers.ancestors().collect();
-        above.into_iter().rev().find_map(|path| {
-            let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
-            (mode & 0o001 == 0).then(|| (path.to_owned(), mode))
-        })
-    }
+/// The first directory on the way to the answers that only its owner and group may enter.
+fn closed(root: &Path) -> Option<(PathBuf, u32)> {
+    let answers = root.join(DIRECTORIES.join("/"));
+    let above: Vec<&Path> = answers.ancestors().collect();
+    above.into_iter().rev().find_map(|path| {
+        let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+        (mode & 0o001 == 0).then(|| (path.to_owned(), mode))
+    })
+}
 
-    /// Opens the directory of the answers, which is created.
-    fn challenges(&self) -> Result<Directory, SolverError> {
-        let mut at = Directory::open(&self.0).map_err(|error| failed("open", &self.0, error))?;
-        for name in DIRECTORIES {
-            let path = at.path().join(name);
-            let below = match at.make_child(name, DIRECTORY) {
-                Ok(made) => {
-                    give_to_owner_of(&at, &made)
-                        .map_err(|error| failed("set the owner of", &path, error))?;
-                    Ok(made)
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => at.child(name),
-                made => made,
-            };
-            let below = below.map_err(|error| failed("open", &path, error))?;
-            at = below;
-        }
-        Ok(at)
+/// Opens the directory of the answers, which is created.
+fn challenges(root: &Path) -> Result<Directory, SolverError> {
+    let mut at = Directory::open(root).map_err(|error| failed("open", root, error))?;
+    for name in DIRECTORIES {
+        let path = at.path().join(name);
+        let below = match at.make_child(name, DIRECTORY) {
+            Ok(made) => {
+                give_to_owner_of(&at, &made)
+                    .map_err(|error| failed("set the owner of", &path, error))?;
+                Ok(made)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => at.child(name),
+            made => made,
+        };
+        let below = below.map_err(|error| failed("open", &path, error))?;
+        at = below;
     }
+    Ok(at)
 }
 
 /// What root makes in a service's webroot is the service's.
@@ -131,14 +166,30 @@ fn give_to_owner_of(webroot: &Directory, made: &Directory) -> io::Result<()> {
 /// known to be left over from a process that was killed.
 struct Webroot {
     settings: Settings,
-    presented: Mutex<BTreeMap<String, File>>,
+    presented: Mutex<BTreeMap<String, Presented>>,
 }
 
+/// The webroot of an answer, and the open answer.
+type Presented = (PathBuf, File);
+
 impl Webroot {
-    fn presented(&self) -> MutexGuard<'_, BTreeMap<String, File>> {
+    fn presented(&self) -> MutexGuard<'_, BTreeMap<String, Presented>> {
         self.presented
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn root(&self, answer: &Answer) -> Result<&Path, SolverError> {
+        let root = self.settings.root_of(&answer.identifier);
+        let name = answer.identifier.to_string();
+        let missing = || {
+            failed(
+                "find the webroot of",
+                name.as_ref(),
+                ErrorKind::NotFound.into(),
+            )
+        };
+        root.ok_or_else(missing)
     }
 
     /// Removes the answers of our account that no process presents any more.
@@ -173,7 +224,8 @@ impl Solver for Webroot {
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
-        let (directory, name) = (self.settings.challenges()?, answer.token.as_str());
+        let (root, name) = (self.root(answer)?, answer.token.as_str());
+        let directory = challenges(root)?;
         Self::sweep(&directory, answer);
         let content = answer.key_authorization.as_bytes();
         let mut opened = None;
@@ -185,9 +237,9 @@ impl Solver for Webroot {
             Ok(())
         };
         let written = directory.replace(name, FILE, content, keep);
-        written.map_err(|error| failed("write", &self.settings.0.join(name), error))?;
+        written.map_err(|error| failed("write", &root.join(name), error))?;
         self.presented()
-            .extend(opened.map(|file| (name.to_owned(), file)));
+            .extend(opened.map(|file| (name.to_owned(), (root.to_owned(), file))));
         Ok(())
     }
 
@@ -196,15 +248,16 @@ impl Solver for Webroot {
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
-        let (directory, name) = (self.settings.challenges()?, answer.token.as_str());
+        let (root, name) = (self.root(answer)?, answer.token.as_str());
         self.presented().remove(name);
-        let removed = directory.remove(name);
-        removed.map_err(|error| failed("remove", &self.settings.0.join(name), error))
+        let removed = challenges(root)?.remove(name);
+        removed.map_err(|error| failed("remove", &root.join(name), error))
     }
 
     async fn explain(&self, answer: &Answer) -> Option<String> {
-        let root = self.settings.0.display();
-        if let Some((directory, mode)) = self.settings.closed() {
+        let root = self.root(answer).ok()?;
+        let (root, closed) = (root.display(), closed(root));
+        if let Some((directory, mode)) = closed {
             let directory = directory.display();
             return Some(format!(
                 "the webroot {root} may be closed to the server on port 80: {directory} has mode {mode:04o}"
@@ -229,14 +282,9 @@ impl Drop for Webroot {
     /// Removes what an interrupted command has presented.
     fn drop(&mut self) {
         let presented = std::mem::take(&mut *self.presented());
-        if presented.is_empty() {
-            return;
-        }
-        if let Ok(directory) = self.settings.challenges() {
-            for name in presented.keys() {
-                // There is no way to report it.
-                let _ = directory.remove(name);
-            }
+        for (name, (root, _)) in presented {
+            // There is no way to report it.
+            let _ = challenges(&root).map(|directory| directory.remove(name));
         }
     }
 }
@@ -325,6 +373,33 @@ mod tests {
         webroot.present(&answer()).await.unwrap();
         drop(webroot);
         assert!(!path.exists(), "an interrupted order left its answer");
+    }
+
+    #[tokio::test]
+    async fn each_name_has_its_own_webroot() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = |text| Identifier::parse(text).unwrap();
+        let roots = [
+            (name("example.com"), one.path().to_owned()),
+            (name("example.org"), other.path().to_owned()),
+        ];
+        let settings = Settings::of_each(roots.into());
+        assert_eq!(settings.check(), Ok(()));
+        assert_eq!(settings.writes_in().len(), 2);
+        assert!(settings.check_name(&name("example.net")).is_err());
+        let webroot = settings.solver(&Responses::default());
+        let second = Answer {
+            identifier: name("example.org"),
+            ..answer()
+        };
+        let files = |root: &Path| {
+            let found = std::fs::read_dir(root.join(".well-known/acme-challenge"));
+            found.map_or(0, Iterator::count)
+        };
+        webroot.present(&second).await.unwrap();
+        assert_eq!((files(one.path()), files(other.path())), (0, 1));
+        webroot.clean_up(&second).await.unwrap();
+        assert_eq!((files(one.path()), files(other.path())), (0, 0));
     }
 
     #[tokio::test]

@@ -157,6 +157,9 @@ pub(super) enum Config {
 
 #[derive(Debug, Args)]
 pub(super) struct Issue {
+    // First: it reads where the names are between the options, before clap takes them out.
+    #[command(flatten)]
+    pub keys: KeyOptions<ISSUE>,
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
@@ -169,20 +172,19 @@ pub(super) struct Issue {
     /// Order from the CA's staging directory; nothing is stored or deployed
     #[arg(long)]
     pub dry_run: bool,
-    #[command(flatten)]
-    pub keys: KeyOptions<ISSUE>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
+    // First, as for `issue`.
+    #[command(flatten)]
+    pub keys: KeyOptions<RUN>,
     /// One more certificate in addition to the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    #[command(flatten)]
-    pub keys: KeyOptions<RUN>,
 }
 
 #[derive(Debug, Args)]
@@ -214,8 +216,8 @@ impl Arguments {
                 issue.dry_run |= variables.flag("dry_run");
             }
             Verb::Renew(renew) => {
+                renew.force |= variables.flag("force");
                 renew.dry_run |= variables.flag("dry_run");
-                renew.force |= variables.flag("force") && !renew.dry_run;
             }
             Verb::Import(import) => import.dry_run |= variables.flag("dry_run"),
             _ => {}

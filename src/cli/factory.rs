@@ -135,6 +135,12 @@ impl Factory {
             let output = output_for(&own, &self.process)?;
             self.outputs.set(lineage, output, owner);
         }
+        Ok(())
+    }
+
+    /// The same, and gives what is published there to its readers, who may be others now.
+    pub(super) fn open_published(&self, settings: &CertificateSettings) -> Result<(), Failure> {
+        self.publish_by(settings)?;
         if let Err(error) = self.outputs.open_published(&settings.lineage) {
             // The next deployment reports it.
             tracing::debug!("{error}");
@@ -188,6 +194,7 @@ impl Factory {
         let permit = self.concurrency.take().await;
         match task {
             Task::Pass(trigger) => {
+                self.open_published(settings)?;
                 let pass = pass(&self.services, &certificate, trigger, permit);
                 let pass = pass.map_ok(|(outcome, _)| outcome);
                 let work = self.display.during(lineage, pass);

@@ -26,6 +26,7 @@ pub(super) fn manual(words: &[String]) -> Result<(), Failure> {
     for word in words {
         let below = command.find_subcommand(word).cloned();
         command = below.ok_or_else(|| unknown(word))?;
+        command = command.version(env!("CARGO_PKG_VERSION"));
     }
     let mut page = Vec::new();
     let rendered = clap_mangen::Man::new(command).render(&mut page);

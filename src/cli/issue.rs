@@ -146,9 +146,10 @@ pub(crate) async fn work(
     if settings.gives_up_root {
         // After the listener is bound, as in `certs run`.
         factory.services.output.prepare();
-        for certificate in &settings.certificates {
+        let deployed = settings.certificates.iter();
+        for certificate in deployed.filter(|_| task != Task::Rehearsal) {
             // While this process may give files to their readers; an error is reported later.
-            let _ = factory.publish_by(certificate);
+            let _ = factory.open_published(certificate);
         }
         let known = all_known(&call.sources, settings).await?;
         factory.prepare_issuers(&known);
@@ -212,6 +213,7 @@ async fn needed_addresses(
     let mut able = Vec::new();
     for certificate in &settings.certificates {
         let may_order = match &store {
+            _ if certificate.cannot_order.is_some() => false,
             Some(store) => may_order(store, certificate, task).await,
             None => true,
         };

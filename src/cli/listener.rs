@@ -110,7 +110,7 @@ pub(super) async fn listener(
 /// Binds `address`; while another command of ours has the port, waits for its end.
 async fn bind(address: SocketAddr, responses: &Responses) -> Result<Listener, BindError> {
     let begun = tokio::time::Instant::now();
-    let mut told = false;
+    let mut is_announced = false;
     loop {
         let error = match Listener::bind(&[address], responses.clone()) {
             Err(error) => error,
@@ -119,7 +119,7 @@ async fn bind(address: SocketAddr, responses: &Responses) -> Result<Listener, Bi
         let owner = error.owner.as_ref().map(|(_, pid)| *pid);
         match owner.filter(|pid| is_a_command_of_ours(*pid)) {
             Some(pid) if begun.elapsed() < LONGEST_WAIT => {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut is_announced, true) {
                     let port = address.port();
                     tracing::info!(
                         "waiting up to {} s for port {port}: another certs (pid {pid}) answers challenges there",

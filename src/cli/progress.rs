@@ -92,6 +92,7 @@ fn line(phases: &Phases, now: Timestamp, columns: usize) -> String {
     let line = parts.join("  ");
     let most = columns.saturating_sub(1);
     match line.char_indices().nth(most) {
+        _ if most == 0 => String::new(),
         Some(_) => line
             .chars()
             .take(most.saturating_sub(1))

@@ -70,6 +70,9 @@ async fn pass(call: &Call, names: &[String], task: Task) -> Result<(), Failure> 
         Task::Rehearsal => at_staging(&mut settings.certificates),
     }
     settings.gives_up_root = !never_orders && gives_up_root(&settings);
+    // Those that fail whatever the others do come first.
+    let certificates = &mut settings.certificates;
+    certificates.sort_by_key(|one| one.cannot_order.is_none());
     let mut ended = Ok(());
     for (lineage, failure) in unusable {
         failure.show(&call.terminal);

@@ -202,7 +202,7 @@ async fn factory(
     factory.services.output.prepare();
     for certificate in &settings.certificates {
         // While this process may give files to their readers; an error is reported later.
-        let _ = factory.publish_by(certificate);
+        let _ = factory.open_published(certificate);
     }
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;

@@ -240,6 +240,18 @@ fn names(status: &Status) -> Option<String> {
     (names != [status.name.as_str()]).then(|| names.join(", "))
 }
 
+/// Why the certificate is not renewed, or not deployed.
+fn obstacles(status: &Status) -> impl Iterator<Item = String> {
+    let orphaned = status.orphaned_why.as_ref();
+    let orphaned = orphaned.map(|why| notice(&status.name, why));
+    let stuck = status.not_renewable.as_ref();
+    let stuck = stuck.map(|why| format!("not renewable: {why}"));
+    let denied = status.denied.iter().map(|right| format!(
+        "denied: the right to {right} is stored, but neither configured nor confirmed; hint: as root, repeat certs issue with its options"
+    ));
+    orphaned.into_iter().chain(stuck).chain(denied)
+}
+
 /// The lines below a certificate's row.
 fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     let status = &row.status;
@@ -264,16 +276,8 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
-    if let Some(why) = &status.orphaned_why {
-        say(format_args!("  {}", notice(&status.name, why)));
-    }
-    if let Some(why) = &status.not_renewable {
-        say(format_args!("  not renewable: {why}"));
-    }
-    for right in &status.denied {
-        say(format_args!(
-            "  denied: the right to {right} is stored, but neither configured nor confirmed; hint: as root, repeat certs issue with its options"
-        ));
+    for obstacle in obstacles(status) {
+        say(format_args!("  {obstacle}"));
     }
     for one in &status.excluded {
         let (name, reason) = (&one.identifier, &one.reason);

@@ -67,6 +67,7 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
         }
         ValueType::Boolean => argument.value_parser(on_or_off),
         ValueType::List | ValueType::Endpoints => argument.action(ArgAction::Append),
+        ValueType::Text if key.is_by_name => argument.action(ArgAction::Append),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
     };
     let argument = match key.suggestions() {
@@ -147,11 +148,31 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
         ValueType::List | ValueType::Endpoints => {
             return Value::list(texts().map(String::as_str), &origin);
         }
+        ValueType::Text if texts().len() > 1 => by_name(key, matches, &origin),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => {
             Raw::Text(texts().next().cloned().unwrap_or_default())
         }
     };
     Value::new(value, &origin)
+}
+
+/// Each name with the last value before it.
+fn by_name(key: &Key, matches: &ArgMatches, origin: &SettingOrigin) -> Raw {
+    const NAMES: &str = "names";
+    let all = |id: &str| -> Vec<(usize, String)> {
+        let is_given = matches.ids().any(|given| given == id);
+        let indices = is_given.then(|| matches.indices_of(id)).flatten();
+        let texts = is_given.then(|| matches.get_many::<String>(id)).flatten();
+        let indices = indices.into_iter().flatten();
+        indices.zip(texts.into_iter().flatten().cloned()).collect()
+    };
+    let values = all(key.name);
+    let named = all(NAMES).into_iter().filter_map(|(index, name)| {
+        let before = values.iter().take_while(|(at, _)| *at < index);
+        let (_, text) = before.last()?;
+        Some((name, Value::text(text, origin)))
+    });
+    Raw::Table(named.collect())
 }
 
 /// The values of the command line.

@@ -21,6 +21,8 @@ pub(super) struct Key {
     pub(super) default: Default,
     /// The option of the command line, if it has one.
     pub(super) option: Option<CommandLine>,
+    /// Whether each of several options holds for the names that follow it.
+    pub(super) is_by_name: bool,
     /// Words that its text may be, among others.
     suggested: Option<fn() -> Vec<&'static str>>,
     hint: &'static str,
@@ -97,6 +99,7 @@ impl Key {
             value_type,
             doc: "",
             forms: None,
+            is_by_name: false,
             suggested: None,
             default: Default::Unset,
             option: None,
@@ -124,6 +127,11 @@ impl Key {
 
     pub(super) const fn forms(mut self, forms: fn() -> String) -> Self {
         self.forms = Some(forms);
+        self
+    }
+
+    pub(super) const fn by_name(mut self) -> Self {
+        self.is_by_name = true;
         self
     }
 

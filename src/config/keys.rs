@@ -19,7 +19,7 @@ use super::key::{
 };
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, words_or_none,
+    path, webroots, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -88,8 +88,8 @@ layer! {
             .hint("an address such as 0.0.0.0:80 belongs here")
             .doc("Answer HTTP-01 at this address; sockets of systemd come first")
             .default_is("port 80 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
-        "webroot", webroot: PathBuf, path, PATH
-            .doc("Write HTTP-01 answers below this directory, which another server serves on port 80")
+        "webroot", webroot: webroot::Settings, webroots, PATH.by_name()
+            .doc("Write HTTP-01 answers below this directory, which another server serves on port 80; of several, each is for the names that follow it")
             .option(ISSUE | RUN | IMPORT, "DIR");
     }
 
@@ -241,9 +241,8 @@ impl CertificateLayer {
         if let Some(stored) = &self.stored_challenge {
             return Some(stored.value.clone());
         }
-        if let Some(directory) = &self.webroot {
-            let settings = webroot::Settings::new(directory.value.clone());
-            return Some(ChallengeSettings::Webroot(settings));
+        if let Some(directories) = &self.webroot {
+            return Some(ChallengeSettings::Webroot(directories.value.clone()));
         }
         let addresses = self.http_listen.as_ref()?;
         let settings = http01::Settings::new(addresses.value.clone());

@@ -1,6 +1,7 @@
 //! The configuration as a whole: precedence, refusals, and that the examples and the
 //! schema have the same keys as the reader.
 
+mod challenge;
 mod reference;
 mod stored;
 mod verify;
@@ -224,54 +225,6 @@ fn stored_settings_that_became_invalid_have_own_problems() {
     stored.names = vec!["a.example.com".parse().unwrap()];
     assert_eq!(remembered(&stored), None);
     assert!(case.settings(&Purpose::All).certificates.is_empty());
-}
-
-#[test]
-fn default_port_80_stays_beside_other_listeners() {
-    let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n\
-                [[certificate]]\nnames = 'b.example.com'\n[[certificate]]\nnames = 'c.example.com'\n";
-    let mut settings = Case::new(file).settings(&Purpose::All);
-    let listen = |address: &str| {
-        let addresses = vec![address.parse().unwrap()];
-        ChallengeSettings::Listen(http01::Settings::new(addresses))
-    };
-    let all = |settings: &Settings| {
-        let addresses = settings.http_listen().unwrap_or_default();
-        addresses
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(all(&settings), ["0.0.0.0:80", "[::]:80"]);
-    settings.certificates[0].challenge = listen("127.0.0.1:5002");
-    assert_eq!(all(&settings), ["0.0.0.0:80", "127.0.0.1:5002", "[::]:80"]);
-    // One socket of the same port serves both.
-    settings.certificates[1].challenge = listen("127.0.0.1:80");
-    assert_eq!(all(&settings), ["0.0.0.0:80", "127.0.0.1:5002", "[::]:80"]);
-    settings.certificates[2].challenge = listen("127.0.0.1:81");
-    assert_eq!(
-        all(&settings),
-        ["127.0.0.1:80", "127.0.0.1:81", "127.0.0.1:5002"]
-    );
-    for certificate in &mut settings.certificates {
-        certificate.challenge = ChallengeSettings::Webroot(webroot::Settings::new("/".into()));
-    }
-    assert_eq!(settings.http_listen(), None);
-}
-
-#[test]
-fn path_may_begin_with_the_home_directory() {
-    let home = std::env::home_dir().unwrap();
-    let case = Case::new("data_dir = '~/data'\n").set("CERTS_OUTPUT_DIR", "~/out");
-    let settings = case.settings(&Purpose::All);
-    assert_eq!(settings.data_dir, home.join("data"));
-    assert_eq!(settings.output.directory, home.join("out"));
-    let case = Case::new("data_dir = '~other/data'\n");
-    assert!(
-        case.settings(&Purpose::All)
-            .data_dir
-            .ends_with("~other/data")
-    );
 }
 
 #[test]

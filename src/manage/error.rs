@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use super::services::CannotOrder;
+use super::cannot_order::CannotOrder;
 use crate::acme::{AcmeError, Cause, FailedName, Phase};
 use crate::ca_state::Limit;
 use crate::certificate::BundleError;

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use super::cannot_order::CannotOrder;
 use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::deploy::stored;
 use super::error::ManageError;
 use super::proof::proof;
 use super::rollback::{nothing_issued, rollback_pause};
-use super::services::{CannotOrder, Certificate, Outcome, Services};
+use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};

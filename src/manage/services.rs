@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::cannot_order::CannotOrder;
 use super::error::ManageError;
 use super::probes::Probes;
 use crate::acme::Issuer;
@@ -86,25 +87,6 @@ pub(crate) struct Certificate {
     pub keeper: Keeper,
     /// Why it cannot be ordered. It is deployed and looked at nevertheless.
     pub cannot_order: Option<CannotOrder>,
-}
-
-/// Why a certificate cannot be ordered by its settings, or on this machine now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CannotOrder {
-    /// The cause.
-    pub why: String,
-    /// The next thing to do.
-    pub hint: String,
-    /// Whether it fails no pass before the order is due.
-    pub only_when_due: bool,
-}
-
-impl CannotOrder {
-    /// The warning while the order is not due.
-    pub(crate) fn warning(&self) -> String {
-        let (why, hint) = (&self.why, &self.hint);
-        format!("not renewable: {why}; it is deployed until it expires; hint: {hint}")
-    }
 }
 
 /// What keeps a certificate.

@@ -1,7 +1,6 @@
 //! The renewal settings of an imported certificate: from the command line and the
 //! environment, then the source, then the configuration's defaults.
 
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -109,26 +108,31 @@ fn challenge(
         Some(Http01::Listen(Some(address))) => {
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
-        Some(Http01::Webroot(path)) => {
-            let why = match std::fs::metadata(path) {
-                Ok(found) if found.is_dir() => {
-                    let text = format!("certs writes challenge answers below {}", path.display());
-                    remarks.push(Remark::stored("webroot", text));
-                    let webroot = webroot::Settings::new(path.clone());
-                    settings.challenge = ChallengeSettings::Webroot(webroot);
-                    return;
-                }
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    format!("cannot be examined: {error}")
-                }
-                _ => "is not a directory".to_owned(),
-            };
-            let path = printable(&path.display().to_string());
-            let text =
-                format!("{path} {why}: the renewal will use port 80; --webroot DIR names another");
-            remarks.push(Remark::unsupported("webroot", text));
+        Some(Http01::Webroot(root)) => {
+            of_webroot(settings, webroot::Settings::new(root.clone()), remarks);
+        }
+        Some(Http01::Webroots(each)) => {
+            of_webroot(settings, webroot::Settings::of_each(each.clone()), remarks);
         }
     }
+}
+
+fn of_webroot(
+    settings: &mut CertificateSettings,
+    webroot: webroot::Settings,
+    remarks: &mut Vec<Remark>,
+) {
+    let webroot = ChallengeSettings::Webroot(webroot);
+    if let Err(unfit) = webroot.check() {
+        let why = printable(unfit.message.trim_start_matches("the webroot "));
+        let text = format!("{why}: the renewal will use port 80; --webroot DIR names another");
+        return remarks.push(Remark::unsupported("webroot", text));
+    }
+    for root in webroot.writes_in() {
+        let text = format!("certs writes challenge answers below {}", root.display());
+        remarks.push(Remark::stored("webroot", text));
+    }
+    settings.challenge = webroot;
 }
 
 fn deploy(
