@@ -104,7 +104,7 @@ fn path_may_begin_with_the_home_directory() {
         output(&case.set("CERTS_OUTPUT_DIR", "~/out")),
         home.join("out")
     );
-    let file = "[deploy.x]\nkind = 'exec'\nprogram = '~/hook'\n\
+    let file = "[deploy.x]\nkind = 'exec'\ncommand = '~/hook'\n\
                 [[certificate]]\nnames = 'a.example.com'\ndeploy = ['x', 'file:~/copy.pem']\n";
     let settings = Case::new(file);
     let settings = settings
