@@ -101,19 +101,19 @@ pub trait SolverSettings: Send + Sync + 'static {
     fn solver_key(&self) -> String;
 
     /// The addresses on which this process must answer HTTP-01. `None` means that it need
-    /// not; an empty list means port 80 of all addresses.
+    /// not.
     fn http_listen(&self) -> Option<&[SocketAddr]> {
         None
     }
 
-    /// The directory of the written answers.
-    fn writes_in(&self) -> Option<&Path> {
-        None
+    /// The directories of the written answers.
+    fn writes_in(&self) -> Vec<&Path> {
+        Vec::new()
     }
 
-    /// The open directory of the written answers, which is created.
-    fn open_answers(&self) -> Option<std::io::Result<File>> {
-        None
+    /// The open directories of the written answers, which are created.
+    fn open_answers(&self) -> Vec<std::io::Result<File>> {
+        Vec::new()
     }
 
     /// Checks the requirements of an order, such as a directory.
@@ -213,6 +213,11 @@ pub trait Solver: Send + Sync {
 
     /// Removes the answer; a missing one is no error.
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError>;
+
+    /// Why the CA may not have seen a presented answer, as far as this machine can tell.
+    async fn explain(&self, _answer: &Answer) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -222,12 +227,19 @@ mod tests {
     #[test]
     fn challenge_settings_keep_stored_json() {
         let webroot = ChallengeSettings::Webroot(webroot::Settings::new("/srv/www".into()));
+        let of_each = [("a.example", "/srv/a"), ("b.example", "/srv/b")];
+        let of_each = of_each.map(|(name, root)| (name.parse().unwrap(), root.into()));
+        let webroots = ChallengeSettings::Webroot(webroot::Settings::of_each(of_each.into()));
         let address =
             ChallengeSettings::Listen(http01::Settings::new(vec![([127, 0, 0, 1], 8080).into()]));
         for (settings, json) in [
             (ChallengeSettings::default(), r#"{"listen":[]}"#),
             (address, r#"{"listen":["127.0.0.1:8080"]}"#),
             (webroot, r#"{"webroot":"/srv/www"}"#),
+            (
+                webroots,
+                r#"{"webroot":{"a.example":"/srv/a","b.example":"/srv/b"}}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&settings).unwrap(), json);
             let read: ChallengeSettings = serde_json::from_str(json).unwrap();

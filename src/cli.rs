@@ -10,6 +10,7 @@ mod delete;
 mod demo;
 mod embedded;
 mod factory;
+mod generated;
 mod import;
 mod install;
 mod issue;
@@ -67,25 +68,20 @@ pub fn run(
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
+            if let Some(failure) = generated::unknown_command(&error) {
+                let terminal = Terminal::new(&environment, false, LogFormat::default());
+                return failure.report(&terminal);
+            }
             // There is no way to report that this message cannot be written.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let printed = match &arguments.verb {
-        Verb::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
-            Ok(())
+    match &arguments.verb {
+        Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => {
+            play(arguments, &environment)
         }
-        Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
-        Verb::Demo(_) | Verb::Simulate(_) => return play(arguments, &environment),
-        _ => return act(arguments, environment),
-    };
-    match printed {
-        Ok(()) => ExitCode::SUCCESS,
-        // Standard output is closed.
-        Err(_) => ExitCode::FAILURE,
+        _ => act(arguments, environment),
     }
 }
 
@@ -118,41 +114,20 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         tracing::warn!("{warning}");
     }
     sandbox::harden();
-    let cannot_rehearse = matches!(
-        arguments.verb,
-        Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
-    );
     match variables {
         Err(problems) => return Failure::from(problems).report(&terminal),
-        Ok(variables) if variables.flag("dry_run") && cannot_rehearse => {
+        Ok(variables) if variables.flag("dry_run") && cannot_rehearse(&arguments.verb) => {
             let message = "CERTS_DRY_RUN: this command has no dry run";
-            return Failure::usage(message, "use certs issue NAME --dry-run").report(&terminal);
+            return Failure::usage(
+                message,
+                "use certs issue NAME --dry-run, or certs renew --dry-run",
+            )
+            .report(&terminal);
         }
         Ok(_) => {}
     }
     let ended = runtime().and_then(|runtime| {
-        let ended = runtime.block_on(async {
-            match arguments.verb {
-                Verb::Issue(options) => issue::issue(&call, &options).await,
-                Verb::Run(_) => run::run(call).await,
-                Verb::Renew(options) => renew::renew(&call, &options).await,
-                Verb::Reload { names } => renew::reload(&call, &names).await,
-                Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
-                Verb::Status {
-                    health: Some(health),
-                    ..
-                } => status::health(&call, health).await,
-                Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
-                Verb::Config { verb } => config::config(&call, &verb),
-                Verb::Ca(verb) => ca::run(&call, verb).await,
-                Verb::Import(options) => import::import(&call, &options).await,
-                Verb::Delete(options) => delete::delete(&call, &options).await,
-                Verb::Install(verb) => install::run(&call, verb),
-                Verb::Helper { serve: false } => sandbox::helper::keep().await,
-                Verb::Helper { serve: true } => sandbox::helper::serve().await,
-                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
-            }
-        });
+        let ended = runtime.block_on(work(call, arguments.verb));
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
         ended
@@ -160,8 +135,40 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     exit_code(ended, &terminal)
 }
 
-/// Runs `certs demo` or `certs simulate`, which have no configuration and their own output;
-/// -v adds the log.
+fn cannot_rehearse(verb: &Verb) -> bool {
+    match verb {
+        Verb::Renew(renew) => renew.force,
+        verb => matches!(
+            verb,
+            Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
+        ),
+    }
+}
+
+async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Issue(options) => issue::issue(&call, &options).await,
+        Verb::Run(_) => run::run(call).await,
+        Verb::Renew(options) => renew::renew(&call, &options).await,
+        Verb::Reload { names } => renew::reload(&call, &names).await,
+        Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
+        Verb::Status {
+            health: Some(health),
+            ..
+        } => status::health(&call, health).await,
+        Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
+        Verb::Config { verb } => config::config(&call, &verb),
+        Verb::Ca(verb) => ca::run(&call, verb).await,
+        Verb::Import(options) => import::import(&call, &options).await,
+        Verb::Delete(options) => delete::delete(&call, &options).await,
+        Verb::Install(verb) => install::run(&call, verb),
+        Verb::Helper { serve: false } => sandbox::helper::keep().await,
+        Verb::Helper { serve: true } => sandbox::helper::serve().await,
+        Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
+    }
+}
+
+/// Runs a command that has no configuration; -v adds the log.
 fn play(arguments: Arguments, environment: &BTreeMap<String, String>) -> ExitCode {
     let global = &arguments.global;
     let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
@@ -174,6 +181,8 @@ fn play(arguments: Arguments, environment: &BTreeMap<String, String>) -> ExitCod
             demo::demo(options, environment, &terminal, (quiet, json))
         }
         Verb::Simulate(options) => simulate::simulate(options, global.json),
+        Verb::Completions { shell } => generated::completions(*shell),
+        Verb::Man { verb } => generated::manual(verb),
         _ => Ok(()),
     };
     exit_code(ended, &terminal)

@@ -32,10 +32,14 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::challenge::ChallengeSettings;
+use crate::net::sockets::serves;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
@@ -62,25 +66,44 @@ impl Settings {
         output
     }
 
-    /// Where this process must answer HTTP-01: nowhere (`None`), at these addresses,
-    /// or, when the list is empty, on port 80 of every address. If there is no
-    /// certificate yet, or containers may request some, the default challenge decides
-    /// too.
+    /// Where this process must answer HTTP-01: nowhere (`None`), or at these addresses.
+    /// Certificates that cannot be ordered need none.
     pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
-        let may_come = self.certificates.is_empty() || self.docker.is_some();
-        let default = may_come.then_some(&self.challenge);
-        let certificates = self.certificates.iter().map(|one| &one.challenge);
-        let mut all: Option<Vec<SocketAddr>> = None;
-        for challenge in certificates.chain(default) {
-            if let Some(addresses) = challenge.http_listen() {
-                let all = all.get_or_insert_default();
-                all.extend(addresses);
-                all.sort();
-                all.dedup();
-            }
-        }
-        all
+        let all = self
+            .able()
+            .map(|one| &one.challenge)
+            .chain(self.default_challenge());
+        all.filter_map(|challenge| challenge.http_listen())
+            .map(<[SocketAddr]>::to_vec)
+            .reduce(|all, more| union(&all, &more))
     }
+
+    /// The certificates that can be ordered.
+    fn able(&self) -> impl Iterator<Item = &CertificateSettings> {
+        let all = self.certificates.iter();
+        all.filter(|one| one.cannot_order.is_none())
+    }
+
+    /// The challenge of certificates that may come: there is none yet, or containers may
+    /// request some.
+    pub(crate) fn default_challenge(&self) -> Option<&ChallengeSettings> {
+        let may_come = self.able().next().is_none() || self.docker.is_some();
+        may_come.then_some(&self.challenge)
+    }
+}
+
+/// Both lists, without the addresses that a socket on another one serves too: it could not
+/// be bound beside that.
+fn union(one: &[SocketAddr], other: &[SocketAddr]) -> Vec<SocketAddr> {
+    let all: BTreeSet<SocketAddr> = one.iter().chain(other).copied().collect();
+    let is_served = |address: &&SocketAddr| {
+        let mut others = all.iter().filter(|other| other != address);
+        others.any(|other| serves(*other, **address))
+    };
+    all.iter()
+        .filter(|address| !is_served(address))
+        .copied()
+        .collect()
 }
 
 /// When a renewed certificate is deployed.

@@ -20,6 +20,7 @@ mod tests;
 mod traefik;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -142,6 +143,8 @@ pub(crate) enum Http01 {
     Listen(Option<SocketAddr>),
     /// By a file below a directory that another server serves.
     Webroot(PathBuf),
+    /// The same, with a directory for each name.
+    Webroots(BTreeMap<Identifier, PathBuf>),
 }
 
 /// An account at a CA.

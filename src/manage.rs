@@ -5,6 +5,7 @@
 //! The modules use each other in one direction only, without a cycle.
 
 pub(crate) mod ca_state;
+mod cannot_order;
 pub(crate) mod clock;
 pub(crate) mod concurrency;
 pub(crate) mod delete;
@@ -27,6 +28,7 @@ mod services;
 mod session;
 pub(crate) mod status;
 
+pub(crate) use cannot_order::CannotOrder;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{

@@ -138,13 +138,13 @@ impl Sandbox {
             })
         });
         let read = specs.filter_map(|spec| spec.rights().reads);
-        let answers = settings.challenge.writes_in().map(directory_of);
+        let answers = settings.challenge.writes_in().into_iter().map(directory_of);
         let output = settings
             .output
             .as_ref()
             .map(|output| output.directory.clone());
         let output = output.filter(|output| output.is_absolute());
-        let mut written = answers.into_iter().chain(output).chain(written);
+        let mut written = answers.chain(output).chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let outside = written
             .find(|path| !paths.may_write(path))

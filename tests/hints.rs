@@ -8,7 +8,7 @@ use certs::record::{Record, Revision};
 use certs::store::{Store, fs::FileStore};
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{certs, run};
+use crate::support::{NOBODY, certs, run};
 
 /// The command without any variable for its files.
 fn bare(ca: &EmbeddedCa, arguments: &[&str]) -> Command {
@@ -135,4 +135,154 @@ async fn reload_before_the_first_issuance_names_the_command_that_issues() {
             "{verb}: {printed}"
         );
     }
+}
+
+/// `[output] group` is the remedy for a key that a server's user cannot read: the next command of any kind
+/// opens what is published already.
+#[test]
+fn output_group_opens_published_files_to_it() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give files to another group");
+        return;
+    }
+    let readable = |ca: &EmbeddedCa| {
+        let key = ca.path("out/live/a.example.com/privkey.pem");
+        let mut cat = Command::new("cat");
+        let read = cat.arg(key).uid(NOBODY).gid(4242).output().unwrap();
+        read.status.success()
+    };
+    for verb in [&["renew"][..], &["reload"], &["issue"]] {
+        let ca = EmbeddedCa::start();
+        std::fs::set_permissions(ca.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+        run(&mut ca.issue(&["a.example.com"]), 0);
+        assert!(!readable(&ca));
+        let mut command = match verb {
+            ["issue"] => ca.issue(&["a.example.com"]),
+            verb => {
+                let mut command = certs(&ca.path(""));
+                command.args(verb);
+                command
+            }
+        };
+        run(command.env("CERTS_OUTPUT_GROUP", "4242"), 0);
+        assert!(readable(&ca), "{verb:?}");
+        for path in [
+            "out",
+            "out/live",
+            "out/archive",
+            "out/archive/a.example.com",
+        ] {
+            let mode = std::fs::metadata(ca.path(path))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o7777, 0o2750, "{path}");
+        }
+    }
+}
+
+/// The texts of string literals in our sources, without those of tests.
+fn texts() -> Vec<String> {
+    let (mut open, mut texts) = (vec![std::path::PathBuf::from("src")], Vec::new());
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).unwrap();
+            open.extend(entries.map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let is_test = path.to_string_lossy().contains("test");
+        if path.extension().is_none_or(|kind| kind != "rs") || is_test {
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).unwrap();
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let code = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        let code = code.collect::<Vec<_>>().join("\n").replace("\\\"", "'");
+        texts.extend(code.split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    texts
+}
+
+/// Each command and option that a message names exists: `certs VERB --option …` up to the end of its phrase.
+#[test]
+fn commands_and_options_in_texts_exist() {
+    let directory = tempfile::tempdir().unwrap();
+    let help = |verb: &[&str]| {
+        let mut command = certs(directory.path());
+        run(command.args(verb).arg("--help"), 0)
+    };
+    let verbs: Vec<&[&str]> = vec![
+        &["issue"],
+        &["run"],
+        &["renew"],
+        &["reload"],
+        &["rollback"],
+        &["status"],
+        &["delete"],
+        &["import"],
+        &["install", "nginx"],
+        &["ca", "serve"],
+        &["simulate"],
+        &["demo"],
+        &["config", "check"],
+    ];
+    let pages: Vec<(&str, String)> = verbs.iter().map(|verb| (verb[0], help(verb))).collect();
+    let has = |page: &str, option: &str| {
+        let mut words = page.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-');
+        words.any(|word| word == option)
+    };
+    // Of other programs.
+    const OTHERS: [&str; 10] = [
+        "--cert-path",
+        "--key-path",
+        "--now",
+        "--uninstall-cronjob",
+        "--no-bundle",
+        "--run-hook",
+        "--renew-hook",
+        "--standalone",
+        "--conf-path",
+        "--serve",
+    ];
+    let mut wrong = Vec::new();
+    for text in texts() {
+        let words = |phrase: &str| -> Vec<String> {
+            let parts =
+                phrase.split(|letter: char| letter.is_whitespace() || ",()`'=…".contains(letter));
+            parts.map(str::to_owned).collect()
+        };
+        let options = |phrase: &str| -> Vec<String> {
+            let all = words(phrase).into_iter();
+            let is_option = |word: &String| {
+                let name = word.strip_prefix("--").unwrap_or_default();
+                name.starts_with(|first: char| first.is_ascii_lowercase())
+            };
+            all.filter(is_option).collect()
+        };
+        for option in options(&text) {
+            let option = option.trim_end_matches([';', ':', '.']);
+            let is_known = OTHERS.contains(&option) || option.contains(['{', '[']);
+            if !is_known && !pages.iter().any(|(_, page)| has(page, option)) {
+                wrong.push(format!("{option} in `{text}`"));
+            }
+        }
+        for phrase in text.split("certs ").skip(1) {
+            let phrase = phrase.split([';', ':', '`']).next().unwrap();
+            let phrase = phrase.split(". ").next().unwrap();
+            let verb = words(phrase).into_iter().next().unwrap_or_default();
+            let Some((_, page)) = pages.iter().find(|(known, _)| *known == verb) else {
+                continue;
+            };
+            for option in options(phrase) {
+                if !option.contains(['{', '[']) && !has(page, option.trim_end_matches('.')) {
+                    wrong.push(format!("certs {verb} {option} in `{text}`"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -9,7 +9,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, as_nobody, certs, run, until};
 
 /// A pair for these names, valid for `days` from now.
-fn pair(names: &[&str], days: i64) -> (String, String) {
+pub(crate) fn pair(names: &[&str], days: i64) -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = rcgen::CertificateParams::new(names).unwrap();
@@ -21,7 +21,7 @@ fn pair(names: &[&str], days: i64) -> (String, String) {
 }
 
 /// A certbot directory with a lineage for each pair, all of one CA.
-fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
+pub(crate) fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
     for (name, settings, (key, chain)) in lineages {
         let conf = format!(
             "version = 5.8.0\n[renewalparams]\nserver = https://acme-v02.api.letsencrypt.org/directory\n\

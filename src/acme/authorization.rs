@@ -52,6 +52,11 @@ impl Flow<'_> {
         if result.is_ok() && order.state.status == OrderStatus::Invalid {
             result = Err(self.why_invalid(order).await);
         }
+        if let Err(cause @ Cause::NotValidated(_)) = result {
+            let explains = planned.iter().map(|one| one.solver.explain(&one.answer));
+            let seen: Vec<String> = join_all(explains).await.into_iter().flatten().collect();
+            result = Err(cause.with_notes(&seen));
+        }
         join_all(planned.iter().map(clean_up)).await;
         result
     }

@@ -2,6 +2,7 @@
 //! identifier, made safe to show. Nothing here retries or sends.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::problem::{self, describe, type_and_detail};
 use crate::challenge::SolverError;
 use crate::files::beneath;
 use crate::identifier::Identifier;
-use crate::text::printable;
+use crate::text::{cut, printable};
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -269,6 +270,19 @@ impl Cause {
             _ => {}
         }
         self
+    }
+
+    /// The same cause, with what this machine saw of a validation.
+    pub(super) fn with_notes(self, notes: &[String]) -> Self {
+        let text = match &self {
+            Self::NotValidated(explained) if !notes.is_empty() => explained.to_string(),
+            _ => return self,
+        };
+        let notes: BTreeSet<&String> = notes.iter().collect();
+        let notes: String = { notes.iter() }
+            .map(|note| format!("\n  seen here: {note}"))
+            .collect();
+        self.with_message(cut(text + &notes))
     }
 
     /// The same cause, with the names that failed.

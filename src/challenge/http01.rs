@@ -6,7 +6,7 @@
 pub(crate) mod fuzzing;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,12 @@ const LIMITS: Limits = Limits {
     largest_head: 8 * 1024,
 };
 
+/// Port 80 of all addresses.
+const EVERYWHERE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 80),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80),
+];
+
 /// The addresses of the listener; an empty list means port 80 of all addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -68,7 +74,10 @@ impl SolverSettings for Settings {
     }
 
     fn http_listen(&self) -> Option<&[SocketAddr]> {
-        Some(&self.0)
+        Some(match self.0.is_empty() {
+            true => &EVERYWHERE,
+            false => &self.0,
+        })
     }
 
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
@@ -78,27 +87,30 @@ impl SolverSettings for Settings {
 
 /// Why an address could not be listened on.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address}: {source}{owner}")]
+#[error("cannot listen on {address}: {source}{}", shown(.owner.as_ref()))]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
     source: io::Error,
-    /// The program that has the port, if /proc shows it.
-    owner: String,
+    /// The program that has the port, and its process id, if /proc shows them.
+    pub owner: Option<(String, u32)>,
+}
+
+fn shown(owner: Option<&(String, u32)>) -> String {
+    let shown = owner.map(|(program, pid)| {
+        let program = program.escape_default();
+        format!("; the port is used by {program} (pid {pid})")
+    });
+    shown.unwrap_or_default()
 }
 
 impl BindError {
     fn new(address: SocketAddr, source: io::Error) -> Self {
         let is_used = source.kind() == io::ErrorKind::AddrInUse;
-        let owner = is_used.then(|| owner_of(address.port())).flatten();
-        let owner = owner.map(|(program, pid)| {
-            let program = program.escape_default();
-            format!("; the port is used by {program} (pid {pid})")
-        });
         Self {
             address,
             source,
-            owner: owner.unwrap_or_default(),
+            owner: is_used.then(|| owner_of(address.port())).flatten(),
         }
     }
 
@@ -145,6 +157,13 @@ impl Listener {
         };
         let sockets = addresses.iter().map(bind).collect::<Result<_, _>>()?;
         Ok(Self::new(sockets, responses))
+    }
+
+    /// The same with the sockets of `other`, too.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.sockets.extend(other.sockets);
+        self
     }
 
     fn new(sockets: Vec<TcpListener>, responses: Responses) -> Self {
@@ -399,6 +418,20 @@ mod tests {
                 .await
                 .starts_with("HTTP/1.1 404")
         );
+    }
+
+    #[tokio::test]
+    async fn responses_explain_a_host_that_a_proxy_has_changed() {
+        let (address, responses) = serving().await;
+        assert_eq!(responses.explain(&the_answer()).await, None);
+        let path = format!("{PATH}{TOKEN}");
+        fetch(address, "GET", &path, "127.0.0.1", "").await;
+        let explained = responses.explain(&the_answer()).await.unwrap();
+        assert!(explained.contains("`Host: 127.0.0.1`"), "{explained}");
+        assert!(explained.contains("proxy_set_header"), "{explained}");
+        fetch(address, "GET", &path, "example.com", "").await;
+        let explained = responses.explain(&the_answer()).await.unwrap();
+        assert!(explained.contains("was fetched here"), "{explained}");
     }
 
     #[tokio::test]

@@ -21,16 +21,20 @@ struct Live {
     identifier: Identifier,
     key_authorization: String,
     fetched: watch::Sender<bool>,
+    /// The last other host for which it was requested.
+    asked_as: Option<Identifier>,
 }
 
 impl Responses {
     /// The answer for `token`, if it is live and for `host`.
     #[must_use]
     pub fn lookup(&self, host: &Identifier, token: &str) -> Option<String> {
-        let live = self.lock();
-        let answer = live
-            .get(token)
-            .filter(|answer| answer.identifier == *host)?;
+        let mut live = self.lock();
+        let answer = live.get_mut(token)?;
+        if answer.identifier != *host {
+            answer.asked_as = Some(host.clone());
+            return None;
+        }
         Some(answer.key_authorization.clone())
     }
 
@@ -57,6 +61,7 @@ impl Solver for Responses {
             identifier: answer.identifier.clone(),
             key_authorization: answer.key_authorization.clone(),
             fetched: watch::Sender::new(false),
+            asked_as: None,
         };
         self.lock().insert(answer.token.as_str().to_owned(), live);
         Ok(())
@@ -77,5 +82,17 @@ impl Solver for Responses {
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
         self.lock().remove(answer.token.as_str());
         Ok(())
+    }
+
+    async fn explain(&self, answer: &Answer) -> Option<String> {
+        let live = self.lock();
+        let (name, live) = (&answer.identifier, live.get(answer.token.as_str())?);
+        if *live.fetched.borrow() {
+            return Some("the answer was fetched here: other requests of the CA went elsewhere, perhaps to another address of the name, or a proxy changed the reply".to_owned());
+        }
+        let host = live.asked_as.as_ref()?;
+        Some(format!(
+            "its token was requested here with `Host: {host}`: the proxy on port 80 must pass the Host of {name} on, in nginx with `proxy_set_header Host $host`"
+        ))
     }
 }

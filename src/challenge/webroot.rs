@@ -2,94 +2,154 @@
 //! It may belong to another user: everything below it goes by descriptors, symbolic links
 //! are not followed, and a token is checked before it becomes a file name.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{Gid, Uid, fchown};
+use http::header::HOST;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use rustix::fs::{FlockOperation, Gid, Uid, fchown, flock};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::responses::Responses;
-use super::{Answer, ChallengeKind, Solver, SolverError, SolverSettings, Unfit, check_http01_name};
+use super::{
+    Answer, ChallengeKind, Solver, SolverError, SolverSettings, Token, Unfit, check_http01_name,
+};
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
+use crate::net::http::{HttpError, Longest, Origin};
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
 // The server on port 80 may run as another user: our umask must not count.
 const DIRECTORY: u32 = 0o755;
 const FILE: u32 = 0o644;
+/// More than a token and a thumbprint.
+const LARGEST: u64 = 1024;
+const FETCH_WITHIN: Duration = Duration::from_secs(3);
 
-/// The directory that another server serves on port 80.
+/// The directories that another server serves on port 80.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Settings(PathBuf);
+#[serde(untagged)]
+pub enum Settings {
+    /// One for all names.
+    One(PathBuf),
+    /// One for each name.
+    Each(BTreeMap<Identifier, PathBuf>),
+}
 
 impl Settings {
-    /// Answers go below `root`.
+    /// The answers for all names go below `root`.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self(root)
+        Self::One(root)
+    }
+
+    /// The answers for each name go below its own root.
+    #[must_use]
+    pub fn of_each(roots: BTreeMap<Identifier, PathBuf>) -> Self {
+        Self::Each(roots)
+    }
+
+    fn roots(&self) -> BTreeSet<&Path> {
+        match self {
+            Self::One(root) => BTreeSet::from([root.as_path()]),
+            Self::Each(roots) => roots.values().map(PathBuf::as_path).collect(),
+        }
+    }
+
+    fn root_of(&self, name: &Identifier) -> Option<&Path> {
+        match self {
+            Self::One(root) => Some(root),
+            Self::Each(roots) => roots.get(name).map(PathBuf::as_path),
+        }
     }
 }
 
 impl SolverSettings for Settings {
     fn solver(&self, _responses: &Responses) -> Arc<dyn Solver> {
-        Arc::new(self.clone())
-    }
-
-    fn solver_key(&self) -> String {
-        format!("webroot {}", self.0.display())
-    }
-
-    fn writes_in(&self) -> Option<&Path> {
-        Some(&self.0)
-    }
-
-    fn open_answers(&self) -> Option<io::Result<File>> {
-        let directory = self.challenges().map_err(io::Error::other);
-        Some(directory.and_then(|directory| directory.opened()))
-    }
-
-    fn check(&self) -> Result<(), Unfit> {
-        let why = match std::fs::metadata(&self.0) {
-            Ok(found) if found.is_dir() => return Ok(()),
-            Err(error) if error.kind() != ErrorKind::NotFound => format!("cannot be used: {error}"),
-            _ => "is not a directory".to_owned(),
-        };
-        Err(Unfit {
-            message: format!("the webroot {} {why}", self.0.display()),
-            hint: "name the directory that the server on port 80 serves",
+        Arc::new(Webroot {
+            settings: self.clone(),
+            presented: Mutex::default(),
         })
     }
 
+    fn solver_key(&self) -> String {
+        format!("webroot {self:?}")
+    }
+
+    fn writes_in(&self) -> Vec<&Path> {
+        self.roots().into_iter().collect()
+    }
+
+    fn open_answers(&self) -> Vec<io::Result<File>> {
+        let open = |root: &Path| challenges(root).map_err(io::Error::other)?.opened();
+        self.roots().into_iter().map(open).collect()
+    }
+
+    fn check(&self) -> Result<(), Unfit> {
+        for root in self.roots() {
+            let why = match std::fs::metadata(root) {
+                Ok(found) if found.is_dir() => continue,
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    format!("cannot be examined: {error}")
+                }
+                _ => "is not a directory".to_owned(),
+            };
+            return Err(Unfit {
+                message: format!("the webroot {} {why}", root.display()),
+                hint: "name the directory that the server on port 80 serves",
+            });
+        }
+        Ok(())
+    }
+
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
-        check_http01_name(name)
+        check_http01_name(name)?;
+        match self.root_of(name) {
+            Some(_) => Ok(()),
+            None => Err(Unfit {
+                message: format!("{name}: no webroot is named for it"),
+                hint: "name each webroot before its names: --webroot DIR NAME… --webroot DIR NAME…",
+            }),
+        }
     }
 }
 
-impl Settings {
-    /// Opens the directory of the answers, which is created.
-    fn challenges(&self) -> Result<Directory, SolverError> {
-        let mut at = Directory::open(&self.0).map_err(|error| failed("open", &self.0, error))?;
-        for name in DIRECTORIES {
-            let path = at.path().join(name);
-            let below = match at.make_child(name, DIRECTORY) {
-                Ok(made) => {
-                    give_to_owner_of(&at, &made)
-                        .map_err(|error| failed("set the owner of", &path, error))?;
-                    Ok(made)
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => at.child(name),
-                made => made,
-            };
-            let below = below.map_err(|error| failed("open", &path, error))?;
-            at = below;
-        }
-        Ok(at)
+/// The first directory on the way to the answers that only its owner and group may enter.
+fn closed(root: &Path) -> Option<(PathBuf, u32)> {
+    let answers = root.join(DIRECTORIES.join("/"));
+    let above: Vec<&Path> = answers.ancestors().collect();
+    above.into_iter().rev().find_map(|path| {
+        let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+        (mode & 0o001 == 0).then(|| (path.to_owned(), mode))
+    })
+}
+
+/// Opens the directory of the answers, which is created.
+fn challenges(root: &Path) -> Result<Directory, SolverError> {
+    let mut at = Directory::open(root).map_err(|error| failed("open", root, error))?;
+    for name in DIRECTORIES {
+        let path = at.path().join(name);
+        let below = match at.make_child(name, DIRECTORY) {
+            Ok(made) => {
+                give_to_owner_of(&at, &made)
+                    .map_err(|error| failed("set the owner of", &path, error))?;
+                Ok(made)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => at.child(name),
+            made => made,
+        };
+        let below = below.map_err(|error| failed("open", &path, error))?;
+        at = below;
     }
+    Ok(at)
 }
 
 /// What root makes in a service's webroot is the service's.
@@ -102,17 +162,85 @@ fn give_to_owner_of(webroot: &Directory, made: &Directory) -> io::Result<()> {
     Ok(fchown(made.opened()?, Some(user), Some(group))?)
 }
 
+/// Writes answers. An answer is locked while it is presented, so that one without a lock is
+/// known to be left over from a process that was killed.
+struct Webroot {
+    settings: Settings,
+    presented: Mutex<BTreeMap<String, Presented>>,
+}
+
+/// The webroot of an answer, and the open answer.
+type Presented = (PathBuf, File);
+
+impl Webroot {
+    fn presented(&self) -> MutexGuard<'_, BTreeMap<String, Presented>> {
+        self.presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn root(&self, answer: &Answer) -> Result<&Path, SolverError> {
+        let root = self.settings.root_of(&answer.identifier);
+        let name = answer.identifier.to_string();
+        let missing = || {
+            failed(
+                "find the webroot of",
+                name.as_ref(),
+                ErrorKind::NotFound.into(),
+            )
+        };
+        root.ok_or_else(missing)
+    }
+
+    /// Removes the answers of our account that no process presents any more.
+    fn sweep(directory: &Directory, answer: &Answer) {
+        let (_, thumbprint) = answer.key_authorization.split_once('.').unwrap_or_default();
+        for name in directory.names().unwrap_or_default() {
+            let token = name.to_str().and_then(|name| Token::parse(name).ok());
+            let Some(token) = token.filter(|token| *token != answer.token) else {
+                continue;
+            };
+            let own = format!("{}.{thumbprint}", token.as_str());
+            let is_own = directory
+                .read(&name, LARGEST)
+                .is_ok_and(|found| found == own.as_bytes());
+            if is_own && directory.file(&name).is_ok_and(|file| lock(&file).is_ok()) {
+                // Another process may remove it at the same time.
+                let _ = directory.remove(&name);
+            }
+        }
+    }
+}
+
+/// Locks an open answer, unless another process has.
+fn lock(file: &File) -> io::Result<()> {
+    Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
+}
+
 #[async_trait]
-impl Solver for Settings {
+impl Solver for Webroot {
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
         kind == ChallengeKind::Http01 && !identifier.is_wildcard()
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
-        let (directory, name) = (self.challenges()?, answer.token.as_str());
+        let (root, name) = (self.root(answer)?, answer.token.as_str());
+        let directory = challenges(root)?;
+        Self::sweep(&directory, answer);
         let content = answer.key_authorization.as_bytes();
-        let written = directory.replace(name, FILE, content, |_| Ok(()));
-        written.map_err(|error| failed("write", &self.0.join(name), error))
+        let mut opened = None;
+        let keep = |file: &File| {
+            let file = file.try_clone()?;
+            // Not every file system has locks.
+            let _ = lock(&file);
+            opened = Some(file);
+            Ok(())
+        };
+        let written = directory.replace(name, FILE, content, keep);
+        written.map_err(|error| failed("write", &root.join(name), error))?;
+        self.presented()
+            .extend(opened.map(|file| (name.to_owned(), (root.to_owned(), file))));
+        Ok(())
     }
 
     async fn observed(&self, _answer: &Answer) {
@@ -120,10 +248,82 @@ impl Solver for Settings {
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
-        let (directory, name) = (self.challenges()?, answer.token.as_str());
-        let removed = directory.remove(name);
-        removed.map_err(|error| failed("remove", &self.0.join(name), error))
+        let (root, name) = (self.root(answer)?, answer.token.as_str());
+        self.presented().remove(name);
+        let removed = challenges(root)?.remove(name);
+        removed.map_err(|error| failed("remove", &root.join(name), error))
     }
+
+    async fn explain(&self, answer: &Answer) -> Option<String> {
+        let root = self.root(answer).ok()?;
+        let (root, closed) = (root.display(), closed(root));
+        if let Some((directory, mode)) = closed {
+            let directory = directory.display();
+            return Some(format!(
+                "the webroot {root} may be closed to the server on port 80: {directory} has mode {mode:04o}"
+            ));
+        }
+        let (name, seen) = (&answer.identifier, fetch(answer).await?);
+        Some(match seen {
+            Seen::Answer => format!(
+                "port 80 of this machine serves the answer from the webroot {root}: the CA reaches another machine or server for {name}"
+            ),
+            Seen::Nothing(why) => format!(
+                "port 80 of this machine does not respond ({why}): no server there serves the webroot {root}"
+            ),
+            Seen::Other(status) => format!(
+                "port 80 of this machine replies {status} for {name} and not with the answer: its server does not serve {root}/.well-known/acme-challenge/ at that path; compare its root or alias for {name}"
+            ),
+        })
+    }
+}
+
+impl Drop for Webroot {
+    /// Removes what an interrupted command has presented.
+    fn drop(&mut self) {
+        let presented = std::mem::take(&mut *self.presented());
+        for (name, (root, _)) in presented {
+            // There is no way to report it.
+            let _ = challenges(&root).map(|directory| directory.remove(name));
+        }
+    }
+}
+
+/// What port 80 of this machine replies for an answer.
+enum Seen {
+    Answer,
+    Other(StatusCode),
+    Nothing(String),
+}
+
+/// Fetches an answer from port 80 of this machine, as the CA does from the name's address;
+/// `None` if this process may not. Nothing of the reply is shown.
+async fn fetch(answer: &Answer) -> Option<Seen> {
+    let path = format!("/{}/{}", DIRECTORIES.join("/"), answer.token.as_str());
+    let mut refused = None;
+    for address in ["127.0.0.1:80", "[::1]:80"] {
+        let request = Request::get(&path).header(HOST, answer.identifier.to_string());
+        let request = request.body(Full::default()).ok()?;
+        let origin = Origin::Tcp(address.to_owned());
+        match origin
+            .send(request, FETCH_WITHIN, Longest::Cut(LARGEST as usize))
+            .await
+        {
+            Ok((status, body)) => {
+                let is_answer = status.is_success() && body == answer.key_authorization;
+                return Some(if is_answer {
+                    Seen::Answer
+                } else {
+                    Seen::Other(status)
+                });
+            }
+            Err(HttpError::Connect(error)) if error.kind() == ErrorKind::PermissionDenied => {
+                return None;
+            }
+            Err(error) => refused = refused.or(Some(Seen::Nothing(error.to_string()))),
+        }
+    }
+    refused
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> SolverError {
@@ -136,45 +336,115 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> SolverErro
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
-    use crate::challenge::Token;
+
+    const KEY_AUTHORIZATION: &str = "abcdefghijklmnopqrstuv.thumbprint";
 
     fn answer() -> Answer {
         Answer {
             kind: ChallengeKind::Http01,
             identifier: Identifier::parse("example.com").unwrap(),
             token: Token::parse("abcdefghijklmnopqrstuv").unwrap(),
-            key_authorization: "the answer".into(),
+            key_authorization: KEY_AUTHORIZATION.into(),
         }
+    }
+
+    /// A solver for `root`, and the path of the answer.
+    fn solver(root: &Path) -> (Arc<dyn Solver>, PathBuf) {
+        let solver = Settings::new(root.into()).solver(&Responses::default());
+        let path = root.join(".well-known/acme-challenge/abcdefghijklmnopqrstuv");
+        (solver, path)
     }
 
     #[tokio::test]
     async fn webroot_writes_and_removes_answer_repeatedly() {
         let root = tempfile::tempdir().unwrap();
-        let webroot = Settings::new(root.path().into());
-        let path = root
-            .path()
-            .join(".well-known/acme-challenge/abcdefghijklmnopqrstuv");
+        let (webroot, path) = solver(root.path());
         for _ in 0..2 {
             webroot.present(&answer()).await.unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), "the answer");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), KEY_AUTHORIZATION);
         }
         for _ in 0..2 {
             webroot.clean_up(&answer()).await.unwrap();
             assert!(!path.exists());
         }
+        webroot.present(&answer()).await.unwrap();
+        drop(webroot);
+        assert!(!path.exists(), "an interrupted order left its answer");
+    }
+
+    #[tokio::test]
+    async fn each_name_has_its_own_webroot() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = |text| Identifier::parse(text).unwrap();
+        let roots = [
+            (name("example.com"), one.path().to_owned()),
+            (name("example.org"), other.path().to_owned()),
+        ];
+        let settings = Settings::of_each(roots.into());
+        assert_eq!(settings.check(), Ok(()));
+        assert_eq!(settings.writes_in().len(), 2);
+        assert!(settings.check_name(&name("example.net")).is_err());
+        let webroot = settings.solver(&Responses::default());
+        let second = Answer {
+            identifier: name("example.org"),
+            ..answer()
+        };
+        let files = |root: &Path| {
+            let found = std::fs::read_dir(root.join(".well-known/acme-challenge"));
+            found.map_or(0, Iterator::count)
+        };
+        webroot.present(&second).await.unwrap();
+        assert_eq!((files(one.path()), files(other.path())), (0, 1));
+        webroot.clean_up(&second).await.unwrap();
+        assert_eq!((files(one.path()), files(other.path())), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn webroot_removes_answers_that_a_killed_process_left() {
+        let root = tempfile::tempdir().unwrap();
+        let (webroot, path) = solver(root.path());
+        webroot.present(&answer()).await.unwrap();
+        let other = Answer {
+            token: Token::parse("another-token-of-22-chars").unwrap(),
+            key_authorization: "another-token-of-22-chars.thumbprint".into(),
+            ..answer()
+        };
+        let file = |name: &str, content: &str| {
+            std::fs::write(path.with_file_name(name), content).unwrap();
+        };
+        let (left, foreign) = ("left-over-token-of-22-chars", "foreign-token-of-22-chars");
+        file(left, &format!("{left}.thumbprint"));
+        file(foreign, &format!("{foreign}.another-account"));
+        file("index.html", "index.html.thumbprint");
+        let (second, _) = solver(root.path());
+        second.present(&other).await.unwrap();
+        let exists = |name: &str| path.with_file_name(name).exists();
+        assert!(!exists(left));
+        // Another process's answer, another account's, and no answer.
+        assert!(path.exists() && exists(foreign) && exists("index.html"));
+    }
+
+    #[tokio::test]
+    async fn webroot_explains_a_directory_closed_to_the_server() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let (webroot, path) = solver(root.path());
+        webroot.present(&answer()).await.unwrap();
+        let closed = path.parent().unwrap();
+        std::fs::set_permissions(closed, PermissionsExt::from_mode(0o700)).unwrap();
+        let explained = webroot.explain(&answer()).await.unwrap();
+        let words = format!("{} has mode 0700", closed.display());
+        assert!(explained.contains(&words), "{explained}");
     }
 
     #[tokio::test]
     async fn webroot_follows_no_link_out() {
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(elsewhere.path(), root.path().join(".well-known")).unwrap();
-        assert!(
-            Settings::new(root.path().into())
-                .present(&answer())
-                .await
-                .is_err()
-        );
+        assert!(solver(root.path()).0.present(&answer()).await.is_err());
         assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 

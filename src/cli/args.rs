@@ -123,9 +123,13 @@ pub(super) enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff)
-    #[command(after_help = "Example: certs man > /usr/share/man/man1/certs.1")]
-    Man,
+    /// Print the manual page of certs, or of one command (roff)
+    #[command(after_help = "Example: certs man issue > /usr/share/man/man1/certs-issue.1")]
+    Man {
+        /// The command, such as `issue` or `ca serve`
+        #[arg(value_name = "COMMAND")]
+        verb: Vec<String>,
+    },
 }
 
 /// The question of a health check.
@@ -153,6 +157,9 @@ pub(super) enum Config {
 
 #[derive(Debug, Args)]
 pub(super) struct Issue {
+    // First: it reads where the names are between the options, before clap takes them out.
+    #[command(flatten)]
+    pub keys: KeyOptions<ISSUE>,
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
@@ -165,20 +172,19 @@ pub(super) struct Issue {
     /// Order from the CA's staging directory; nothing is stored or deployed
     #[arg(long)]
     pub dry_run: bool,
-    #[command(flatten)]
-    pub keys: KeyOptions<ISSUE>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
+    // First, as for `issue`.
+    #[command(flatten)]
+    pub keys: KeyOptions<RUN>,
     /// One more certificate in addition to the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    #[command(flatten)]
-    pub keys: KeyOptions<RUN>,
 }
 
 #[derive(Debug, Args)]
@@ -187,8 +193,11 @@ pub(super) struct Renew {
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// Order now, even if not due
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub force: bool,
+    /// Order each from its CA's staging directory; nothing is stored or deployed
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 impl Arguments {
@@ -206,7 +215,10 @@ impl Arguments {
                 issue.force |= variables.flag("force");
                 issue.dry_run |= variables.flag("dry_run");
             }
-            Verb::Renew(renew) => renew.force |= variables.flag("force"),
+            Verb::Renew(renew) => {
+                renew.force |= variables.flag("force");
+                renew.dry_run |= variables.flag("dry_run");
+            }
             Verb::Import(import) => import.dry_run |= variables.flag("dry_run"),
             _ => {}
         }

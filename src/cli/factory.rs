@@ -15,6 +15,7 @@ use self::outputs::{output_for, owner_of};
 use super::Call;
 use super::catalog::{remember, still_imported};
 use super::embedded;
+use super::listener::Refused;
 use super::progress::Display;
 use super::watcher::Watcher;
 use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Issuer, Limiters};
@@ -45,13 +46,15 @@ use crate::random::SystemRandom;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
-use crate::time::SystemClock;
+use crate::time::{SystemClock, Timestamp};
 
 /// Builds certificates with shared services.
 pub(super) struct Factory {
     pub(super) services: Services,
     pub(super) display: Arc<Display>,
     pub(super) sandbox: Sandbox,
+    /// The addresses at which this process cannot answer challenges.
+    pub(super) refused: Refused,
     responses: Responses,
     outputs: Arc<Outputs>,
     /// The settings of the process, without certificates.
@@ -106,6 +109,7 @@ impl Factory {
                 ..settings.clone()
             },
             sandbox: Sandbox::default(),
+            refused: Refused::default(),
             responses,
             issuers: Mutex::default(),
             limiters: Arc::default(),
@@ -132,6 +136,16 @@ impl Factory {
             let lineage = settings.lineage.clone();
             let output = output_for(&own, &self.process)?;
             self.outputs.set(lineage, output, owner);
+        }
+        Ok(())
+    }
+
+    /// The same, and gives what is published there to its readers, who may be others now.
+    pub(super) fn open_published(&self, settings: &CertificateSettings) -> Result<(), Failure> {
+        self.publish_by(settings)?;
+        if let Err(error) = self.outputs.open_published(&settings.lineage) {
+            // The next deployment reports it.
+            tracing::debug!("{error}");
         }
         Ok(())
     }
@@ -164,6 +178,9 @@ impl Factory {
                 Some(origin) if origin.lasts() => Keeper::Command,
                 _ => Keeper::Settings,
             },
+            cannot_order: { settings.cannot_order.as_ref() }
+                .or_else(|| self.refused.cause(settings))
+                .cloned(),
         })
     }
 
@@ -179,12 +196,18 @@ impl Factory {
         let permit = self.concurrency.take().await;
         match task {
             Task::Pass(trigger) => {
+                self.open_published(settings)?;
                 let pass = pass(&self.services, &certificate, trigger, permit);
                 let pass = pass.map_ok(|(outcome, _)| outcome);
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }
             Task::Rehearsal => {
+                if let Some(cause) = certificate.cannot_order {
+                    return Err(Failure::on(lineage.as_str())(ManageError::CannotOrder(
+                        cause,
+                    )));
+                }
                 let (wanted, clock) = (&certificate.wanted, self.services.clock.as_ref());
                 let issuer = certificate.issuer.as_ref();
                 let work = rehearse(wanted, issuer, &self.rehearsals, clock);
@@ -266,20 +289,23 @@ impl Factory {
             Ok(outcome) => outcome,
             Err(error) => {
                 let now = self.services.clock.now();
-                let exists = self.exists(lineage).await;
-                return Err(Failure::of_pass(lineage.as_str(), &error, now, exists));
+                let (exists, retry_at) = self.stored(lineage).await;
+                let lineage = lineage.as_str();
+                return Err(Failure::of_pass(lineage, &error, now, exists, retry_at));
             }
         };
         let path = self.services.output.live_path(lineage);
         Ok(Done::Passed { outcome, path })
     }
 
-    /// Whether a certificate is stored; an unreadable record may have one.
-    async fn exists(&self, lineage: &Lineage) -> bool {
-        let stored = self.services.store.load(lineage).await;
-        stored.map_or(true, |stored| {
-            stored.is_some_and(|(record, _)| record.issued.is_some())
-        })
+    /// Whether a certificate is stored, and when its next order is tried; an unreadable
+    /// record may have one.
+    async fn stored(&self, lineage: &Lineage) -> (bool, Option<Timestamp>) {
+        match self.services.store.load(lineage).await {
+            Ok(Some((record, _))) => (record.issued.is_some(), record.failures.retry_at),
+            Ok(None) => (false, None),
+            Err(_) => (true, None),
+        }
     }
 
     /// One client for each CA and solver: certificates share its nonces and its

@@ -276,6 +276,7 @@ impl Work<'_> {
         let mut remarks = Vec::new();
         let known = accounts.of(directory);
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
+        remarks.extend(accounts.remark(&one));
         let mut rights = BTreeSet::new();
         let foreign = wanted.and_then(|settings| {
             rights = trusted(settings.rights());

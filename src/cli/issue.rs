@@ -3,16 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
 use super::args::Issue;
 use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
-use super::listener::{listener, serve};
+use super::listener::{ChallengeSockets, listener, serve};
 use super::meant;
 use super::output::{say, say_json};
 use super::progress::Display;
@@ -24,7 +26,7 @@ use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
 use crate::manage::preflight;
-use crate::manage::{Outcome, Trigger};
+use crate::manage::{CannotOrder, Outcome, Trigger};
 use crate::observe::ProofState;
 use crate::random::SystemRandom;
 use crate::renew::policy::SIDE_BY_SIDE;
@@ -38,7 +40,7 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     let mut settings = meant::named(&call.sources).await?;
     meant::check_command(&call.sources, &settings).await?;
     if options.dry_run {
-        at_staging(&mut settings)?;
+        at_staging(&mut settings.certificates);
         return work(call, &settings, Task::Rehearsal, BTreeSet::new()).await;
     }
     // What only the store names is confirmed by no command that does not repeat it.
@@ -56,18 +58,20 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
 }
 
 /// Replaces each CA's directory by its staging directory.
-fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
-    for certificate in &mut settings.certificates {
-        let ca = &mut certificate.ca;
-        ca.directory = ca.directory.staging().ok_or_else(|| {
-            let (lineage, directory) = (&certificate.lineage, &ca.directory);
-            Failure::usage(
-                format!("{lineage}: {directory} has no staging directory for a dry run"),
-                "use --ca letsencrypt --dry-run: it tests names, port 80 and DNS just as well",
-            )
-        })?;
+pub(crate) fn at_staging(certificates: &mut [CertificateSettings]) {
+    for certificate in certificates {
+        let directory = &mut certificate.ca.directory;
+        match directory.staging() {
+            Some(staging) => *directory = staging,
+            None => {
+                certificate.cannot_order = Some(CannotOrder {
+                    why: format!("{directory} has no staging directory for a dry run"),
+                    hint: "certs issue with its names and --ca letsencrypt --dry-run tests names, port 80 and DNS just as well".to_owned(),
+                    only_when_due: false,
+                });
+            }
+        }
     }
-    Ok(())
 }
 
 /// The process that does the work.
@@ -127,19 +131,26 @@ pub(crate) async fn work(
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = match any_may_order(settings, task).await? {
-        true => listener(call, settings, &responses)?,
-        false => None,
-    };
+    let needed = needed_addresses(settings, task).await?;
+    let ChallengeSockets { listener, refused } = listener(call, needed, &responses).await?;
+    if let Some(failure) = refused.failure(&settings.certificates) {
+        return Err(failure);
+    }
     let store: Arc<dyn Store> = match task {
         Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
     confirm(&settings.data_dir, rights)?;
     let mut factory = Factory::new(call, settings, store, responses)?;
+    factory.refused = refused;
     if settings.gives_up_root {
         // After the listener is bound, as in `certs run`.
         factory.services.output.prepare();
+        let deployed = settings.certificates.iter();
+        for certificate in deployed.filter(|_| task != Task::Rehearsal) {
+            // While this process may give files to their readers; an error is reported later.
+            let _ = factory.open_published(certificate);
+        }
         let known = all_known(&call.sources, settings).await?;
         factory.prepare_issuers(&known);
         factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
@@ -148,6 +159,25 @@ pub(crate) async fn work(
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),
+        failure = interrupted() => Err(failure),
+    }
+}
+
+/// The failure of a command that a user or the service manager ends. Its work is dropped, and
+/// with it the challenge answers in other directories.
+async fn interrupted() -> Failure {
+    let wait = |kind, number: u8| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        };
+        let hint = "run the same command again: it continues from here, and repeats no order";
+        let message = format!("interrupted by signal {number}");
+        Failure::new(128 + number, vec![(message, hint.to_owned())])
+    };
+    tokio::select! {
+        failure = wait(SignalKind::interrupt(), 2) => failure,
+        failure = wait(SignalKind::terminate(), 15) => failure,
     }
 }
 
@@ -174,17 +204,28 @@ pub(crate) async fn may_order(
     preflight::may_order(record, &wanted, trigger, now, &SystemRandom)
 }
 
-/// Whether any certificate of `settings` may place an order.
-async fn any_may_order(settings: &Settings, task: Task) -> Result<bool, Failure> {
-    let Some(store) = existing_store(settings.data_dir.clone())? else {
-        return Ok(true);
-    };
+/// The addresses of the challenges of those certificates that may be ordered.
+async fn needed_addresses(
+    settings: &Settings,
+    task: Task,
+) -> Result<Option<Vec<SocketAddr>>, Failure> {
+    let store = existing_store(settings.data_dir.clone())?;
+    let mut able = Vec::new();
     for certificate in &settings.certificates {
-        if may_order(&store, certificate, task).await {
-            return Ok(true);
-        }
+        let may_order = match &store {
+            _ if certificate.cannot_order.is_some() => false,
+            Some(store) => may_order(store, certificate, task).await,
+            None => true,
+        };
+        able.extend(may_order.then(|| certificate.clone()));
     }
-    Ok(false)
+    let is_needed = !able.is_empty();
+    let able = Settings {
+        certificates: able,
+        docker: None,
+        ..settings.clone()
+    };
+    Ok(able.http_listen().filter(|_| is_needed))
 }
 
 /// Works on all certificates at once, to coalesce the reloads of their servers, and

@@ -84,7 +84,11 @@ pub(super) async fn keep_stored(
             Ok(settings) if settings.imported.is_some() => settings,
             Ok(settings) => {
                 let mut whole = whole.iter().filter(|one| one.lineage == lineage);
-                whole.next().cloned().unwrap_or(settings)
+                let cannot_order = settings.cannot_order.clone();
+                CertificateSettings {
+                    cannot_order,
+                    ..whole.next().cloned().unwrap_or(settings)
+                }
             }
             Err(failure) => {
                 not_kept.refuse(lineage, &failure);

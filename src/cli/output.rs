@@ -169,6 +169,26 @@ impl Terminal {
         self.write(printable_within(question, usize::MAX).as_bytes());
     }
 
+    /// A log message in one line, so that a reader of lines gets all of it.
+    fn in_a_line(&self, message: &str) -> String {
+        let message = message.trim_end();
+        // A list in a message has its items in lines.
+        let line = |part: &str| {
+            let parts: Vec<&str> = part.split('\n').map(str::trim_start).collect();
+            printable_within(&parts.join("; "), usize::MAX)
+        };
+        let shown = match (self.format, self.colour) {
+            (LogFormat::Json, _) => printable_json(message),
+            (LogFormat::Text, false) => line(message),
+            // The colours of the log; it has escaped those of its messages.
+            (LogFormat::Text, true) => {
+                let parts: Vec<String> = message.split('\x1b').map(line).collect();
+                parts.join("\x1b")
+            }
+        };
+        shown + "\n"
+    }
+
     /// Writes whole lines.
     fn write(&self, text: &[u8]) {
         let shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,16 +227,7 @@ impl Write for LogWriter<'_> {
             Some((before, hint)) => format!("{before}{HINT}{}", self.0.hint(hint)),
             None => text.into_owned(),
         };
-        let shown = match (self.0.format, self.0.colour) {
-            (LogFormat::Json, _) => printable_json(&text),
-            (LogFormat::Text, false) => printable_whole(&text),
-            // The colours of the log; it has escaped those of its messages.
-            (LogFormat::Text, true) => {
-                let parts: Vec<String> = text.split('\x1b').map(printable_whole).collect();
-                parts.join("\x1b")
-            }
-        };
-        Terminal::write(self.0, shown.as_bytes());
+        Terminal::write(self.0, self.0.in_a_line(&text).as_bytes());
         Ok(message.len())
     }
 
@@ -263,4 +274,23 @@ pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
         LogFormat::Text => builder.with_ansi(terminal.colour).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_message_is_one_line() {
+        let shown = |format, message: &str| {
+            Terminal::new(&BTreeMap::new(), false, format).in_a_line(message)
+        };
+        let message = "INFO failed\n  a: no\x07\n  b: no\n";
+        assert_eq!(
+            shown(LogFormat::Text, message),
+            "INFO failed; a: no\\u{7}; b: no\n"
+        );
+        let json = "{\"message\":\"a\\nb\"}\n";
+        assert_eq!(shown(LogFormat::Json, json), json);
+    }
 }

@@ -7,13 +7,16 @@ use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::termios::tcgetwinsize;
+
 use super::output::Terminal;
 use crate::lineage::Lineage;
 use crate::manage::Progress;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 const REFRESH: Duration = Duration::from_millis(500);
-const WIDTH: usize = 78;
+/// The columns of a terminal that does not say how many it has.
+const USUAL_WIDTH: u16 = 80;
 
 /// The phase of each certificate, and since when the certificate is in progress.
 type Phases = BTreeMap<Lineage, (String, Timestamp)>;
@@ -56,7 +59,9 @@ impl Display {
     }
 
     fn draw(&self) {
-        let line = line(&self.phases(), SystemClock.now());
+        let width = tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col);
+        let width = if width == 0 { USUAL_WIDTH } else { width };
+        let line = line(&self.phases(), SystemClock.now(), width.into());
         self.terminal.show(line);
     }
 
@@ -76,7 +81,8 @@ impl Progress for Display {
     }
 }
 
-fn line(phases: &Phases, now: Timestamp) -> String {
+/// The line, which leaves the last column of the terminal empty: some wrap after it.
+fn line(phases: &Phases, now: Timestamp, columns: usize) -> String {
     let parts: Vec<String> = phases
         .iter()
         .map(|(lineage, (phase, begun))| {
@@ -84,8 +90,14 @@ fn line(phases: &Phases, now: Timestamp) -> String {
         })
         .collect();
     let line = parts.join("  ");
-    match line.char_indices().nth(WIDTH) {
-        Some((end, _)) => format!("{}…", &line[..end]),
+    let most = columns.saturating_sub(1);
+    match line.char_indices().nth(most) {
+        _ if most == 0 => String::new(),
+        Some(_) => line
+            .chars()
+            .take(most.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
         None => line,
     }
 }
@@ -103,12 +115,18 @@ mod tests {
             ("proving control".to_owned(), begun),
         )]);
         let now = Timestamp::from_seconds(107);
-        assert_eq!(line(&phases, now), "example.com: proving control (7 s)");
+        let whole = "example.com: proving control (7 s)";
+        assert_eq!(line(&phases, now, 80), whole);
+        assert_eq!(line(&phases, now, whole.len() + 1), whole);
+        assert_eq!(line(&phases, now, 12), "example.co…");
         for number in 0..9 {
             let name = lineage(&format!("host{number}.example.com"));
             phases.insert(name, ("placing the order".to_owned(), begun));
         }
-        assert_eq!(line(&phases, now).chars().count(), WIDTH + 1);
-        assert_eq!(line(&BTreeMap::new(), now), "");
+        for columns in [0, 1, 2, 40, 80, 200] {
+            let shown = line(&phases, now, columns).chars().count();
+            assert_eq!(shown, columns.saturating_sub(1), "{columns}");
+        }
+        assert_eq!(line(&BTreeMap::new(), now, 80), "");
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use super::Call;
 use super::args::Renew;
 use super::catalog::{none_in, recall};
-use super::issue::{print_failure, work};
+use super::issue::{at_staging, print_failure, work};
 use super::kept::skip_orphans;
 use super::meant;
 use super::output::say;
@@ -22,24 +22,27 @@ use crate::sandbox;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
-    let trigger = match options.force {
-        true => Trigger::Forced,
-        false => Trigger::Scheduled,
+    let task = match (options.dry_run, options.force) {
+        (true, _) => Task::Rehearsal,
+        (false, true) => Task::Pass(Trigger::Forced),
+        (false, false) => Task::Pass(Trigger::Scheduled),
     };
-    pass(call, &options.names, trigger).await
+    pass(call, &options.names, task).await
 }
 
 /// Deploys the latest generation again.
 pub(super) async fn reload(call: &Call, names: &[String]) -> Result<(), Failure> {
-    pass(call, names, Trigger::Redeploy).await
+    pass(call, names, Task::Pass(Trigger::Redeploy)).await
 }
 
 /// Deploys an earlier generation.
 pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Result<(), Failure> {
-    pass(call, &[name], Trigger::Rollback(to.map(Generation))).await
+    let trigger = Trigger::Rollback(to.map(Generation));
+    pass(call, &[name], Task::Pass(trigger)).await
 }
 
-async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Failure> {
+async fn pass(call: &Call, names: &[String], task: Task) -> Result<(), Failure> {
+    let never_orders = matches!(task, Task::Pass(trigger) if trigger.never_orders());
     let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();
     for (lineage, recalled) in recall(&call.sources, &settings).await? {
@@ -49,7 +52,7 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         }
     }
     select(&mut settings.certificates, &mut unusable, names)?;
-    if names.is_empty() && !trigger.never_orders() {
+    if names.is_empty() && !never_orders {
         skip_orphans(&call.sources, &mut settings).await?;
     }
     if settings.certificates.is_empty() && unusable.is_empty() {
@@ -61,8 +64,15 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         }
         return Ok(());
     }
-    settings.gives_up_root = !trigger.never_orders() && gives_up_root(&settings);
-    let task = Task::Pass(trigger);
+    match task {
+        Task::Pass(trigger) if trigger.never_orders() => {}
+        Task::Pass(_) => warn_of_unrenewable(&settings),
+        Task::Rehearsal => at_staging(&mut settings.certificates),
+    }
+    settings.gives_up_root = !never_orders && gives_up_root(&settings);
+    // Those that fail whatever the others do come first.
+    let certificates = &mut settings.certificates;
+    certificates.sort_by_key(|one| one.cannot_order.is_none());
     let mut ended = Ok(());
     for (lineage, failure) in unusable {
         failure.show(&call.terminal);
@@ -73,6 +83,15 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
         ended = ended.and(work(call, &settings, task, BTreeSet::new()).await);
     }
     ended
+}
+
+/// Names the certificates that no pass renews.
+fn warn_of_unrenewable(settings: &Settings) {
+    let stuck = settings.certificates.iter();
+    let stuck = stuck.filter_map(|one| Some((&one.lineage, one.cannot_order.as_ref()?)));
+    for (lineage, cause) in stuck.filter(|(_, cause)| cause.only_when_due) {
+        tracing::warn!(%lineage, "{}", cause.warning());
+    }
 }
 
 /// Whether this process is root and becomes another user, as `certs run` does. Where the data

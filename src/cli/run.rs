@@ -23,12 +23,12 @@ use super::catalog::{all_known, open_store};
 use super::factory::Factory;
 use super::kept::keep_stored;
 use super::labels::Labels;
-use super::listener::listener;
+use super::listener::{Refused, listener};
 use super::meant;
 use super::volume;
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
-use crate::config::{Purpose, Settings};
+use crate::config::{Origin, Purpose, Settings};
 use crate::control::Control;
 use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
@@ -49,8 +49,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let not_kept = keep_stored(&call.sources, &mut configured, &labels).await?;
     let mut settings = with_labels(&call.sources, &configured, &labels);
     settings.gives_up_root = sandbox::gives_up_root(&settings);
-    let bound = Bound::new(&call, &settings).await?;
-    let factory = factory(&call, &settings, &bound).await?;
+    let mut bound = Bound::new(&call, &settings).await?;
+    let factory = factory(&call, &settings, &mut bound).await?;
     let shown = Shown {
         metrics: factory.services.metrics.clone(),
         process: factory.sandbox.check(),
@@ -111,11 +111,28 @@ fn warn_if_empty(settings: &Settings) {
     }
 }
 
+/// What the configuration needs must work. A stored certificate, or one of a label, does not
+/// stop the others.
+fn check_listener(refused: &Refused, settings: &Settings) -> Result<(), Failure> {
+    let default = settings.default_challenge();
+    let default = default.and_then(|challenge| refused.of(challenge.http_listen()?));
+    if let Some(cause) = default {
+        return Err(Failure::usage(cause.why.clone(), cause.hint.clone()));
+    }
+    let all = settings.certificates.iter();
+    let configured = all.filter(|one| one.origin == Some(Origin::Configuration));
+    let failed = configured.filter_map(|one| refused.failure([one])).next();
+    failed
+        .or_else(|| refused.failure(&settings.certificates))
+        .map_or(Ok(()), Err)
+}
+
 /// All listeners, bound before the sandbox, which denies new ones.
 struct Bound {
     store: Arc<dyn Store>,
     responses: Responses,
     challenges: Option<Listener>,
+    refused: Refused,
     admin: Option<TcpListener>,
     hosts: HostNames,
     control: Control,
@@ -124,7 +141,9 @@ struct Bound {
 impl Bound {
     async fn new(call: &Call, settings: &Settings) -> Result<Self, Failure> {
         let responses = Responses::default();
-        let challenges = listener(call, settings, &responses)?;
+        let bound = listener(call, settings.http_listen(), &responses).await?;
+        let (challenges, refused) = (bound.listener, bound.refused);
+        check_listener(&refused, settings)?;
         let admin = bind_admin(settings.admin_listen).await?;
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
@@ -138,6 +157,7 @@ impl Bound {
             store,
             responses,
             challenges,
+            refused,
             admin,
             hosts,
             control,
@@ -171,10 +191,19 @@ impl Bound {
 }
 
 /// Builds the services and sandboxes this process.
-async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<Factory>, Failure> {
+async fn factory(
+    call: &Call,
+    settings: &Settings,
+    bound: &mut Bound,
+) -> Result<Arc<Factory>, Failure> {
     let (store, responses) = (bound.store.clone(), bound.responses.clone());
     let mut factory = Factory::new(call, settings, store, responses)?;
+    factory.refused = std::mem::take(&mut bound.refused);
     factory.services.output.prepare();
+    for certificate in &settings.certificates {
+        // While this process may give files to their readers; an error is reported later.
+        let _ = factory.open_published(certificate);
+    }
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
     factory.prepare_issuers(&known);

@@ -14,7 +14,7 @@ use super::labels::Labels;
 use super::meant;
 use super::output::{Terminal, say, say_json};
 use crate::ca_state::Outage;
-use crate::config::{CertificateSettings, Origin, Settings};
+use crate::config::{CertificateSettings, DirectoryUrl, Origin, Remembered, Settings};
 use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -142,6 +142,10 @@ async fn row(
     let own = made_with.as_ref().filter(lasts);
     // The configuration grants the rights of its own certificates.
     let own = own.filter(|own| !is_configured(&call.sources, own));
+    let stored = own.map(|own| Remembered::Whole(Box::new(own.clone())));
+    let stored = stored.and_then(|stored| call.sources.remembered(&stored).ok());
+    let cause = stored.and_then(|stored| stored.cannot_order);
+    status.not_renewable = cause.map(|cause| cause.why);
     let lacks = own.map(|own| denied(&call.sources, process, own));
     let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
     let lacks = lacks.map(|denied| status.denied = denied);
@@ -214,7 +218,7 @@ fn cells(status: &Status, now: Timestamp) -> [String; 8] {
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
     [
         status.name.to_string(),
-        status.ca.clone(),
+        short_name(&status.ca),
         shown(status.not_after.map(|at| at.seen_at(now))),
         action.as_str().unwrap_or_default().to_owned(),
         status.next_at.seen_at(now),
@@ -224,17 +228,44 @@ fn cells(status: &Status, now: Timestamp) -> [String; 8] {
     ]
 }
 
+/// The name of a known CA, else its URL.
+fn short_name(ca: &str) -> String {
+    let known = ca.parse::<DirectoryUrl>().ok();
+    known.map_or(ca.to_owned(), |known| known.short_name().to_owned())
+}
+
+/// The names of a certificate, unless its own name says them.
+fn names(status: &Status) -> Option<String> {
+    let names: Vec<String> = status.identifiers.iter().map(ToString::to_string).collect();
+    (names != [status.name.as_str()]).then(|| names.join(", "))
+}
+
+/// Why the certificate is not renewed, or not deployed.
+fn obstacles(status: &Status) -> impl Iterator<Item = String> {
+    let orphaned = status.orphaned_why.as_ref();
+    let orphaned = orphaned.map(|why| notice(&status.name, why));
+    let stuck = status.not_renewable.as_ref();
+    let stuck = stuck.map(|why| format!("not renewable: {why}"));
+    let denied = status.denied.iter().map(|right| format!(
+        "denied: the right to {right} is stored, but neither configured nor confirmed; hint: as root, repeat certs issue with its options"
+    ));
+    orphaned.into_iter().chain(stuck).chain(denied)
+}
+
 /// The lines below a certificate's row.
 fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     let status = &row.status;
     let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
+    if let Some(names) = names(status) {
+        say(format_args!("  for {names}"));
+    }
     if status.generation_issued.is_some() {
         say(format_args!("  {}", status.proof.seen_at(now)));
     }
     if let Some(ca) = &status.issued_by
         && status.ca != *ca
     {
-        say(format_args!("  issued by {ca}"));
+        say(format_args!("  issued by {}", short_name(ca)));
     }
     if let Some(rolled_back_to) = &status.rolled_back_to {
         say(format_args!(
@@ -245,13 +276,8 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
-    if let Some(why) = &status.orphaned_why {
-        say(format_args!("  {}", notice(&status.name, why)));
-    }
-    for right in &status.denied {
-        say(format_args!(
-            "  denied: the right to {right} is stored, but neither configured nor confirmed; hint: as root, repeat certs issue with its options"
-        ));
+    for obstacle in obstacles(status) {
+        say(format_args!("  {obstacle}"));
     }
     for one in &status.excluded {
         let (name, reason) = (&one.identifier, &one.reason);

@@ -2,8 +2,12 @@
 //! keys. A value stays a text here; the same reader parses it as for the file and the
 //! environment.
 
+use std::ffi::OsStr;
+
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint};
 
 use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
@@ -63,9 +67,45 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
         }
         ValueType::Boolean => argument.value_parser(on_or_off),
         ValueType::List | ValueType::Endpoints => argument.action(ArgAction::Append),
+        ValueType::Text if key.is_by_name => argument.action(ArgAction::Append),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
     };
-    argument.value_name(option.value_name)
+    let argument = match key.suggestions() {
+        Some(words) => argument
+            .value_parser(Suggested(words))
+            .hide_possible_values(true),
+        None => argument,
+    };
+    argument
+        .value_name(option.value_name)
+        .value_hint(match option.value_name {
+            "DIR" => ValueHint::DirPath,
+            "FILE" | "PEM" => ValueHint::FilePath,
+            _ => ValueHint::Unknown,
+        })
+}
+
+/// Words that a completion script offers. Any text is taken here: the key's own reader
+/// refuses what is invalid, with all other errors of the configuration.
+#[derive(Clone)]
+struct Suggested(fn() -> Vec<&'static str>);
+
+impl TypedValueParser for Suggested {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        _command: &Command,
+        _argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        let text = value.to_str().map(str::to_owned);
+        text.ok_or_else(|| clap::Error::new(ErrorKind::InvalidUtf8))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.0)().into_iter().map(PossibleValue::new)))
+    }
 }
 
 /// The meaning of the key, its default and its variable.
@@ -108,11 +148,31 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
         ValueType::List | ValueType::Endpoints => {
             return Value::list(texts().map(String::as_str), &origin);
         }
+        ValueType::Text if texts().len() > 1 => by_name(key, matches, &origin),
         ValueType::Text | ValueType::Choice(_) | ValueType::Number => {
             Raw::Text(texts().next().cloned().unwrap_or_default())
         }
     };
     Value::new(value, &origin)
+}
+
+/// Each name with the last value before it.
+fn by_name(key: &Key, matches: &ArgMatches, origin: &SettingOrigin) -> Raw {
+    const NAMES: &str = "names";
+    let all = |id: &str| -> Vec<(usize, String)> {
+        let is_given = matches.ids().any(|given| given == id);
+        let indices = is_given.then(|| matches.indices_of(id)).flatten();
+        let texts = is_given.then(|| matches.get_many::<String>(id)).flatten();
+        let indices = indices.into_iter().flatten();
+        indices.zip(texts.into_iter().flatten().cloned()).collect()
+    };
+    let values = all(key.name);
+    let named = all(NAMES).into_iter().filter_map(|(index, name)| {
+        let before = values.iter().take_while(|(at, _)| *at < index);
+        let (_, text) = before.last()?;
+        Some((name, Value::text(text, origin)))
+    });
+    Raw::Table(named.collect())
 }
 
 /// The values of the command line.

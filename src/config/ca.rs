@@ -49,6 +49,11 @@ impl DirectoryUrl {
         self.known().map_or(&self.0, |(_, url)| url)
     }
 
+    /// Its name, or its URL if it has none.
+    pub(crate) fn short_name(&self) -> &str {
+        self.known().map_or(&self.0, |(name, _)| name)
+    }
+
     /// The public CA whose directory is at `host`; `None` if none or several are there.
     pub(crate) fn at_host(host: &str) -> Option<Self> {
         let is_there = |(_, url): &&(&str, &str)| {

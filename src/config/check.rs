@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::problem::{Problems, SettingOrigin};
+use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::is_registered;
+use crate::manage::{CannotOrder, is_registered};
 
 /// The most names that public CAs accept in one certificate.
 const MOST_NAMES: usize = 100;
@@ -41,6 +41,33 @@ pub(super) fn certificate(
     if let Err(unfit) = wanted.challenge.check() {
         check.nowhere(unfit.message, unfit.hint);
     }
+}
+
+/// The `problems` of a stored certificate, if it has any.
+pub(super) fn cannot_order(
+    stored: &CertificateSettings,
+    problems: Problems,
+) -> Option<CannotOrder> {
+    let problems = problems.or(()).err()?;
+    let all = |part: fn(ConfigProblem) -> String| {
+        let parts: Vec<String> = problems.iter().cloned().map(part).collect();
+        parts.join("; ")
+    };
+    // No setting of this version helps.
+    let only_when_due =
+        { stored.names.iter() }.any(|name| stored.challenge.check_name(name).is_err());
+    let lineage = &stored.lineage;
+    let hint = match only_when_due {
+        true => format!(
+            "certs issue with names that HTTP-01 can prove makes another certificate; certs delete {lineage} leaves this one to its old client"
+        ),
+        false => all(|problem| problem.hint),
+    };
+    Some(CannotOrder {
+        why: all(|problem| problem.message),
+        hint,
+        only_when_due,
+    })
 }
 
 /// Two certificates must not be written to one file.
@@ -134,7 +161,13 @@ impl Check<'_> {
         }
         if directory.is_public() && !ca.agree_tos {
             let message = format!("the terms of service of {directory} are not agreed to");
-            let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
+            let hint = match self.origin {
+                // Commands for stored certificates have no such option.
+                SettingOrigin::Stored(_) => {
+                    "read them, then repeat the command with CERTS_AGREE_TOS=true in its environment"
+                }
+                _ => "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true",
+            };
             self.nowhere(message, hint);
         }
         if directory.is_embedded() {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::docker::{DockerSettings, GRACE, LIMIT};
 use super::key::KeyTable;
 use super::keys::{CertificateLayer, Layer};
-use super::layer::absolute;
+use super::layer::{absolute, of_home};
 use super::problem::{Given, Problems, SettingOrigin};
 use super::read::{Entry, Strength};
 use super::resolve::Sources;
@@ -188,7 +188,7 @@ impl Sources {
             let spec = match targets.get(&word.value) {
                 Some(named) => Ok(self.located(named)),
                 None => {
-                    let spec = word.value.parse();
+                    let spec = of_home(&word.value).parse();
                     spec.map(|spec| self.located(&Given::new(spec, &word.origin)))
                 }
             };

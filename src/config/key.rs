@@ -21,6 +21,10 @@ pub(super) struct Key {
     pub(super) default: Default,
     /// The option of the command line, if it has one.
     pub(super) option: Option<CommandLine>,
+    /// Whether each of several options holds for the names that follow it.
+    pub(super) is_by_name: bool,
+    /// Words that its text may be, among others.
+    suggested: Option<fn() -> Vec<&'static str>>,
     hint: &'static str,
 }
 
@@ -95,6 +99,8 @@ impl Key {
             value_type,
             doc: "",
             forms: None,
+            is_by_name: false,
+            suggested: None,
             default: Default::Unset,
             option: None,
             hint: "",
@@ -122,6 +128,24 @@ impl Key {
     pub(super) const fn forms(mut self, forms: fn() -> String) -> Self {
         self.forms = Some(forms);
         self
+    }
+
+    pub(super) const fn by_name(mut self) -> Self {
+        self.is_by_name = true;
+        self
+    }
+
+    pub(super) const fn suggests(mut self, words: fn() -> Vec<&'static str>) -> Self {
+        self.suggested = Some(words);
+        self
+    }
+
+    /// The words that a completion script offers for its value.
+    pub(super) fn suggestions(&self) -> Option<fn() -> Vec<&'static str>> {
+        match self.value_type {
+            ValueType::Choice(words) => Some(words),
+            _ => self.suggested,
+        }
     }
 
     /// The hint for an invalid value.

@@ -19,7 +19,7 @@ use super::key::{
 };
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, words_or_none,
+    path, webroots, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -31,6 +31,7 @@ use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::manage::CannotOrder;
 use crate::manage::schedule::Schedule;
 
 layer! {
@@ -41,7 +42,7 @@ layer! {
         "ca", ca: DirectoryUrl, directory, TEXT
             .doc("The CA that issues")
             .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
-            .default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
+            .suggests(ca::names).default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
             => .ca.directory;
         "ca_root", root: PathBuf, path, PATH
             .doc("Trust this root (PEM) for the CA's directory, beside the public ones")
@@ -70,7 +71,7 @@ layer! {
     group "Fallback CA" {
         "fallback_ca", fallback: DirectoryUrl, directory, TEXT
             .doc("Order from this CA when the first one does not issue: no usable certificate is left and 3 orders or 30 minutes have failed, or the first CA is unreachable and a sixth of the lifetime is left")
-            .option(ISSUE | RUN, "NAME|URL");
+            .suggests(ca::names).option(ISSUE | RUN, "NAME|URL");
         "fallback_eab_kid", fallback_eab_kid: String, parsed, TEXT
             .doc("External account binding at the fallback CA: the key identifier")
             .option(ISSUE | RUN, "KID");
@@ -87,8 +88,8 @@ layer! {
             .hint("an address such as 0.0.0.0:80 belongs here")
             .doc("Answer HTTP-01 at this address; sockets of systemd come first")
             .default_is("port 80 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
-        "webroot", webroot: PathBuf, path, PATH
-            .doc("Write HTTP-01 answers below this directory, which another server serves on port 80")
+        "webroot", webroot: webroot::Settings, webroots, PATH.by_name()
+            .doc("Write HTTP-01 answers below this directory, which another server serves on port 80; of several, each is for the names that follow it")
             .option(ISSUE | RUN | IMPORT, "DIR");
     }
 
@@ -112,6 +113,7 @@ layer! {
         "deploy", deploy: Vec<Given<String>>, words_or_none, LIST.hint(DEPLOY_HINT)
             .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form, or to `none`")
             .forms(DeployTarget::forms)
+            .suggests(|| DeployTarget::kinds().map(|kind| kind.name).collect())
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
         "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
             .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, ?names=NAME&proxy_protocol=v1|v2 after it says how to ask, and `none` drops stored ones")
@@ -243,9 +245,8 @@ impl CertificateLayer {
         if let Some(stored) = &self.stored_challenge {
             return Some(stored.value.clone());
         }
-        if let Some(directory) = &self.webroot {
-            let settings = webroot::Settings::new(directory.value.clone());
-            return Some(ChallengeSettings::Webroot(settings));
+        if let Some(directories) = &self.webroot {
+            return Some(ChallengeSettings::Webroot(directories.value.clone()));
         }
         let addresses = self.http_listen.as_ref()?;
         let settings = http01::Settings::new(addresses.value.clone());
@@ -396,6 +397,9 @@ pub(crate) struct CertificateSettings {
     /// The rights that only the store names, which are denied.
     #[serde(skip)]
     pub unconfirmed: BTreeSet<Right>,
+    /// Why it cannot be ordered, although it is stored.
+    #[serde(skip)]
+    pub cannot_order: Option<CannotOrder>,
 }
 
 impl CertificateSettings {
@@ -418,6 +422,7 @@ impl CertificateSettings {
             origin: None,
             orphaned: None,
             unconfirmed: BTreeSet::new(),
+            cannot_order: None,
         }
     }
 

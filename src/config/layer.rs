@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use super::ca::{self, DirectoryUrl};
 use super::problem::{Given, Problems, SettingOrigin, nearest};
+use crate::challenge::webroot;
 use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
@@ -124,14 +125,49 @@ pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Read<P
     Some(path.map(|path| absolute(&value.origin, &path)))
 }
 
+/// Reads webroots: one for all names, or a table with one for each name.
+pub(super) fn webroots(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<webroot::Settings> {
+    let Raw::Table(each) = &value.value else {
+        return Some(path(value, hint, problems)?.map(webroot::Settings::new));
+    };
+    let each = each.iter().filter_map(|(name, root)| {
+        let root = path(root, hint, problems)?.value;
+        // An invalid name is reported with the others.
+        Some((Identifier::parse(name).ok()?, root))
+    });
+    let each = webroot::Settings::of_each(each.collect());
+    Some(Given::new(each, &value.origin))
+}
+
 /// `path`, made absolute from the place where it is written.
 pub(super) fn absolute(origin: &SettingOrigin, path: &Path) -> PathBuf {
     let base = match origin {
         SettingOrigin::Line { file, .. } => Path::new(file).parent().unwrap_or(Path::new("")),
         _ => Path::new(""),
     };
-    let path = base.join(path);
+    let path = base.join(from_home(path));
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// `path` with this user's home directory for `~`: no shell reads the file, and none looks
+/// into `--webroot=~/www`.
+pub(super) fn from_home(path: &Path) -> PathBuf {
+    let below = path.strip_prefix("~").ok();
+    let found = below.and_then(|below| Some(std::env::home_dir()?.join(below)));
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// A value of a target, or its short form, with the home directory for `~` in a path.
+pub(super) fn of_home(spec: &str) -> String {
+    let parts = spec.split(':').map(|part| match part.starts_with("~/") {
+        true => from_home(Path::new(part)).display().to_string(),
+        false => part.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join(":")
 }
 
 pub(super) fn parsed<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<T> {

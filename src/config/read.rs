@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::key::{Key, Scope};
 use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
-use super::layer::{Raw, Value, identifiers, lineage, list};
+use super::layer::{Raw, Value, identifiers, lineage, list, of_home};
 use super::problem::{Given, Problems, SettingOrigin, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::Identifier;
@@ -167,7 +167,11 @@ impl Reader<'_> {
             origins.insert(name.clone(), value.origin.clone());
             let words = match value.value {
                 Raw::Boolean(value) => vec![value.to_string()],
-                _ => list(&value, super::DEPLOY_HINT, &mut self.problems)?.value,
+                _ => {
+                    let words: Vec<String> =
+                        list(&value, super::DEPLOY_HINT, &mut self.problems)?.value;
+                    words.iter().map(|word| of_home(word)).collect()
+                }
             };
             given.insert(name, words);
         }

@@ -10,7 +10,7 @@ use super::arguments::Options;
 use super::check;
 use super::environment::{self, Variables};
 use super::keys::{CertificateLayer, Layer};
-use super::layer::{Raw, Value, identifiers, lineage};
+use super::layer::{Raw, Value, from_home, identifiers, lineage};
 use super::origin::Origin;
 use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry, Strength};
@@ -125,14 +125,19 @@ impl Sources {
     /// The settings of a certificate that is stored and not configured: its stored
     /// settings replace a table of the file.
     ///
+    /// What only prevents an order is kept with it: it is deployed and looked at.
+    ///
     /// # Errors
-    /// Every problem of that certificate.
+    /// Every problem of the sources with that certificate.
     pub(crate) fn remembered(
         &self,
         stored: &Remembered,
     ) -> Result<CertificateSettings, Vec<ConfigProblem>> {
-        let mut problems = Problems::default();
-        let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
+        let (mut problems, mut found) = (Problems::default(), Problems::default());
+        let entry = Entry::remembered(stored);
+        let mut certificate = self.certificate(&entry, &mut problems);
+        self.check(&certificate, &entry, &mut found);
+        certificate.cannot_order = check::cannot_order(&certificate, found);
         if let Remembered::Whole(whole) = stored {
             certificate.imported.clone_from(&whole.imported);
             certificate.origin = whole.origin;
@@ -143,11 +148,15 @@ impl Sources {
 
     pub(super) fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
         let certificate = self.certificate(entry, problems);
+        self.check(&certificate, entry, problems);
+        certificate
+    }
+
+    fn check(&self, certificate: &CertificateSettings, entry: &Entry, problems: &mut Problems) {
         let layers = self.layers_of(entry);
         let known = !layers.iter().any(|layer| layer.hides_its_ca());
         let data_dir = || self.process(&mut Problems::default()).data_dir;
-        check::certificate(&certificate, &entry.origin, known, &data_dir, problems);
-        certificate
+        check::certificate(certificate, &entry.origin, known, &data_dir, problems);
     }
 
     /// Whether the file or the environment has a certificate of that name.
@@ -325,7 +334,9 @@ fn file(
         None if !is_absent(USUAL_FILE) => (USUAL_FILE, SettingOrigin::Nowhere),
         None => return (None, Document::default()),
     };
-    match named::read(Path::new(file)) {
+    let found = from_home(Path::new(file));
+    let file = found.to_str().unwrap_or(file);
+    match named::read(&found) {
         Ok(source) => {
             let document = read::read(file, source.expose(), problems);
             (Some(file.into()), document)

@@ -1,7 +1,7 @@
 //! The rights that the settings of a certificate need.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path};
+use std::path::Component;
 
 use super::{CertificateSettings, OutputSettings};
 use crate::challenge::ChallengeSettings;
@@ -29,10 +29,8 @@ impl CertificateSettings {
             .iter()
             .map(|spec| spec.for_lineage(&self.lineage));
         let targets = targets.filter_map(|spec| Right::to_deploy(&spec));
-        let answers = self
-            .challenge
-            .writes_in()
-            .map(|path| Right::Write(path.to_owned()));
+        let answers = self.challenge.writes_in().into_iter();
+        let answers = answers.map(|path| Right::Write(path.to_owned()));
         let files = self.ca_files().cloned().map(Right::Read);
         let output = self.output.iter().flat_map(OutputSettings::rights);
         targets.chain(answers).chain(files).chain(output).collect()
@@ -48,8 +46,9 @@ impl CertificateSettings {
         });
         self.output
             .take_if(|output| output.rights().any(|right| denied.contains(&right)));
-        let answers = self.challenge.writes_in().map(Path::to_owned);
-        if answers.is_some_and(|path| denied.contains(&Right::Write(path))) {
+        let answers = self.challenge.writes_in().into_iter();
+        let mut answers = answers.map(|path| Right::Write(path.to_owned()));
+        if answers.any(|right| denied.contains(&right)) {
             self.challenge = ChallengeSettings::default();
         }
         for ca in [Some(&mut self.ca), self.fallback.as_mut()]

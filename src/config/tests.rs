@@ -1,6 +1,7 @@
 //! The configuration as a whole: precedence, refusals, and that the examples and the
 //! schema have the same keys as the reader.
 
+mod challenge;
 mod reference;
 mod stored;
 mod verify;
@@ -207,14 +208,22 @@ fn stored_settings_that_became_invalid_have_own_problems() {
         .remove(0);
     stored.challenge = ChallengeSettings::Webroot(webroot::Settings::new("/nowhere/at/all".into()));
     let case = Case::new("");
-    let problems = case
-        .sources()
-        .remembered(&Remembered::Whole(Box::new(stored)))
-        .unwrap_err();
+    let remembered = |stored: &CertificateSettings| {
+        let stored = Remembered::Whole(Box::new(stored.clone()));
+        case.sources().remembered(&stored).unwrap().cannot_order
+    };
+    let cause = remembered(&stored).unwrap();
+    assert!(cause.why.contains("/nowhere/at/all"), "{cause:?}");
+    assert!(!cause.only_when_due, "{cause:?}");
+    stored.names = vec!["*.example.com".parse().unwrap()];
+    stored.challenge = ChallengeSettings::default();
+    let cause = remembered(&stored).unwrap();
     assert!(
-        messages(&problems)[0].contains("/nowhere/at/all"),
-        "{problems:?}"
+        cause.only_when_due && cause.hint.contains("certs delete a.example.com"),
+        "{cause:?}"
     );
+    stored.names = vec!["a.example.com".parse().unwrap()];
+    assert_eq!(remembered(&stored), None);
     assert!(case.settings(&Purpose::All).certificates.is_empty());
 }
 

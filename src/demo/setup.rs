@@ -96,6 +96,7 @@ impl Setup {
             issuer: issuer.clone(),
             endpoints: vec![endpoint.clone()],
             keeper: Keeper::default(),
+            cannot_order: None,
         };
         let certificates = wanted.into_iter().zip(targets).map(certificate);
         Ok(Self {

@@ -264,6 +264,23 @@ impl Output {
             && contents.iter().all(|(file, mode, _)| is_given(file, *mode))
     }
 
+    /// Gives what is published to the configured readers, who may be others than when it was
+    /// written.
+    pub(super) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
+        let Some(generation) = self
+            .live(lineage)?
+            .filter(|_| self.owner != Owner::default())
+        else {
+            return Ok(());
+        };
+        let top = self.top()?;
+        self.shared(&top, "live")?;
+        let archive = self.shared(&top, "archive")?;
+        let generations = self.shared(&archive, lineage.as_str())?;
+        self.shared(&generations, &generation.to_string())?;
+        self.give_files(lineage, generation)
+    }
+
     /// Gives the files of a published generation to the configured owner. The directories
     /// stay their owner's, who wrote the files.
     pub(super) fn give_files(
@@ -279,7 +296,8 @@ impl Output {
             let path = place.path().join(&name);
             let file = place.file(&name).map_err(&failed)?;
             let found = file.metadata().map_err(&failed)?;
-            if found.uid() == writer && found.nlink() == 1 {
+            let is_given = self.owner.is_of(found.uid(), found.gid());
+            if found.uid() == writer && found.nlink() == 1 && !is_given {
                 let given = self.owner.apply_or_warn(&file, &path, found.mode() & 0o777);
                 given.map_err(&failed)?;
             }

@@ -47,6 +47,11 @@ impl Outputs {
         all.insert(lineage, (Arc::new(own), owner));
     }
 
+    /// Gives what is published of `lineage` to the readers that are configured now.
+    pub(crate) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
+        self.within(lineage, |own| own.open_published(lineage))
+    }
+
     /// Works in the output of `lineage`, as its owner.
     fn within<T>(&self, lineage: &Lineage, work: impl FnOnce(&Output) -> T) -> T {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);

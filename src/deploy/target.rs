@@ -53,6 +53,11 @@ impl DeployTarget {
         keys.into_iter().map(|(name, _)| name).collect()
     }
 
+    /// Whether it is of the kind with that name.
+    pub(crate) fn is_of(&self, kind: &str) -> bool {
+        self.kind() == kind
+    }
+
     /// Parses a long form.
     pub(crate) fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);

@@ -287,6 +287,15 @@ impl Directory {
         renameat(self, from.as_ref(), self, to).map_err(|error| self.or_refused(to, error))
     }
 
+    /// The same, and never over something: a rename replaces even a directory, while it is
+    /// empty.
+    pub(crate) fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        match renameat_with(self, from, self, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.rename(from, to),
+            renamed => Ok(renamed?),
+        }
+    }
+
     /// Swaps two names in one step, or in three if the file system cannot do that.
     pub(crate) fn exchange(&self, one: &str, other: &str) -> io::Result<()> {
         match renameat_with(self, one, self, other, RenameFlags::EXCHANGE) {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::FutureExt;
 
 use super::stored;
-use crate::challenge::{Answer, ChallengeKind, Solver, Token, webroot};
+use crate::challenge::responses::Responses;
+use crate::challenge::{Answer, ChallengeKind, SolverSettings, Token, webroot};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::Identifier;
@@ -68,7 +69,7 @@ fn written_inside(token: Token) {
         key_authorization: format!("{}.thumbprint", token.as_str()),
         token,
     };
-    let webroot = webroot::Settings::new(root);
+    let webroot = webroot::Settings::new(root).solver(&Responses::default());
     assert!(matches!(
         webroot.present(&answer).now_or_never(),
         Some(Ok(()))

@@ -31,15 +31,24 @@ pub(super) fn read(tree: &StateTree) -> Result<Found, &'static str> {
         return Err("ca/ or NAME/NAME.conf");
     }
     let mut found = Found::default();
+    let mut servers = BTreeSet::new();
     for name in certificates {
         // RSA and ECDSA of one name are two certificates.
         let base = base_of(name);
         let is_second = base != name && names.iter().any(|one| one == base);
-        found.certificate(name, certificate(tree, name, is_second));
+        let one = certificate(tree, name, is_second);
+        if let Ok(ImportedCertificate {
+            ca: IssuingCa::Directory(url),
+            ..
+        }) = &one
+        {
+            servers.insert(url.clone());
+        }
+        found.certificate(name, one);
     }
     for place in tree.directories_with("ca", "account.key", DEEPEST_ACCOUNT) {
         let name = place.display().to_string();
-        found.account(&name, account(tree, &place));
+        found.account(&name, account(tree, &place, &servers));
     }
     Ok(found)
 }
@@ -148,22 +157,52 @@ fn decoded(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn account(tree: &StateTree, place: &Path) -> Result<ImportedAccount, String> {
+/// The directory in `ca/` of the account at this URL, as acme.sh names it: without the port.
+fn place_of(url: &str) -> Option<String> {
+    let url: http::Uri = url.parse().ok()?;
+    let path = url.path().trim_matches('/');
+    Some(
+        format!("{}/{path}", url.host()?)
+            .trim_end_matches('/')
+            .to_owned(),
+    )
+}
+
+/// The CA of the account in `place`: the URL that certificates have for it; else the host of
+/// the account's own URL, which has the port.
+fn ca_of(place: &str, url: Option<&str>, servers: &BTreeSet<String>) -> IssuingCa {
+    let authority = |url: &str| super::host_of(url);
+    let own = url.and_then(authority);
+    let is_here = |server: &&String| place_of(server).as_deref() == Some(place);
+    let here: Vec<&String> = servers.iter().filter(is_here).collect();
+    let same_port = |server: &&&String| authority(server) == own;
+    if let Some(server) = here.iter().find(same_port).or(here.first()) {
+        return IssuingCa::Directory((*server).clone());
+    }
+    // Older versions stored the host alone.
+    let Some((host, path)) = place.split_once('/') else {
+        return IssuingCa::Host(place.to_owned());
+    };
+    let is_of_host = |own: &String| own.rsplit_once(':').is_some_and(|(name, _)| name == host);
+    let host = own.filter(is_of_host).unwrap_or_else(|| host.to_owned());
+    IssuingCa::Directory(format!("https://{host}/{path}"))
+}
+
+fn account(
+    tree: &StateTree,
+    place: &Path,
+    servers: &BTreeSet<String>,
+) -> Result<ImportedAccount, String> {
     let inside = Path::new("ca").join(place);
     let key = tree.required(inside.join("account.key"))?;
     let conf = tree.text(inside.join("ca.conf"))?;
     let conf = Assignments::parse(conf.as_ref().map_or("", |conf| conf.expose()))?;
-    let name = place.display().to_string();
-    // Older versions stored the host alone.
-    let ca = match place.components().count() {
-        1 => IssuingCa::Host(name.clone()),
-        _ => IssuingCa::Directory(format!("https://{name}")),
-    };
+    let (name, url) = (place.display().to_string(), conf.value("ACCOUNT_URL"));
     Ok(ImportedAccount {
+        ca: ca_of(&name, url, servers),
         name,
-        ca,
         key: ImportedKey::Pem(key),
-        url: conf.value("ACCOUNT_URL").map(str::to_owned),
+        url: url.map(str::to_owned),
         email: conf.value("CA_EMAIL").and_then(super::address),
     })
 }

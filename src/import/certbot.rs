@@ -2,7 +2,7 @@
 //! links to the newest pair below `archive/`, and `accounts/HOST/PATH/ID/` has each
 //! account. Its `cli.ini` and the state of its plugins are not read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use super::{
     Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
     RenewalSettings, hook, part,
 };
+use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
 const SETTINGS: &str = "renewalparams";
@@ -155,14 +156,21 @@ fn http01(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
 
 fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
     let listed = ini.value(SETTINGS, "webroot_path").map(list);
-    let mapped = ini.section("webroot_map").map(|(_, path)| path);
-    let paths: BTreeSet<&str> = mapped.chain(listed.unwrap_or_default()).collect();
+    let mapped = || ini.section("webroot_map");
+    let paths = mapped().map(|(_, path)| path);
+    let paths: BTreeSet<&str> = paths.chain(listed.unwrap_or_default()).collect();
+    let are_absolute = paths.iter().all(|path| Path::new(path).is_absolute());
+    let each = mapped().map(|(name, path)| Some((Identifier::parse(name).ok()?, path.into())));
+    let each: Option<BTreeMap<Identifier, PathBuf>> = each.collect();
     match Vec::from_iter(paths).as_slice() {
-        [only] if Path::new(only).is_absolute() => Some(Http01::Webroot(only.into())),
+        [only] if are_absolute => Some(Http01::Webroot(only.into())),
+        [_, _, ..] if are_absolute && each.as_ref().is_some_and(|each| !each.is_empty()) => {
+            each.map(Http01::Webroots)
+        }
         several => {
             let text = format!(
-                "{} directories, but certs uses one absolute path for all names: the renewal will use port 80; \
-                 import again with --webroot DIR",
+                "{} directories, and no absolute one for each name: the renewal will use port 80; import again \
+                 with --webroot DIR",
                 several.len()
             );
             remarks.push(Remark::unsupported("webroot", text));

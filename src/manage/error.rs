@@ -3,6 +3,7 @@
 
 use thiserror::Error;
 
+use super::cannot_order::CannotOrder;
 use crate::acme::{AcmeError, Cause, FailedName, Phase};
 use crate::ca_state::Limit;
 use crate::certificate::BundleError;
@@ -68,6 +69,8 @@ pub(crate) enum ManageError {
     Verify(#[from] VerifyError),
     #[error("{why}")]
     CannotRollBack { why: String, hint: String },
+    #[error("it cannot be ordered: {}", .0.why)]
+    CannotOrder(CannotOrder),
     #[error("the pass cannot continue: {0}")]
     Halted(String),
 }
@@ -100,6 +103,7 @@ impl ManageError {
                 "set this machine's clock, best by NTP; nothing was ordered".into()
             }
             Self::CannotRollBack { hint, .. } => hint.clone(),
+            Self::CannotOrder(cause) => cause.hint.clone(),
             Self::ConfiguredDifferently { .. } => {
                 "change the configuration of `certs run` and send it SIGHUP, or issue another certificate with --name NAME".into()
             }
@@ -153,6 +157,7 @@ impl ManageError {
             Self::Bundle { .. } | Self::Unreachable { .. } => 3,
             Self::ConfiguredDifferently { .. }
             | Self::NotDueAtCa { .. }
+            | Self::CannotOrder(_)
             | Self::CannotRollBack { .. } => 2,
             Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
@@ -214,6 +219,14 @@ impl ManageError {
         }
     }
 
+    /// Whether the CA limits the rate and does not say until when.
+    fn names_no_end(&self) -> bool {
+        let Self::Acme(AcmeError { cause, .. }) = self else {
+            return false;
+        };
+        matches!(cause, Cause::RateLimited { retry_after, .. } if retry_after.is_none())
+    }
+
     /// The names whose validation failed, if the CA names them.
     pub(super) fn failed_names(&self) -> &[FailedName] {
         match self {
@@ -262,6 +275,7 @@ impl Failure {
         error: &ManageError,
         now: Timestamp,
         exists: bool,
+        retry_at: Option<Timestamp>,
     ) -> Self {
         let next = match error {
             ManageError::BackingOff { until, .. } | ManageError::NotDeployed { until, .. } => {
@@ -269,15 +283,16 @@ impl Failure {
             }
             error => error.waits_until(),
         };
-        let mut failure = match exists {
-            true => Self::of(subject, error),
-            false => {
-                let message =
-                    format!("{subject}: {error}; no certificate exists yet for {subject}");
-                let hint = error.hint_before_first(subject);
-                Self::new(error.exit_code(), vec![(message, hint)])
-            }
-        };
+        let (mut message, mut hint) = (format!("{subject}: {error}"), error.hint());
+        if !exists {
+            message += &format!("; no certificate exists yet for {subject}");
+            hint = error.hint_before_first(subject);
+        }
+        if let (true, Some(at)) = (error.names_no_end(), retry_at) {
+            let at = at.seen_at(now);
+            hint = format!("{hint}; the CA names no end, so that the next try is at {at}");
+        }
+        let mut failure = Self::new(error.exit_code(), vec![(message, hint)]);
         // The error itself is stored, too, where a distance from now would become wrong.
         if let Some(next) = next {
             failure.replace(&next.to_string(), &next.seen_at(now));

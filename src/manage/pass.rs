@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use super::cannot_order::CannotOrder;
 use super::clock::PassClock;
 use super::concurrency::Permit;
+use super::deploy::stored;
 use super::error::ManageError;
 use super::proof::proof;
 use super::rollback::{nothing_issued, rollback_pause};
@@ -75,6 +77,12 @@ impl Pass<'_> {
         if self.trigger == Trigger::Requested {
             Box::pin(self.update_account()).await;
         }
+        if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
+            self.warn_of_kept_key().await;
+        }
+        if let (Trigger::Forced, Some(cause)) = (self.trigger, &self.certificate.cannot_order) {
+            return Err(ManageError::CannotOrder(cause.clone()));
+        }
         if self.trigger == Trigger::Forced {
             let plan = self.forced();
             Box::pin(self.order_with_exclusions(plan)).await?;
@@ -89,6 +97,12 @@ impl Pass<'_> {
                 // At most one order a pass, even if the CA wants its newest certificate replaced.
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
+                }
+                Next::Issue(_) if self.certificate.cannot_order.is_some() => {
+                    match self.due_looks(now) {
+                        Some(looks) => Box::pin(self.look(looks)).await?,
+                        None => return self.end(stuck, issued, now, now),
+                    }
                 }
                 Next::Issue(plan) => match self.order_due(plan, stuck.as_ref(), now).await? {
                     Ordered::Issued => issued = true,
@@ -108,6 +122,20 @@ impl Pass<'_> {
                 },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
+        }
+    }
+
+    /// A kept key decides its type, whatever the settings say.
+    async fn warn_of_kept_key(&self) {
+        let (wanted, issued) = (&self.certificate.wanted, self.record.issued.as_ref());
+        let Some(issued) = issued.filter(|_| wanted.reuse_key) else {
+            return;
+        };
+        let (lineage, key) = (&wanted.lineage, wanted.key);
+        let kept = stored(self.services, lineage, issued.generation, &issued.facts).await;
+        let kept = kept.ok().and_then(|kept| kept.key_type());
+        if let Some(kept) = kept.filter(|kept| *kept != key) {
+            tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false in the environment of certs issue with its names, --key {key} and --force makes a new key");
         }
     }
 
@@ -131,6 +159,13 @@ impl Pass<'_> {
     ) -> Result<Outcome, ManageError> {
         let at_once = self.services.looks.is_some_and(|looks| looks.at_once);
         let unseen = self.unseen.take().filter(|_| at_once);
+        let fails = |cause: &&CannotOrder| until <= now || at_once && !cause.only_when_due;
+        if let Some(cause) = self.certificate.cannot_order.as_ref().filter(fails) {
+            if let Some(stuck) = stuck {
+                tracing::error!(lineage = %self.lineage(), "{stuck}; hint: {}", stuck.hint());
+            }
+            return Err(ManageError::CannotOrder(cause.clone()));
+        }
         match (stuck, decide::delayed_until(&self.record, now), unseen) {
             (Some(error), ..) => Err(error),
             (None, Some(delayed), _) => Err(waiting(&self.record, delayed)),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::cannot_order::CannotOrder;
 use super::error::ManageError;
 use super::probes::Probes;
 use crate::acme::Issuer;
@@ -91,6 +92,8 @@ pub(crate) struct Certificate {
     pub endpoints: Vec<Endpoint>,
     /// What keeps it.
     pub keeper: Keeper,
+    /// Why it cannot be ordered. It is deployed and looked at nevertheless.
+    pub cannot_order: Option<CannotOrder>,
 }
 
 /// What keeps a certificate.

@@ -40,6 +40,7 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         orphaned: false,
         orphaned_why: None,
         denied: Vec::new(),
+        not_renewable: None,
         last_error: last_error(record),
         requested_by: None,
     }

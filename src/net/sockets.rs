@@ -85,6 +85,12 @@ fn descriptors(pid: u32) -> Option<BTreeSet<String>> {
     Some(links.filter(|link| link.starts_with("socket:")).collect())
 }
 
+/// Whether a socket on `one` also gets the connections to `other`.
+pub(crate) fn serves(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_everywhere = one.ip().is_unspecified() && one.is_ipv4() == other.is_ipv4();
+    one == other || is_everywhere && one.port() == other.port()
+}
+
 /// A socket bound to the unspecified address is reached through the loopback.
 pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {

@@ -145,6 +145,8 @@ fn remarks(status: &Status) -> impl Iterator<Item = String> {
     let (name, proof) = (&status.name, &status.proof);
     let orphaned = status.orphaned_why.iter();
     let orphaned = orphaned.map(|why| format!("{}: orphaned: {why}\n", status.name));
+    let stuck = status.not_renewable.iter();
+    let stuck = stuck.map(move |why| format!("{name}: not renewable: {why}\n"));
     let unchecked = (proof.state == ProofState::NotChecked)
         .then(|| format!("{name}: {}: {}\n", proof.state, proof.detail));
     let rolled_back = status.rolled_back_to.as_ref();
@@ -152,7 +154,7 @@ fn remarks(status: &Status) -> impl Iterator<Item = String> {
         rolled_back.map(|to| format!("{name}: {}\n", to.seen_at(name, SystemClock.now())));
     let unchecked = unchecked.into_iter().chain(rolled_back);
     let remarks = unchecked.chain(excluded_names(status));
-    orphaned.chain(remarks)
+    orphaned.chain(stuck).chain(remarks)
 }
 
 /// The excluded names.
@@ -183,7 +185,9 @@ fn complaint(status: &Status) -> Option<String> {
     } else if !status.complete {
         Some("not issued for all its names yet".to_owned())
     } else {
-        Some("overdue".to_owned())
+        let why = status.not_renewable.as_ref();
+        let why = why.map(|why| format!(", and not renewable: {why}"));
+        Some(format!("overdue{}", why.unwrap_or_default()))
     }
 }
 

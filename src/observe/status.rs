@@ -205,6 +205,9 @@ pub(crate) struct Status {
     /// The rights that it lacks: stored, and neither configured nor confirmed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<String>,
+    /// Why it cannot be renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_renewable: Option<String>,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
@@ -249,6 +252,8 @@ pub(crate) struct Obstacles {
     pub denied: BTreeMap<Lineage, Vec<String>>,
     /// Those that are not managed at all, and why.
     pub unmanaged: BTreeMap<Lineage, String>,
+    /// Those that cannot be renewed, and why.
+    pub not_renewable: BTreeMap<Lineage, String>,
 }
 
 impl Board {
@@ -335,12 +340,17 @@ impl Board {
         let board = board.unwrap_or_else(PoisonError::into_inner);
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
         let orphans = self.orphans.read().unwrap_or_else(PoisonError::into_inner);
-        let mut denied = self.obstacles().denied;
+        let Obstacles {
+            mut denied,
+            mut not_renewable,
+            ..
+        } = self.obstacles();
         let shown = board.values().cloned().map(|status| Status {
             requested_by: requests.get(&status.name).cloned(),
             orphaned: orphans.contains_key(&status.name),
             orphaned_why: orphans.get(&status.name).cloned(),
             denied: denied.remove(&status.name).unwrap_or_default(),
+            not_renewable: not_renewable.remove(&status.name),
             ..status
         });
         shown.map(|status| self.looked_at(status)).collect()

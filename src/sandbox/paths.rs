@@ -213,14 +213,14 @@ fn published(settings: &Settings) -> impl Iterator<Item = PathBuf> {
 fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
-    all.filter_map(|challenge| challenge.writes_in())
+    all.flat_map(|challenge| challenge.writes_in())
 }
 
 /// The open directories of challenge answers, which are created.
 pub(super) fn open_answers(settings: &Settings) -> impl Iterator<Item = std::io::Result<File>> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
-    all.filter_map(|challenge| challenge.open_answers())
+    all.flat_map(|challenge| challenge.open_answers())
 }
 
 fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {

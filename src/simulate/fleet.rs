@@ -271,6 +271,7 @@ impl World {
             targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
             endpoints: vec![self.endpoint.clone()],
             keeper: Keeper::default(),
+            cannot_order: None,
         });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {

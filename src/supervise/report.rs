@@ -132,6 +132,7 @@ impl Supervisor {
                 Some(self.agenda.queue_for_token(lineage, error, until, now))
             }
             (Some(until), _) | (None, Some(Next::Wait(until))) => Some(until.min(now + RECHECK)),
+            _ if matches!(error, ManageError::CannotOrder(_)) => Some(now + RECHECK),
             _ => None,
         };
         let at = at.map(|at| self.look_at(pass).map_or(at, |look| at.min(look)));

@@ -380,6 +380,7 @@ impl Fixture {
             targets: Vec::new(),
             endpoints: Vec::new(),
             keeper: Keeper::default(),
+            cannot_order: None,
         }
     }
 

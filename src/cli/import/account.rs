@@ -2,17 +2,18 @@
 //! the one with the most certificates.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
-use super::Destination;
 use super::report::Report;
+use super::{Destination, Valid};
 use crate::acme::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
 use crate::config::DirectoryUrl;
 use crate::failure::Failure;
-use crate::import::{ImportedAccount, ImportedKey};
+use crate::import::{ImportedAccount, ImportedKey, Remark};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
@@ -21,11 +22,30 @@ use crate::text::printable;
 pub(super) struct Accounts {
     found: Vec<(DirectoryUrl, ImportedAccount)>,
     ours: Vec<(DirectoryUrl, Option<String>)>,
+    /// The CA and the name of each account in the source.
+    names: BTreeSet<(String, String)>,
 }
 
 impl Accounts {
     pub(super) fn add(&mut self, directory: DirectoryUrl, account: ImportedAccount) {
+        let identity = directory.identity().to_owned();
+        self.names.insert((identity, account.name.clone()));
         self.found.push((directory, account));
+    }
+
+    /// What renews a certificate whose account the source lacks.
+    pub(super) fn remark(&self, one: &Valid) -> Option<Remark> {
+        let (name, directory) = (one.certificate.account.as_ref()?, &one.directory);
+        let key = (directory.identity().to_owned(), name.clone());
+        let instead = match self.of(directory) {
+            _ if self.names.contains(&key) => return None,
+            Some(_) => "another account of its CA renews it",
+            // Without an agreement to its terms: that is reported by itself.
+            None if directory.is_public() => return None,
+            None => "its renewal registers a new one, or uses the one that is stored",
+        };
+        let text = format!("the source has no account {}: {instead}", printable(name));
+        Some(Remark::unsupported("its account", text))
     }
 
     /// The e-mail address, if any, of our account at that CA; `None` if there is no

@@ -1,7 +1,6 @@
 //! The renewal settings of an imported certificate: from the command line and the
 //! environment, then the source, then the configuration's defaults.
 
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -33,7 +32,11 @@ pub(super) fn base(call: &Call, of: Option<&Valid>) -> Result<CertificateSetting
         directory: SOME_CA.parse().ok(),
         profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
     };
-    Ok(call.sources.remembered(&stored)?)
+    let settings = call.sources.remembered(&stored)?;
+    match settings.cannot_order {
+        Some(cause) => Err(Failure::usage(cause.why, cause.hint)),
+        None => Ok(settings),
+    }
 }
 
 /// The settings of one certificate; `account` is its CA's account with the e-mail
@@ -76,8 +79,8 @@ pub(super) fn of(
         remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
-        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
-                    it expires and NOT renewed; certs renew fails with exit code 2";
+        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is deployed \
+                    until it expires and NOT renewed; once the renewal is due, certs renew fails";
         remarks.push(Remark::manual("its renewal", text));
     }
     Ok(settings)
@@ -105,26 +108,31 @@ fn challenge(
         Some(Http01::Listen(Some(address))) => {
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
-        Some(Http01::Webroot(path)) => {
-            let why = match std::fs::metadata(path) {
-                Ok(found) if found.is_dir() => {
-                    let text = format!("certs writes challenge answers below {}", path.display());
-                    remarks.push(Remark::stored("webroot", text));
-                    let webroot = webroot::Settings::new(path.clone());
-                    settings.challenge = ChallengeSettings::Webroot(webroot);
-                    return;
-                }
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    format!("cannot be examined: {error}")
-                }
-                _ => "is not a directory".to_owned(),
-            };
-            let path = printable(&path.display().to_string());
-            let text =
-                format!("{path} {why}: the renewal will use port 80; --webroot DIR names another");
-            remarks.push(Remark::unsupported("webroot", text));
+        Some(Http01::Webroot(root)) => {
+            of_webroot(settings, webroot::Settings::new(root.clone()), remarks);
+        }
+        Some(Http01::Webroots(each)) => {
+            of_webroot(settings, webroot::Settings::of_each(each.clone()), remarks);
         }
     }
+}
+
+fn of_webroot(
+    settings: &mut CertificateSettings,
+    webroot: webroot::Settings,
+    remarks: &mut Vec<Remark>,
+) {
+    let webroot = ChallengeSettings::Webroot(webroot);
+    if let Err(unfit) = webroot.check() {
+        let why = printable(unfit.message.trim_start_matches("the webroot "));
+        let text = format!("{why}: the renewal will use port 80; --webroot DIR names another");
+        return remarks.push(Remark::unsupported("webroot", text));
+    }
+    for root in webroot.writes_in() {
+        let text = format!("certs writes challenge answers below {}", root.display());
+        remarks.push(Remark::stored("webroot", text));
+    }
+    settings.challenge = webroot;
 }
 
 fn deploy(
@@ -133,7 +141,12 @@ fn deploy(
     programs: &[std::path::PathBuf],
     remarks: &mut Vec<Remark>,
 ) {
-    let mut words: Vec<_> = nginx.then(|| "nginx".to_owned()).into_iter().collect();
+    // What the user says of nginx replaces what the source implies.
+    let is_given = settings.deploy.iter().any(|spec| spec.is_of("nginx"));
+    let mut words: Vec<_> = { nginx && !is_given }
+        .then(|| "nginx".to_owned())
+        .into_iter()
+        .collect();
     for program in programs {
         let shown = program.display().to_string();
         match fault(program) {

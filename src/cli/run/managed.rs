@@ -17,6 +17,7 @@ use crate::discovery::Listing;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::{Certificate, Keeper};
+use crate::net::sockets::serves;
 use crate::net::systemd::Notifier;
 use crate::observe::{Board, Obstacles};
 
@@ -128,8 +129,22 @@ impl ManagedCertificates<'_> {
         self.board.set_obstacles(Obstacles {
             denied: denied(&self.configured),
             unmanaged,
+            not_renewable: self.not_renewable(&all),
         });
         Ok(all)
+    }
+
+    /// Why certificates cannot be renewed. The log names each once.
+    fn not_renewable(&self, all: &[Certificate]) -> BTreeMap<Lineage, String> {
+        let known = self.board.obstacles().not_renewable;
+        let stuck = all.iter().filter_map(|one| {
+            let (lineage, cause) = (one.wanted.lineage.clone(), one.cannot_order.as_ref()?);
+            if known.get(&lineage) != Some(&cause.why) {
+                tracing::error!(%lineage, "{}", cause.warning());
+            }
+            Some((lineage, cause.why.clone()))
+        });
+        stuck.collect()
     }
 
     /// The orphaned certificates, which are only looked at. The log names each once.
@@ -179,9 +194,10 @@ fn covers(bound: Option<Vec<SocketAddr>>, needed: Option<Vec<SocketAddr>>) -> bo
     match (bound, needed) {
         (_, None) => true,
         (None, Some(_)) => false,
-        // An empty list means port 80 of every address.
-        (Some(bound), Some(needed)) if bound.is_empty() || needed.is_empty() => bound == needed,
-        (Some(bound), Some(needed)) => needed.iter().all(|address| bound.contains(address)),
+        (Some(bound), Some(needed)) => {
+            let is_served = |address: &SocketAddr| bound.iter().any(|one| serves(*one, *address));
+            needed.iter().all(is_served)
+        }
     }
 }
 

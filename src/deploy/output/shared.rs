@@ -59,8 +59,8 @@ impl Output {
         let made = made.map_err(at("create", &path))?;
         self.give_directory(&made)?;
         made.sync().map_err(at("flush", &path))?;
-        match parent.rename(&aside, name) {
-            // Another process was faster.
+        match parent.rename_new(&aside, name) {
+            // Another process was faster, and may have opened its own.
             Err(_) if parent.child(name).is_ok() => {
                 parent.prune(&aside).map_err(at("remove", &path))?;
             }
@@ -143,6 +143,20 @@ mod tests {
         std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).unwrap();
         output.top().unwrap();
         assert_eq!(mode(&root), 0o755);
+    }
+
+    #[test]
+    fn directory_that_another_process_has_just_made_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("certs"));
+        let top = output.top().unwrap();
+        // Both processes have found none, and the other one was faster.
+        let theirs = output.make(&top, "archive").unwrap();
+        let ours = output.make(&top, "archive").unwrap();
+        let number = |directory: &Directory| directory.stat().unwrap().st_ino;
+        assert_eq!(number(&ours), number(&theirs));
+        theirs.make_child("example.com", 0o700).unwrap();
+        assert_eq!(top.names().unwrap(), ["archive"]);
     }
 
     #[test]

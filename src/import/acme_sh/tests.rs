@@ -132,3 +132,39 @@ fn invalid_entries_are_reported_and_others_read() {
         .collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
+
+#[test]
+fn account_belongs_to_the_ca_on_its_port() {
+    let account = |servers: &[&str], place: &str, url: Option<&str>| {
+        let servers = servers.iter().map(|server| (*server).to_owned()).collect();
+        ca_of(place, url, &servers)
+    };
+    let directory = |url: &str| IssuingCa::Directory(url.to_owned());
+    let both = [
+        "https://ca.example:14000/dir",
+        "https://ca.example:15000/dir",
+    ];
+    for (server, url) in [
+        (both[0], None),
+        (both[1], Some("https://ca.example:15000/account/1")),
+    ] {
+        assert_eq!(account(&both, "ca.example/dir", url), directory(server));
+    }
+    let elsewhere = ["https://ca.example/directory"];
+    let url = Some("https://ca.example:14000/account/1");
+    assert_eq!(
+        account(&elsewhere, "ca.example/dir", url),
+        directory(both[0])
+    );
+    let other = Some("https://accounts.example:1/1");
+    let plain = directory("https://ca.example/dir");
+    assert_eq!(account(&elsewhere, "ca.example/dir", other), plain);
+    assert_eq!(
+        account(&["https://ca.example:1"], "ca.example", None),
+        directory("https://ca.example:1")
+    );
+    assert_eq!(
+        account(&elsewhere, "ca.example", None),
+        IssuingCa::Host("ca.example".into())
+    );
+}

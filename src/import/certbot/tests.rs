@@ -78,6 +78,12 @@ fn authenticators_are_imported_or_reported() {
     ] {
         assert_eq!(http01(more).0, webroot, "{more}");
     }
+    let (each, remarks) = http01(
+        "authenticator = webroot\nwebroot_path = /srv/b,\n[[webroot_map]]\na.example = /srv/a\nb.example = /srv/b",
+    );
+    let of_each = [("a.example", "/srv/a"), ("b.example", "/srv/b")];
+    let of_each = of_each.map(|(name, root)| (Identifier::parse(name).unwrap(), root.into()));
+    assert_eq!(each, Some(Http01::Webroots(of_each.into())), "{remarks}");
     assert_eq!(
         http01("authenticator = standalone").0,
         Some(Http01::Listen(None))

@@ -1,0 +1,21 @@
+//! Why a stored certificate cannot be ordered, although it can be deployed and looked at. It
+//! decides nothing.
+
+/// Why a certificate cannot be ordered by its settings, or on this machine now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CannotOrder {
+    /// The cause.
+    pub why: String,
+    /// The next thing to do.
+    pub hint: String,
+    /// Whether it fails no pass before the order is due.
+    pub only_when_due: bool,
+}
+
+impl CannotOrder {
+    /// The warning while the order is not due.
+    pub(crate) fn warning(&self) -> String {
+        let (why, hint) = (&self.why, &self.hint);
+        format!("not renewable: {why}; it is deployed until it expires; hint: {hint}")
+    }
+}
