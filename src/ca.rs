@@ -91,8 +91,8 @@ impl Settings {
             .into(),
             windows: RenewalWindows::Share,
             external_accounts: BTreeMap::new(),
-            validation: Validation::Http {
-                port: 80,
+            validation: Validation::Connect {
+                ports: Ports::default(),
                 resolve: Resolve::System,
             },
             permitted: Vec::new(),
@@ -175,16 +175,43 @@ pub enum RenewalWindows {
 /// How control of a name is validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validation {
-    /// By HTTP-01 (RFC 8555 section 8.3).
-    Http {
-        /// The port to connect to; a public CA uses 80.
-        port: u16,
+    /// By a connection: HTTP-01 (RFC 8555 section 8.3) or TLS-ALPN-01 (RFC 8737).
+    Connect {
+        /// The ports to connect to.
+        ports: Ports,
         /// How the name resolves.
         resolve: Resolve,
     },
     /// Every challenge is valid without a request, wildcards included: for
     /// simulations only.
     AlwaysValid,
+}
+
+/// The ports to which the CA connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// For HTTP-01.
+    pub http: u16,
+    /// For TLS-ALPN-01.
+    pub tls: u16,
+}
+
+impl Default for Ports {
+    /// Those of a public CA.
+    fn default() -> Self {
+        Self { http: 80, tls: 443 }
+    }
+}
+
+impl Ports {
+    /// `port` for both.
+    #[must_use]
+    pub fn both(port: u16) -> Self {
+        Self {
+            http: port,
+            tls: port,
+        }
+    }
 }
 
 /// How a name resolves to an address.

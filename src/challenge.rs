@@ -4,11 +4,12 @@
 //! module matches on which. Nothing here reads a configuration.
 
 pub mod http01;
+pub mod listen;
 pub mod responses;
+pub mod tls_alpn01;
 pub mod webroot;
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::listen::Listen;
 use self::responses::Responses;
 use crate::identifier::Identifier;
 
@@ -25,13 +27,15 @@ use crate::identifier::Identifier;
 pub enum ChallengeKind {
     /// RFC 8555 section 8.3.
     Http01,
+    /// RFC 8737.
+    TlsAlpn01,
 }
 
 /// The registered names of the kinds that a CA may offer, and our kind if a solver answers
 /// it.
 const KINDS: [(&str, Option<ChallengeKind>); 3] = [
     ("http-01", Some(ChallengeKind::Http01)),
-    ("tls-alpn-01", None),
+    ("tls-alpn-01", Some(ChallengeKind::TlsAlpn01)),
     ("dns-01", None),
 ];
 
@@ -62,6 +66,8 @@ impl FromStr for ChallengeKind {
 pub enum ChallengeSettings {
     /// By our own HTTP-01 listener.
     Listen(http01::Settings),
+    /// By our own TLS-ALPN-01 listener.
+    TlsListen(tls_alpn01::Settings),
     /// By HTTP-01 through a directory that another server serves on port 80.
     Webroot(webroot::Settings),
 }
@@ -71,6 +77,7 @@ impl From<ChallengeKind> for ChallengeSettings {
     fn from(kind: ChallengeKind) -> Self {
         match kind {
             ChallengeKind::Http01 => Self::Listen(http01::Settings::default()),
+            ChallengeKind::TlsAlpn01 => Self::TlsListen(tls_alpn01::Settings::default()),
         }
     }
 }
@@ -87,6 +94,7 @@ impl std::ops::Deref for ChallengeSettings {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Listen(settings) => settings,
+            Self::TlsListen(settings) => settings,
             Self::Webroot(settings) => settings,
         }
     }
@@ -97,13 +105,15 @@ pub trait SolverSettings: Send + Sync + 'static {
     /// The solver; the listeners of this process serve `responses`.
     fn solver(&self, responses: &Responses) -> Arc<dyn Solver>;
 
+    /// The kind of challenge that the solver answers.
+    fn kind(&self) -> ChallengeKind;
+
     /// A key that is equal for settings with interchangeable solvers.
     fn solver_key(&self) -> String;
 
-    /// The addresses on which this process must answer HTTP-01. `None` means that it need
-    /// not.
-    fn http_listen(&self) -> Option<&[SocketAddr]> {
-        None
+    /// Where this process must answer, and by which protocol; empty if it need not.
+    fn listens(&self) -> Vec<Listen> {
+        Vec::new()
     }
 
     /// The directories of the written answers.
@@ -134,6 +144,10 @@ pub struct Unfit {
     pub hint: &'static str,
 }
 
+const HTTP_HINT: &str = "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding";
+
+const WILDCARD_HINT: &str = "list the names one by one; this version does not answer DNS-01";
+
 /// Refuses wildcards, which HTTP-01 cannot prove (RFC 8555 section 8.3).
 fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
     if !name.is_wildcard() {
@@ -141,7 +155,7 @@ fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
     }
     Err(Unfit {
         message: format!("{name}: HTTP-01 cannot prove a wildcard"),
-        hint: "list the names one by one; this version does not answer DNS-01",
+        hint: WILDCARD_HINT,
     })
 }
 
@@ -202,6 +216,11 @@ pub enum SolverError {
 pub trait Solver: Send + Sync {
     /// Whether it answers challenges of `kind` for `identifier`.
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool;
+
+    /// What to check when the CA does not see a presented answer.
+    fn hint(&self) -> &'static str {
+        HTTP_HINT
+    }
 
     /// Presents the answer. When it returns, the CA can fetch it, as far as this process
     /// can know.

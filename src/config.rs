@@ -33,13 +33,12 @@ mod schema;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::challenge::ChallengeSettings;
-use crate::net::sockets::serves;
+use crate::challenge::listen::Listen;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
@@ -66,16 +65,21 @@ impl Settings {
         output
     }
 
-    /// Where this process must answer HTTP-01: nowhere (`None`), or at these addresses.
-    /// Certificates that cannot be ordered need none.
-    pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
-        let all = self
-            .able()
-            .map(|one| &one.challenge)
-            .chain(self.default_challenge());
-        all.filter_map(|challenge| challenge.http_listen())
-            .map(<[SocketAddr]>::to_vec)
-            .reduce(|all, more| union(&all, &more))
+    /// Where this process must answer challenges. Certificates that cannot be ordered need
+    /// nothing.
+    pub(crate) fn listens(&self) -> Vec<Listen> {
+        let own = self.able().map(|one| &one.challenge);
+        let all = own.chain(self.default_challenge());
+        let all: BTreeSet<Listen> = all.flat_map(|challenge| challenge.listens()).collect();
+        // A socket could not be bound beside another one that serves its address, too.
+        let is_served = |listen: &&Listen| {
+            let mut others = all.iter().filter(|other| other != listen);
+            others.any(|other| other.serves(listen))
+        };
+        all.iter()
+            .filter(|listen| !is_served(listen))
+            .copied()
+            .collect()
     }
 
     /// The certificates that can be ordered.
@@ -90,20 +94,6 @@ impl Settings {
         let may_come = self.able().next().is_none() || self.docker.is_some();
         may_come.then_some(&self.challenge)
     }
-}
-
-/// Both lists, without the addresses that a socket on another one serves too: it could not
-/// be bound beside that.
-fn union(one: &[SocketAddr], other: &[SocketAddr]) -> Vec<SocketAddr> {
-    let all: BTreeSet<SocketAddr> = one.iter().chain(other).copied().collect();
-    let is_served = |address: &&SocketAddr| {
-        let mut others = all.iter().filter(|other| other != address);
-        others.any(|other| serves(*other, **address))
-    };
-    all.iter()
-        .filter(|address| !is_served(address))
-        .copied()
-        .collect()
 }
 
 /// When a renewed certificate is deployed.

@@ -52,6 +52,7 @@ const LIMITS: Limits = Limits {
     connections: 128,
     by_address: 128,
     head: Duration::from_secs(10),
+    handshake: Duration::from_secs(5),
     connection: Duration::MAX,
     largest_head: 16 * 1024,
 };

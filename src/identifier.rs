@@ -52,6 +52,24 @@ impl IdentifierError {
 }
 
 impl Identifier {
+    /// The server name by which a CA asks for the answer of TLS-ALPN-01 (RFC 8737 section
+    /// 3; RFC 8738 section 6 for addresses).
+    #[must_use]
+    pub fn challenge_server_name(&self) -> String {
+        match self {
+            Self::Dns(name) => name.as_str().to_owned(),
+            Self::Ip(IpAddr::V4(address)) => {
+                let [a, b, c, d] = address.octets();
+                format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+            }
+            Self::Ip(IpAddr::V6(address)) => {
+                let nibbles = format!("{:032x}", address.to_bits());
+                let reversed: String = nibbles.chars().rev().flat_map(|c| [c, '.']).collect();
+                reversed + "ip6.arpa"
+            }
+        }
+    }
+
     /// Reads a DNS name (also in Unicode), a wildcard or an IP address
     /// (brackets around IPv6 allowed).
     ///

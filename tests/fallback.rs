@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
-use certs::ca::{Resolve, Settings, Validation};
+use certs::ca::{Ports, Resolve, Settings, Validation};
 use certs::certificate::SecretBytes;
 use serde_json::Value;
 
@@ -23,8 +23,8 @@ fn two_with(change: impl FnOnce(&mut Settings)) -> (EmbeddedCa, EmbeddedCa) {
     let first = EmbeddedCa::start();
     let port = first.http_port;
     let second = EmbeddedCa::with(|settings| {
-        settings.validation = Validation::Http {
-            port,
+        settings.validation = Validation::Connect {
+            ports: Ports::both(port),
             resolve: Resolve::Fixed(std::net::Ipv4Addr::LOCALHOST.into()),
         };
         change(settings);

@@ -139,6 +139,7 @@ const PLACEMENTS: &[CratePlacement] = &[
             ("certificate", "checks that a key can serve TLS"),
             ("deploy/verify", "verifies by a handshake"),
             ("acme", "https to the CA, with the roots that we trust"),
+            ("challenge", "answers TLS-ALPN-01 in a handshake"),
             ("ca", "its own port has a certificate of its own"),
         ],
     },

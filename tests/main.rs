@@ -60,6 +60,7 @@ mod swaps;
 mod systemd;
 mod takeover;
 mod targets;
+mod tls_alpn01;
 mod tokens;
 mod usage;
 mod volumes;

@@ -288,8 +288,8 @@ fn answer_of_a_killed_command_is_removed_and_a_failure_names_the_webroot() {
 fn command_waits_for_the_port_of_another_one() {
     let first = EmbeddedCa::start();
     let second = EmbeddedCa::with(|settings| {
-        settings.validation = certs::ca::Validation::Http {
-            port: first.http_port,
+        settings.validation = certs::ca::Validation::Connect {
+            ports: certs::ca::Ports::both(first.http_port),
             resolve: certs::ca::Resolve::Fixed(std::net::Ipv4Addr::LOCALHOST.into()),
         };
     });

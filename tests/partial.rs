@@ -15,9 +15,9 @@ const WELL: &str = "127.0.0.1";
 /// A CA that connects to the address of each name.
 fn ca() -> EmbeddedCa {
     EmbeddedCa::with(|settings| {
-        if let Validation::Http { port, .. } = settings.validation {
-            settings.validation = Validation::Http {
-                port,
+        if let Validation::Connect { ports, .. } = settings.validation {
+            settings.validation = Validation::Connect {
+                ports,
                 resolve: Resolve::System,
             };
         }

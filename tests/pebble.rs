@@ -249,7 +249,11 @@ impl certs::acme::Journal for EmptyJournal {
 #[tokio::test]
 async fn issue_takes_seven_requests_per_name_after_first_contact() {
     use certs::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
-    use certs::challenge::{http01::Listener, responses::Responses};
+    use certs::challenge::{
+        ChallengeKind,
+        listen::{Listen, Listener, Protocol},
+        responses::Responses,
+    };
     use certs::time::{Clock, SystemClock};
     use std::sync::Arc;
     let Some(pebble) = Pebble::start(0) else {
@@ -257,7 +261,14 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     };
     let responses = Responses::default();
     let address = (std::net::Ipv4Addr::LOCALHOST, pebble.http_port).into();
-    let listener = Listener::bind(&[address], responses.clone()).unwrap();
+    let listener = Listener::bind(
+        &Listen {
+            protocol: Protocol::Http,
+            address,
+        },
+        &responses,
+    )
+    .unwrap();
     let (requests, mut journal) = (Arc::new(SeenRequests::default()), EmptyJournal);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let client = Client::new(ClientSettings {
@@ -267,7 +278,7 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
             ..AccountSettings::default()
         },
         exchange: Arc::new(Https::new(Some(&root)).unwrap()),
-        solvers: vec![Arc::new(responses)],
+        solvers: vec![responses.solver(ChallengeKind::Http01)],
         limiters: Arc::default(),
         clock: Arc::new(SystemClock),
         observer: requests.clone(),

@@ -148,6 +148,7 @@ pub(crate) fn listens(port: u16) -> bool {
 pub(crate) struct Pebble {
     directory: TempDir,
     pub(crate) http_port: u16,
+    pub(crate) tls_port: u16,
     pub(crate) management: u16,
     port: u16,
     servers: [Running; 2],
@@ -216,6 +217,7 @@ impl Pebble {
         (!ended).then(|| Self {
             directory,
             http_port,
+            tls_port,
             management,
             port,
             servers: [dns, pebble],

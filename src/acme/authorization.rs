@@ -58,7 +58,11 @@ impl Flow<'_> {
             result = Err(cause.with_notes(&seen));
         }
         join_all(planned.iter().map(clean_up)).await;
-        result
+        let hint = planned.first().map(|planned| planned.solver.hint());
+        result.map_err(|cause| match hint {
+            Some(hint) => cause.with_hint(hint),
+            None => cause,
+        })
     }
 
     async fn plan(&self, order: &PlacedOrder) -> Result<Vec<PlannedAnswer>, Cause> {

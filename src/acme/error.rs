@@ -237,11 +237,11 @@ impl Cause {
     #[must_use]
     pub fn hint(&self) -> &str {
         match self {
-            Self::Unreachable(explained) | Self::Refused(explained) => &explained.hint,
+            Self::NotValidated(explained) if explained.hint.is_empty() => NOT_VALIDATED_HINT,
+            Self::Unreachable(explained)
+            | Self::Refused(explained)
+            | Self::NotValidated(explained) => &explained.hint,
             Self::Protocol(_) => "check that the URL is an ACME directory; try again later",
-            Self::NotValidated(_) => {
-                "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding"
-            }
             Self::RateLimited { .. } => "wait until the limit ends: an earlier retry can extend it",
             Self::Solver(SolverError::Io { source, .. }) if beneath::is_refusal(source) => {
                 beneath::REFUSED_HINT
@@ -258,6 +258,14 @@ impl Cause {
                 "a wildcard needs DNS-01; for other names ask the CA which challenges it offers"
             }
         }
+    }
+
+    /// The same cause, with the next action for challenges that are answered like this.
+    pub(super) fn with_hint(mut self, hint: &'static str) -> Self {
+        if let Self::NotValidated(explained) = &mut self {
+            explained.hint = hint.into();
+        }
+        self
     }
 
     /// The same cause with another message.
@@ -412,6 +420,8 @@ impl Cause {
     }
 }
 
+const NOT_VALIDATED_HINT: &str =
+    "each name must reach this machine from the internet: check DNS records and firewalls";
 const BINDING_HINT: &str = "the CA does not accept the external account binding: correct --eab-kid and --eab-hmac-file, or get a new pair from its web site, since many CAs take each pair once";
 
 fn refusal_hint(kind: &str) -> &'static str {

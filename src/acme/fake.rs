@@ -19,6 +19,7 @@ use super::{
     AccountSettings, Client, ClientSettings, ExchangeError, Issuer, Journal, JournalError,
 };
 use crate::certificate::{KeyType, Secret};
+use crate::challenge::ChallengeKind;
 use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
 use crate::random::{Random, SeededRandom};
@@ -128,7 +129,7 @@ impl FakeCa {
             directory: "https://ca.test/directory".into(),
             account: AccountSettings::default(),
             exchange: self.clone(),
-            solvers: vec![Arc::new(self.responses.clone())],
+            solvers: vec![self.responses.solver(ChallengeKind::Http01)],
             limiters: Arc::default(),
             clock: self.clock.clone(),
             observer: Arc::new(()),
@@ -294,7 +295,13 @@ impl FakeCa {
                 if order.validated.iter().all(|valid| *valid) {
                     order.status = "ready";
                 }
-                self.responses.fetched(&token(number, name));
+                let host = order.identifiers[name]["value"]
+                    .as_str()
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                // A test may present nothing.
+                let _ = self.responses.lookup(&host, &token(number, name));
                 Scripted::json(&challenge(number, name, "processing"))
             }
             "finalize" if order.status == "ready" => {

@@ -18,7 +18,7 @@ use super::problem::ErrorType::{self, Malformed};
 use super::problem::{Problem, ensure, identifier_json, without_nulls};
 use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
-use super::state::{Authorization, Id, ObjectStatus, Order, SignedCertificate};
+use super::state::{Challenge, ChallengeKind, Id, ObjectStatus, Order, SignedCertificate};
 use super::{DAY, SECOND, Validation, request};
 use crate::identifier::Identifier;
 
@@ -176,21 +176,31 @@ pub(super) async fn authorization(Path(id): Path<Id>, signed: Signed) -> Handler
     let name = authorization.identifier.to_string();
     let mut identifier = identifier_json(&authorization.identifier);
     identifier["value"] = name.strip_prefix("*.").unwrap_or(&name).into();
+    let challenge = &authorization.challenge;
+    let kinds = match challenge.status {
+        ObjectStatus::Pending => ChallengeKind::offered(&authorization.identifier),
+        _ => std::slice::from_ref(&challenge.kind),
+    };
+    let challenges = kinds
+        .iter()
+        .map(|kind| challenge_json(server, &id, challenge, *kind));
+    let challenges: Vec<Value> = challenges.collect();
     let json = json!({
         "identifier": identifier,
         "status": authorization.status,
         "expires": authorization.expires,
-        "challenges": [challenge_json(server, &id, &authorization)],
+        "challenges": challenges,
         "wildcard": authorization.identifier.is_wildcard().then_some(true),
     });
     Ok(reply(StatusCode::OK, json, ()))
 }
 
-fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> Value {
-    let challenge = &authorization.challenge;
+fn challenge_json(server: &Server, id: &str, challenge: &Challenge, kind: ChallengeKind) -> Value {
+    let kind = json!(kind);
+    let name = kind.as_str().unwrap_or_default();
     without_nulls(json!({
-        "type": if authorization.identifier.is_wildcard() { "dns-01" } else { "http-01" },
-        "url": server.object("challenge", id),
+        "type": name,
+        "url": server.object("challenge", &format!("{id}/{name}")),
         "status": challenge.status,
         "token": challenge.token,
         "validated": challenge.validated,
@@ -199,16 +209,25 @@ fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> V
 }
 
 /// Shows a challenge, or starts its validation.
-pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
+pub(super) async fn challenge(
+    Path((id, kind)): Path<(Id, ChallengeKind)>,
+    signed: Signed,
+) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
-    server.look(|state| state.authorization(account, &id, now).map(|_| ()))?;
+    let identifier = server.look(|state| {
+        let authorization = state.authorization(account, &id, now);
+        authorization.map(|authorization| authorization.identifier.clone())
+    })?;
+    if !ChallengeKind::offered(&identifier).contains(&kind) {
+        return Err(Problem::not_found("challenge"));
+    }
     if !signed.is_post_as_get() {
         let _: serde_json::Map<String, Value> = signed.payload()?;
         let begun = server.change(|state| {
             // Spawned before the first await: if the client disconnects now, the
             // challenge must still be validated.
-            if state.begin_validation(&id) {
+            if state.begin_validation(&id, kind) {
                 server.spawn_validation(id.clone());
             }
             Ok(())
@@ -218,7 +237,7 @@ pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> HandlerResu
     let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
     let up = server.object("authorization", &id);
     let up = [(LINK, format!("<{up}>;rel=\"up\""))];
-    let json = challenge_json(server, &id, &authorization);
+    let json = challenge_json(server, &id, &authorization.challenge, kind);
     Ok(reply(StatusCode::OK, json, up))
 }
 

@@ -38,6 +38,7 @@ pub(super) enum ErrorType {
     RateLimited,
     RejectedIdentifier,
     ServerInternal,
+    Tls,
     Unauthorized,
     UnsupportedContact,
 }

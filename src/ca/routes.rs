@@ -41,7 +41,7 @@ impl Server {
             .route("/acme/order/{id}", post(order::order))
             .route("/acme/order/{id}/finalize", post(order::finalize))
             .route("/acme/authorization/{id}", post(order::authorization))
-            .route("/acme/challenge/{id}", post(order::challenge))
+            .route("/acme/challenge/{id}/{kind}", post(order::challenge))
             .route("/acme/certificate/{id}", post(certificates::certificate))
             .route("/acme/revoke-certificate", post(certificates::revoke))
             .route("/acme/renewal-info/{id}", get(certificates::renewal_info))

@@ -124,12 +124,10 @@ impl Server {
             };
             let outcome = match server.0.settings.validation {
                 Validation::AlwaysValid => Ok(()),
-                Validation::Http { port, resolve } => {
+                Validation::Connect { ports, resolve } => {
                     // The semaphore is never closed.
                     let _permit = server.0.validations.acquire().await;
-                    let token = &authorization.challenge.token;
-                    let name = &authorization.identifier;
-                    validate::http01(name, token, &expected, port, resolve).await
+                    validate::validate(&authorization, &expected, ports, resolve).await
                 }
             };
             let now = server.now();

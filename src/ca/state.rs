@@ -71,9 +71,37 @@ pub(super) struct Authorization {
     pub(super) challenge: Challenge,
 }
 
-/// The one challenge of an authorization; it shares the authorization's name.
+/// The kinds of challenge that this CA validates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ChallengeKind {
+    /// RFC 8555 section 8.3.
+    #[default]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// RFC 8737.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+    /// RFC 8555 section 8.4.
+    #[serde(rename = "dns-01")]
+    Dns01,
+}
+
+impl ChallengeKind {
+    /// Those that can prove control of `identifier`.
+    pub(super) fn offered(identifier: &Identifier) -> &'static [Self] {
+        match identifier.is_wildcard() {
+            true => &[Self::Dns01],
+            false => &[Self::Http01, Self::TlsAlpn01],
+        }
+    }
+}
+
+/// The challenge of an authorization that the client has started. Until then any kind is
+/// offered with this token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
+    #[serde(default)]
+    pub(super) kind: ChallengeKind,
     pub(super) token: String,
     pub(super) status: ObjectStatus,
     pub(super) validated: Option<Timestamp>,
@@ -142,6 +170,7 @@ impl State {
                 status: ObjectStatus::Pending,
                 expires: order.expires,
                 challenge: Challenge {
+                    kind: ChallengeKind::offered(identifier)[0],
                     token: unguessable(),
                     status: ObjectStatus::Pending,
                     validated: None,
@@ -224,13 +253,14 @@ impl State {
     }
 
     /// Starts a challenge. `false` when it was started before, or has ended.
-    pub(super) fn begin_validation(&mut self, id: &str) -> bool {
+    pub(super) fn begin_validation(&mut self, id: &str, kind: ChallengeKind) -> bool {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return false;
         };
         let pending = authorization.status == ObjectStatus::Pending
             && authorization.challenge.status == ObjectStatus::Pending;
         if pending {
+            authorization.challenge.kind = kind;
             authorization.challenge.status = ObjectStatus::Processing;
         }
         pending

@@ -1,6 +1,8 @@
-//! HTTP-01 validation (RFC 8555 section 8.3): fetches the key authorization and
-//! compares it. It follows no redirect, waits at most five seconds, reads at most
-//! one kilobyte, and reports a wrong answer escaped and shortened.
+//! Validation of the answers to challenges. It waits at most five seconds, and reports a
+//! wrong answer escaped and shortened. HTTP-01 (RFC 8555 section 8.3) fetches the key
+//! authorization and compares it; it follows no redirect and reads at most one kilobyte.
+
+mod tls_alpn01;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,8 +13,9 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::net::TcpStream;
 
-use super::Resolve;
 use super::problem::{ErrorType, Problem};
+use super::state::{Authorization, ChallengeKind};
+use super::{Ports, Resolve};
 use crate::identifier::Identifier;
 use crate::net::http::{self as client, Longest, ReplyBody};
 
@@ -20,6 +23,27 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: Longest = Longest::Whole(1024);
 /// The longest part of a wrong answer in a message, in bytes.
 const SHOWN: usize = 100;
+
+/// Validates the challenge that the client has started; `expected` is the key
+/// authorization.
+pub(super) async fn validate(
+    authorization: &Authorization,
+    expected: &str,
+    ports: Ports,
+    resolve: Resolve,
+) -> Result<(), Problem> {
+    let (name, challenge) = (&authorization.identifier, &authorization.challenge);
+    match challenge.kind {
+        ChallengeKind::Http01 => {
+            http01(name, &challenge.token, expected, ports.http, resolve).await
+        }
+        ChallengeKind::TlsAlpn01 => tls_alpn01::validate(name, expected, ports.tls, resolve).await,
+        ChallengeKind::Dns01 => Err(Problem::new(
+            ErrorType::Unauthorized,
+            format!("{name}: this CA does not validate dns-01"),
+        )),
+    }
+}
 
 /// Fetches `/.well-known/acme-challenge/TOKEN` from `identifier` and compares
 /// it with `expected`, the key authorization.

@@ -5,8 +5,7 @@
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,19 +17,16 @@ use http::header::{
 };
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket};
 
+use super::listen::{Listen, Protocol, RequestCounter};
 use super::responses::Responses;
-use super::{Solver, SolverSettings, Unfit, check_http01_name};
+use super::{ChallengeKind, Solver, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;
-use crate::net::listen::{Connections, Limits, Socket};
-use crate::net::sockets::{BACKLOG, owner_of};
+use crate::net::listen::{HANDSHAKE_DEADLINE, Limits};
 
 const PATH: &str = "/.well-known/acme-challenge/";
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     // A silent connection costs about 1 KiB, and one that has begun some 23 KiB in a debug
     // build: all of them stay below 4 MiB.
     silent: 512,
@@ -38,17 +34,12 @@ const LIMITS: Limits = Limits {
     // A CA validates from a handful of addresses, none of which needs more.
     by_address: 48,
     head: Duration::from_secs(5),
+    handshake: HANDSHAKE_DEADLINE,
     // Validations take milliseconds, and so does the redirect of a browser.
     connection: Duration::from_secs(30),
     // hyper's smallest buffer, far above the size of an honest request head.
     largest_head: 8 * 1024,
 };
-
-/// Port 80 of all addresses.
-const EVERYWHERE: [SocketAddr; 2] = [
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 80),
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80),
-];
 
 /// The addresses of the listener; an empty list means port 80 of all addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +56,11 @@ impl Settings {
 
 impl SolverSettings for Settings {
     fn solver(&self, responses: &Responses) -> Arc<dyn Solver> {
-        Arc::new(responses.clone())
+        responses.solver(ChallengeKind::Http01)
+    }
+
+    fn kind(&self) -> ChallengeKind {
+        ChallengeKind::Http01
     }
 
     fn solver_key(&self) -> String {
@@ -73,11 +68,8 @@ impl SolverSettings for Settings {
         "listen".to_owned()
     }
 
-    fn http_listen(&self) -> Option<&[SocketAddr]> {
-        Some(match self.0.is_empty() {
-            true => &EVERYWHERE,
-            false => &self.0,
-        })
+    fn listens(&self) -> Vec<Listen> {
+        Protocol::Http.at(&self.0)
     }
 
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
@@ -85,154 +77,7 @@ impl SolverSettings for Settings {
     }
 }
 
-/// Why an address could not be listened on.
-#[derive(Debug, Error)]
-#[error("cannot listen on {address}: {source}{}", shown(.owner.as_ref()))]
-pub struct BindError {
-    /// The address.
-    pub address: SocketAddr,
-    source: io::Error,
-    /// The program that has the port, and its process id, if /proc shows them.
-    pub owner: Option<(String, u32)>,
-}
-
-fn shown(owner: Option<&(String, u32)>) -> String {
-    let shown = owner.map(|(program, pid)| {
-        let program = program.escape_default();
-        format!("; the port is used by {program} (pid {pid})")
-    });
-    shown.unwrap_or_default()
-}
-
-impl BindError {
-    fn new(address: SocketAddr, source: io::Error) -> Self {
-        let is_used = source.kind() == io::ErrorKind::AddrInUse;
-        Self {
-            address,
-            source,
-            owner: is_used.then(|| owner_of(address.port())).flatten(),
-        }
-    }
-
-    /// Whether the cause is that this machine has no IPv6, or has it switched off.
-    #[must_use]
-    pub fn is_for_lack_of_ipv6(&self) -> bool {
-        let errno = Errno::from_io_error(&self.source);
-        self.address.is_ipv6() && matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
-    }
-
-    /// The next thing to do.
-    #[must_use]
-    pub fn hint(&self) -> &'static str {
-        match self.source.kind() {
-            io::ErrorKind::AddrInUse => {
-                "leave the port to that server and use --webroot DIR with it, have it forward /.well-known/acme-challenge/ to another --http-listen ADDR, or stop it"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=80, or a socket from systemd; or use --http-listen with another port that port 80 is forwarded to"
-            }
-            _ => "check the address given with --http-listen",
-        }
-    }
-}
-
-/// Counts each request by its result: `answered`, `unknown`, `redirected` or `refused`.
-pub type RequestCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
-
-/// Bound sockets, not served yet.
-pub struct Listener {
-    sockets: Vec<TcpListener>,
-    responses: Responses,
-    tally: RequestCounter,
-}
-
-impl Listener {
-    /// Binds every address of `addresses`.
-    ///
-    /// # Errors
-    /// The first address that cannot be bound; the others are released.
-    pub fn bind(addresses: &[SocketAddr], responses: Responses) -> Result<Self, BindError> {
-        let bind = |address: &SocketAddr| {
-            listen(*address).map_err(|error| BindError::new(*address, error))
-        };
-        let sockets = addresses.iter().map(bind).collect::<Result<_, _>>()?;
-        Ok(Self::new(sockets, responses))
-    }
-
-    /// The same with the sockets of `other`, too.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.sockets.extend(other.sockets);
-        self
-    }
-
-    fn new(sockets: Vec<TcpListener>, responses: Responses) -> Self {
-        Self {
-            sockets,
-            responses,
-            tally: Arc::new(|_| {}),
-        }
-    }
-
-    /// Counts every request with `tally`.
-    #[must_use]
-    pub fn counted_by(mut self, tally: RequestCounter) -> Self {
-        self.tally = tally;
-        self
-    }
-
-    /// Uses sockets that are bound and listening already.
-    ///
-    /// # Errors
-    /// When one of them cannot be used.
-    pub fn from_sockets(
-        sockets: Vec<std::net::TcpListener>,
-        responses: Responses,
-    ) -> Result<Self, BindError> {
-        let taken = sockets.into_iter().map(|socket| {
-            let unknown = (Ipv4Addr::UNSPECIFIED, 80).into();
-            let address = socket.local_addr().unwrap_or(unknown);
-            let nonblocking = socket.set_nonblocking(true);
-            let taken = nonblocking.and_then(|()| TcpListener::from_std(socket));
-            taken.map_err(|source| BindError::new(address, source))
-        });
-        Ok(Self::new(taken.collect::<Result<_, _>>()?, responses))
-    }
-
-    /// The addresses of the listener, with the ports that the system chose.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        let addresses = self.sockets.iter().map(TcpListener::local_addr);
-        addresses.flatten().collect()
-    }
-
-    /// Serves until the future is dropped.
-    pub async fn serve(self) {
-        let connections = Connections::new(LIMITS);
-        let mut accepting = tokio::task::JoinSet::new();
-        for socket in self.sockets.into_iter().map(Socket::Tcp) {
-            let router = router(self.responses.clone(), self.tally.clone());
-            accepting.spawn(connections.clone().serve(socket, None, router));
-        }
-        while accepting.join_next().await.is_some() {}
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.set_reuseaddr(true)?;
-    if address.is_ipv6() {
-        // A dual-stack socket would collide with 0.0.0.0:80.
-        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-fn router(responses: Responses, tally: RequestCounter) -> Router {
+pub(super) fn router(responses: Responses, tally: RequestCounter) -> Router {
     Router::new().fallback(async move |request: Request<Body>| {
         let reply = answer(&request, &responses);
         tally(kind(reply.status()));
@@ -271,10 +116,7 @@ fn answer(request: &Request<Body>, responses: &Responses) -> Response {
         };
     };
     match responses.lookup(&host, token) {
-        Some(key_authorization) => {
-            responses.fetched(token);
-            Bytes::from(key_authorization).into_response()
-        }
+        Some(key_authorization) => Bytes::from(key_authorization).into_response(),
         None => (StatusCode::NOT_FOUND, "no such challenge here\n").into_response(),
     }
 }
@@ -320,7 +162,8 @@ mod tests {
     mod flood;
 
     use super::*;
-    use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+    use crate::challenge::listen::Listener;
+    use crate::challenge::{Answer, Token};
     use crate::net::listen::{Peer, converse};
 
     const TOKEN: &str = "abcdefghijklmnopqrstuv";
@@ -366,11 +209,20 @@ mod tests {
         assert!(busy <= LIMITS.connection + tenth * 10, "{busy:?}");
     }
 
+    fn solver(responses: &Responses) -> Arc<dyn Solver> {
+        Settings::default().solver(responses)
+    }
+
+    fn bind(responses: &Responses) -> Listener {
+        let address = ([127, 0, 0, 1], 0).into();
+        let protocol = Protocol::Http;
+        Listener::bind(&Listen { protocol, address }, responses).unwrap()
+    }
+
     async fn serving() -> (SocketAddr, Responses) {
         let responses = Responses::default();
-        responses.present(&the_answer()).await.unwrap();
-        let listener =
-            Listener::bind(&["127.0.0.1:0".parse().unwrap()], responses.clone()).unwrap();
+        solver(&responses).present(&the_answer()).await.unwrap();
+        let listener = bind(&responses);
         let address = listener.addresses()[0];
         tokio::spawn(listener.serve());
         (address, responses)
@@ -404,7 +256,7 @@ mod tests {
         let (address, responses) = serving().await;
         let path = format!("{PATH}{TOKEN}");
         let (waiting, answered) = tokio::join!(
-            async { responses.observed(&the_answer()).await },
+            async { solver(&responses).observed(&the_answer()).await },
             fetch(address, "GET", &path, "Example.COM:80", ""),
         );
         let () = waiting;
@@ -412,7 +264,7 @@ mod tests {
             answered.starts_with("HTTP/1.1 200") && answered.ends_with(".thumbprint"),
             "{answered}"
         );
-        responses.clean_up(&the_answer()).await.unwrap();
+        solver(&responses).clean_up(&the_answer()).await.unwrap();
         assert!(
             fetch(address, "GET", &path, "example.com", "")
                 .await
@@ -423,14 +275,14 @@ mod tests {
     #[tokio::test]
     async fn responses_explain_a_host_that_a_proxy_has_changed() {
         let (address, responses) = serving().await;
-        assert_eq!(responses.explain(&the_answer()).await, None);
+        assert_eq!(solver(&responses).explain(&the_answer()).await, None);
         let path = format!("{PATH}{TOKEN}");
         fetch(address, "GET", &path, "127.0.0.1", "").await;
-        let explained = responses.explain(&the_answer()).await.unwrap();
+        let explained = solver(&responses).explain(&the_answer()).await.unwrap();
         assert!(explained.contains("`Host: 127.0.0.1`"), "{explained}");
         assert!(explained.contains("proxy_set_header"), "{explained}");
         fetch(address, "GET", &path, "example.com", "").await;
-        let explained = responses.explain(&the_answer()).await.unwrap();
+        let explained = solver(&responses).explain(&the_answer()).await.unwrap();
         assert!(explained.contains("was fetched here"), "{explained}");
     }
 
@@ -513,8 +365,7 @@ mod tests {
             let counted = counted.clone();
             Arc::new(move |kind| counted.lock().unwrap().push(kind))
         };
-        let bound = Listener::bind(&["127.0.0.1:0".parse().unwrap()], Responses::default());
-        let listener = bound.unwrap().counted_by(tally);
+        let listener = bind(&Responses::default()).counted_by(tally);
         let address = listener.addresses()[0];
         tokio::spawn(listener.serve());
         for (method, path) in [("GET", "/"), ("GET", PATH), ("PUT", "/")] {
@@ -541,17 +392,6 @@ mod tests {
         let ended = idle[0].read(&mut [0]).await;
         assert!(matches!(ended, Ok(0) | Err(_)), "the oldest is still open");
         let last = idle[most].try_read(&mut [0]);
-        assert!(last.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
-    }
-
-    #[tokio::test]
-    async fn bind_error_names_the_program_on_the_port() {
-        let (address, _responses) = serving().await;
-        let error = Listener::bind(&[address], Responses::default())
-            .err()
-            .unwrap();
-        let pid = format!("(pid {})", std::process::id());
-        assert!(error.to_string().contains(&pid), "{error}");
-        assert!(error.hint().contains("--webroot"));
+        assert!(last.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
     }
 }

@@ -1,5 +1,5 @@
-//! The live HTTP-01 answers, shared between the orders that present them and the listener
-//! that serves them.
+//! The live answers that our own listeners give, shared between the orders that present
+//! them and the listeners that serve them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Answer, ChallengeKind, Solver, SolverError};
+use super::{Answer, ChallengeKind, HTTP_HINT, Solver, SolverError};
 use crate::identifier::Identifier;
 
-/// Live answers by token.
+/// Live answers by their kind and token: a CA may offer challenges of every kind with one
+/// token.
 #[derive(Clone, Debug, Default)]
 pub struct Responses {
-    live: Arc<Mutex<HashMap<String, Live>>>,
+    live: Arc<Mutex<HashMap<(ChallengeKind, String), Live>>>,
 }
 
 #[derive(Debug)]
@@ -26,34 +27,68 @@ struct Live {
 }
 
 impl Responses {
-    /// The answer for `token`, if it is live and for `host`.
+    /// Presents answers to challenges of `kind` here.
+    #[must_use]
+    pub fn solver(&self, kind: ChallengeKind) -> Arc<dyn Solver> {
+        let responses = self.clone();
+        Arc::new(Presenter { responses, kind })
+    }
+
+    /// The HTTP-01 answer for `token`, if it is live and for `host`.
     #[must_use]
     pub fn lookup(&self, host: &Identifier, token: &str) -> Option<String> {
         let mut live = self.lock();
-        let answer = live.get_mut(token)?;
+        let answer = live.get_mut(&(ChallengeKind::Http01, token.to_owned()))?;
         if answer.identifier != *host {
             answer.asked_as = Some(host.clone());
             return None;
         }
+        answer.fetched.send_replace(true);
         Some(answer.key_authorization.clone())
     }
 
-    /// Reports to [`Solver::observed`] that the answer for `token` was fetched.
-    pub fn fetched(&self, token: &str) {
-        if let Some(answer) = self.lock().get(token) {
-            answer.fetched.send_replace(true);
-        }
+    /// An identifier for which an answer of `kind` is live, and the answer.
+    #[must_use]
+    pub fn find(
+        &self,
+        kind: ChallengeKind,
+        is_wanted: impl Fn(&Identifier) -> bool,
+    ) -> Option<(Identifier, String)> {
+        let live = self.lock();
+        let mut of_kind = live.iter().filter(|((own, _), _)| *own == kind);
+        let (_, answer) = of_kind.find(|(_, answer)| is_wanted(&answer.identifier))?;
+        answer.fetched.send_replace(true);
+        Some((answer.identifier.clone(), answer.key_authorization.clone()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(ChallengeKind, String), Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// Presents answers of one kind.
+struct Presenter {
+    responses: Responses,
+    kind: ChallengeKind,
+}
+
+fn key(answer: &Answer) -> (ChallengeKind, String) {
+    (answer.kind, answer.token.as_str().to_owned())
+}
+
 #[async_trait]
-impl Solver for Responses {
+impl Solver for Presenter {
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
-        kind == ChallengeKind::Http01 && !identifier.is_wildcard()
+        kind == self.kind && !identifier.is_wildcard()
+    }
+
+    fn hint(&self) -> &'static str {
+        match self.kind {
+            ChallengeKind::Http01 => HTTP_HINT,
+            ChallengeKind::TlsAlpn01 => {
+                "port 443 of each name must reach this machine from the internet, and what listens there must forward connections that offer acme-tls/1 to --tls-listen: check DNS records, firewalls and forwarding"
+            }
+        }
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
@@ -63,13 +98,13 @@ impl Solver for Responses {
             fetched: watch::Sender::new(false),
             asked_as: None,
         };
-        self.lock().insert(answer.token.as_str().to_owned(), live);
+        self.responses.lock().insert(key(answer), live);
         Ok(())
     }
 
     async fn observed(&self, answer: &Answer) {
         let subscribe = |live: &Live| live.fetched.subscribe();
-        let fetched = self.lock().get(answer.token.as_str()).map(subscribe);
+        let fetched = self.responses.lock().get(&key(answer)).map(subscribe);
         if let Some(mut fetched) = fetched
             && fetched.wait_for(|fetched| *fetched).await.is_ok()
         {
@@ -80,13 +115,13 @@ impl Solver for Responses {
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
-        self.lock().remove(answer.token.as_str());
+        self.responses.lock().remove(&key(answer));
         Ok(())
     }
 
     async fn explain(&self, answer: &Answer) -> Option<String> {
-        let live = self.lock();
-        let (name, live) = (&answer.identifier, live.get(answer.token.as_str())?);
+        let live = self.responses.lock();
+        let (name, live) = (&answer.identifier, live.get(&key(answer))?);
         if *live.fetched.borrow() {
             return Some("the answer was fetched here: other requests of the CA went elsewhere, perhaps to another address of the name, or a proxy changed the reply".to_owned());
         }

@@ -80,6 +80,10 @@ impl SolverSettings for Settings {
         })
     }
 
+    fn kind(&self) -> ChallengeKind {
+        ChallengeKind::Http01
+    }
+
     fn solver_key(&self) -> String {
         format!("webroot {self:?}")
     }

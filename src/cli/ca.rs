@@ -11,7 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
 use super::output::{say, say_json};
-use crate::ca::{CaError, PRIVATE, Permitted, Profile, Resolve, Server, Settings, Validation};
+use crate::ca::{
+    CaError, PRIVATE, Permitted, Ports, Profile, Resolve, Server, Settings, Validation,
+};
 use crate::certificate::SecretBytes;
 use crate::config::{self, Unusable};
 use crate::failure::{Failure, hint_for};
@@ -36,6 +38,9 @@ pub(super) struct Serve {
     /// The port for HTTP-01 validation
     #[arg(long, value_name = "N", default_value_t = 80)]
     http_port: u16,
+    /// The port for TLS-ALPN-01 validation
+    #[arg(long, value_name = "N", default_value_t = 443)]
+    tls_port: u16,
     /// Validate every name at this address, without resolving it
     #[arg(long, value_name = "IP")]
     resolve_to: Option<IpAddr>,
@@ -110,8 +115,11 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
 fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<Settings, Failure> {
     let mut settings = Settings::new(format!("https://{address}"));
     settings.directory = Some(directory);
-    settings.validation = Validation::Http {
-        port: options.http_port,
+    settings.validation = Validation::Connect {
+        ports: Ports {
+            http: options.http_port,
+            tls: options.tls_port,
+        },
         resolve: options.resolve_to.map_or(Resolve::System, Resolve::Fixed),
     };
     settings.permitted = permitted(&options.permit)?;

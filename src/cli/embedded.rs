@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::ca::{directory_in, failed};
-use crate::ca::{Resolve, Server, Settings, Validation};
+use crate::ca::{Ports, Resolve, Server, Settings, Validation};
 use crate::failure::Failure;
 use crate::net::sockets::reachable;
 use crate::time::Clock;
@@ -25,8 +25,8 @@ pub(super) fn open(
     let mut settings = Settings::new(BASE_URL);
     settings.directory = Some(directory);
     let answers_at = answers_at.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 80).into());
-    settings.validation = Validation::Http {
-        port: answers_at.port(),
+    settings.validation = Validation::Connect {
+        ports: Ports::both(answers_at.port()),
         resolve: Resolve::Fixed(reachable(answers_at).ip()),
     };
     let server = Server::new(settings, clock).map_err(|error| failed(&error))?;

@@ -372,8 +372,7 @@ impl Factory {
         if let Some(server) = &*opened {
             return Ok(server.clone());
         }
-        let addresses = settings.challenge.http_listen();
-        let answers_at = addresses.and_then(|all| all.first().copied());
+        let answers_at = settings.challenge.listens().first().map(|one| one.address);
         let server = embedded::open(
             &self.process.data_dir,
             answers_at,

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -14,10 +13,11 @@ use super::Call;
 use super::args::Issue;
 use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
-use super::listener::{ChallengeSockets, listener, serve};
+use super::listener::{ChallengeSockets, listeners, serve};
 use super::meant;
 use super::output::{say, say_json};
 use super::progress::Display;
+use crate::challenge::listen::Listen;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Settings};
 use crate::control::{self, Done, Task};
@@ -131,8 +131,8 @@ pub(crate) async fn work(
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let needed = needed_addresses(settings, task).await?;
-    let ChallengeSockets { listener, refused } = listener(call, needed, &responses).await?;
+    let needed = needed_listeners(settings, task).await?;
+    let ChallengeSockets { listeners, refused } = listeners(call, &needed, &responses).await?;
     if let Some(failure) = refused.failure(&settings.certificates) {
         return Err(failure);
     }
@@ -158,7 +158,7 @@ pub(crate) async fn work(
     let worker = Worker::Here(Box::new(factory));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),
+        () = serve(listeners) => Err(Failure::unexpected("the challenge listener stopped")),
         failure = interrupted() => Err(failure),
     }
 }
@@ -205,10 +205,7 @@ pub(crate) async fn may_order(
 }
 
 /// The addresses of the challenges of those certificates that may be ordered.
-async fn needed_addresses(
-    settings: &Settings,
-    task: Task,
-) -> Result<Option<Vec<SocketAddr>>, Failure> {
+async fn needed_listeners(settings: &Settings, task: Task) -> Result<Vec<Listen>, Failure> {
     let store = existing_store(settings.data_dir.clone())?;
     let mut able = Vec::new();
     for certificate in &settings.certificates {
@@ -225,7 +222,10 @@ async fn needed_addresses(
         docker: None,
         ..settings.clone()
     };
-    Ok(able.http_listen().filter(|_| is_needed))
+    Ok(match is_needed {
+        true => able.listens(),
+        false => Vec::new(),
+    })
 }
 
 /// Works on all certificates at once, to coalesce the reloads of their servers, and

@@ -1,15 +1,15 @@
-//! The HTTP-01 listener of a process: bound here, or by the service manager.
+//! The challenge listeners of a process: bound here, or by the service manager.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use super::Call;
-use crate::challenge::http01::{BindError, Listener};
+use crate::challenge::listen::{BindError, Listen, Listener, Protocol};
 use crate::challenge::responses::Responses;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
 use crate::manage::CannotOrder;
-use crate::net::sockets::serves;
 use crate::net::systemd;
 
 /// How long a command waits for another command of ours to release the port.
@@ -19,13 +19,14 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 /// The sockets of a process, and the addresses that it could not get.
 #[derive(Default)]
 pub(super) struct ChallengeSockets {
-    pub(super) listener: Option<Listener>,
+    /// One for each protocol.
+    pub(super) listeners: Vec<Listener>,
     pub(super) refused: Refused,
 }
 
 /// The addresses that could not be bound. Only the certificates that need one fail.
 #[derive(Default)]
-pub(super) struct Refused(Vec<(SocketAddr, CannotOrder)>);
+pub(super) struct Refused(Vec<(Listen, CannotOrder)>);
 
 impl Refused {
     fn add(&mut self, error: &BindError) {
@@ -34,19 +35,19 @@ impl Refused {
             hint: error.hint().to_owned(),
             only_when_due: true,
         };
-        self.0.push((error.address, cause));
+        self.0.push((error.listen, cause));
     }
 
     /// Why `settings` cannot be ordered: the first address that their challenges need.
     pub(super) fn cause(&self, settings: &CertificateSettings) -> Option<&CannotOrder> {
-        self.of(settings.challenge.http_listen()?)
+        self.of(&settings.challenge.listens())
     }
 
     /// The same for a challenge at these addresses.
-    pub(super) fn of(&self, needed: &[SocketAddr]) -> Option<&CannotOrder> {
+    pub(super) fn of(&self, needed: &[Listen]) -> Option<&CannotOrder> {
         let mut refused = self.0.iter();
-        let refused = refused.find(|(address, _)| {
-            let meets = |one: &SocketAddr| serves(*address, *one) || serves(*one, *address);
+        let refused = refused.find(|(listen, _)| {
+            let meets = |one: &Listen| listen.serves(one) || one.serves(listen);
             needed.iter().any(meets)
         });
         refused.map(|(_, cause)| cause)
@@ -67,52 +68,70 @@ impl Refused {
     }
 }
 
-/// The listener to serve while certificates are issued, on the `needed` addresses. Bind it
-/// before anything is written, so that a port in use changes nothing.
-pub(super) async fn listener(
+/// The listeners to serve while certificates are issued, on the `needed` addresses. Bind
+/// them before anything is written, so that a port in use changes nothing.
+pub(super) async fn listeners(
     call: &Call,
-    needed: Option<Vec<SocketAddr>>,
+    needed: &[Listen],
     responses: &Responses,
 ) -> Result<ChallengeSockets, Failure> {
-    let Some(needed) = needed else {
-        return Ok(ChallengeSockets::default());
-    };
-    let passed = systemd::listeners(&call.environment)?;
-    if !passed.is_empty() {
-        let listener = Listener::from_sockets(passed, responses.clone());
-        let listener = listener.map_err(|error| Failure::usage(error.to_string(), error.hint()));
-        return Ok(ChallengeSockets {
-            listener: Some(listener?),
-            refused: Refused::default(),
-        });
-    }
     let mut bound = ChallengeSockets::default();
-    for address in &needed {
-        match bind(*address, responses).await {
-            Ok(one) => {
-                bound.listener = Some(match bound.listener.take() {
-                    Some(others) => others.and(one),
-                    None => one,
-                });
-            }
-            // A machine without IPv6 is reached by IPv4 alone.
-            Err(error)
-                if error.is_for_lack_of_ipv6()
-                    && needed
-                        .iter()
-                        .any(|one| one.is_ipv4() && one.port() == address.port()) => {}
-            Err(error) => bound.refused.add(&error),
-        }
+    if needed.is_empty() {
+        return Ok(bound);
+    }
+    let mut passed = systemd::listeners(&call.environment)?;
+    for protocol in Protocol::ALL {
+        let own: Vec<&Listen> = needed
+            .iter()
+            .filter(|one| one.protocol == protocol)
+            .collect();
+        let passed = match own.is_empty() {
+            true => continue,
+            false => passed.take(protocol.socket_name(), protocol.port()),
+        };
+        let listener = match passed.is_empty() {
+            true => bound.bind(&own, responses).await,
+            false => Some(
+                Listener::from_sockets(protocol, passed, responses)
+                    .map_err(|error| Failure::usage(error.to_string(), error.hint()))?,
+            ),
+        };
+        bound.listeners.extend(listener);
     }
     Ok(bound)
 }
 
-/// Binds `address`; while another command of ours has the port, waits for its end.
-async fn bind(address: SocketAddr, responses: &Responses) -> Result<Listener, BindError> {
+impl ChallengeSockets {
+    /// Binds the addresses of one protocol, as far as that is possible.
+    async fn bind(&mut self, needed: &[&Listen], responses: &Responses) -> Option<Listener> {
+        let mut listener: Option<Listener> = None;
+        for listen in needed {
+            match bind(listen, responses).await {
+                Ok(one) => {
+                    listener = Some(match listener {
+                        Some(others) => others.and(one),
+                        None => one,
+                    });
+                }
+                // A machine without IPv6 is reached by IPv4 alone.
+                Err(error)
+                    if error.is_for_lack_of_ipv6()
+                        && needed.iter().any(|one| {
+                            one.address.is_ipv4() && one.address.port() == listen.address.port()
+                        }) => {}
+                Err(error) => self.refused.add(&error),
+            }
+        }
+        listener
+    }
+}
+
+/// Binds an address; while another command of ours has the port, waits for its end.
+async fn bind(listen: &Listen, responses: &Responses) -> Result<Listener, BindError> {
     let begun = tokio::time::Instant::now();
     let mut is_announced = false;
     loop {
-        let error = match Listener::bind(&[address], responses.clone()) {
+        let error = match Listener::bind(listen, responses) {
             Err(error) => error,
             bound => return bound,
         };
@@ -120,7 +139,7 @@ async fn bind(address: SocketAddr, responses: &Responses) -> Result<Listener, Bi
         match owner.filter(|pid| is_a_command_of_ours(*pid)) {
             Some(pid) if begun.elapsed() < LONGEST_WAIT => {
                 if !std::mem::replace(&mut is_announced, true) {
-                    let port = address.port();
+                    let port = listen.address.port();
                     tracing::info!(
                         "waiting up to {} s for port {port}: another certs (pid {pid}) answers challenges there",
                         LONGEST_WAIT.as_secs()
@@ -146,9 +165,9 @@ fn is_a_command_of_ours(pid: u32) -> bool {
 }
 
 /// Answers challenges until the future is dropped.
-pub(super) async fn serve(listener: Option<Listener>) {
-    match listener {
-        Some(listener) => listener.serve().await,
-        None => std::future::pending().await,
+pub(super) async fn serve(listeners: Vec<Listener>) {
+    let mut serving: JoinSet<()> = listeners.into_iter().map(Listener::serve).collect();
+    if serving.join_next().await.is_none() {
+        std::future::pending().await
     }
 }

@@ -23,10 +23,10 @@ use super::catalog::{all_known, open_store};
 use super::factory::Factory;
 use super::kept::keep_stored;
 use super::labels::Labels;
-use super::listener::{Refused, listener};
+use super::listener::{Refused, listeners};
 use super::meant;
 use super::volume;
-use crate::challenge::http01::Listener;
+use crate::challenge::listen::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{Origin, Purpose, Settings};
 use crate::control::Control;
@@ -85,7 +85,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         reload,
         handle: handle.clone(),
         factory,
-        listens: settings.http_listen().is_some(),
+        listens: settings.listens().iter().map(|one| one.protocol).collect(),
     };
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
@@ -115,7 +115,7 @@ fn warn_if_empty(settings: &Settings) {
 /// stop the others.
 fn check_listener(refused: &Refused, settings: &Settings) -> Result<(), Failure> {
     let default = settings.default_challenge();
-    let default = default.and_then(|challenge| refused.of(challenge.http_listen()?));
+    let default = default.and_then(|challenge| refused.of(&challenge.listens()));
     if let Some(cause) = default {
         return Err(Failure::usage(cause.why.clone(), cause.hint.clone()));
     }
@@ -131,7 +131,7 @@ fn check_listener(refused: &Refused, settings: &Settings) -> Result<(), Failure>
 struct Bound {
     store: Arc<dyn Store>,
     responses: Responses,
-    challenges: Option<Listener>,
+    challenges: Vec<Listener>,
     refused: Refused,
     admin: Option<TcpListener>,
     hosts: HostNames,
@@ -141,8 +141,8 @@ struct Bound {
 impl Bound {
     async fn new(call: &Call, settings: &Settings) -> Result<Self, Failure> {
         let responses = Responses::default();
-        let bound = listener(call, settings.http_listen(), &responses).await?;
-        let (challenges, refused) = (bound.listener, bound.refused);
+        let bound = listeners(call, &settings.listens(), &responses).await?;
+        let (challenges, refused) = (bound.listeners, bound.refused);
         check_listener(&refused, settings)?;
         let admin = bind_admin(settings.admin_listen).await?;
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
@@ -172,7 +172,7 @@ impl Bound {
         shown: Shown,
         notifier: &Arc<Notifier>,
     ) {
-        if let Some(listener) = self.challenges {
+        for listener in self.challenges {
             let metrics = sidecar.factory.services.metrics.clone();
             let tally = Arc::new(move |result| metrics.challenge_request(result));
             serving.spawn(listener.counted_by(tally).serve());

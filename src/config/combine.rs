@@ -228,13 +228,18 @@ impl CertificateLayer {
     }
 }
 
-/// The strongest source that sets a challenge decides.
+/// The strongest source that names a kind of challenge, or sets one of its keys, decides
+/// the kind; the strongest that sets a key of this kind decides how it is answered.
 fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
-    let mut chosen = layers.iter().filter_map(|layer| layer.challenge());
-    chosen.next().unwrap_or_else(|| {
-        let kind = pick(layers, |layer| &layer.challenge);
-        kind.map(|kind| kind.value.into()).unwrap_or_default()
-    })
+    let named = |layer: &&CertificateLayer| {
+        let named = layer.challenge.as_ref().map(|kind| kind.value);
+        named.or_else(|| layer.challenges().next().map(|settings| settings.kind()))
+    };
+    let kind = layers.iter().find_map(named);
+    let kind = kind.unwrap_or_else(|| ChallengeSettings::default().kind());
+    let mut all = layers.iter().flat_map(|layer| layer.challenges());
+    let chosen = all.find(|settings| settings.kind() == kind);
+    chosen.unwrap_or_else(|| kind.into())
 }
 
 fn exists(

@@ -25,7 +25,7 @@ use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
-use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
+use crate::challenge::{ChallengeKind, ChallengeSettings, http01, tls_alpn01, webroot};
 use crate::deploy::confirmed::Right;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
@@ -88,6 +88,10 @@ layer! {
             .hint("an address such as 0.0.0.0:80 belongs here")
             .doc("Answer HTTP-01 at this address; sockets of systemd come first")
             .default_is("port 80 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
+        "tls_listen", tls_listen: Vec<SocketAddr>, list, LIST
+            .hint("an address such as 0.0.0.0:443 belongs here")
+            .doc("Answer TLS-ALPN-01 at this address; sockets of systemd come first")
+            .default_is("port 443 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "webroot", webroot: webroot::Settings, webroots, PATH.by_name()
             .doc("Write HTTP-01 answers below this directory, which another server serves on port 80; of several, each is for the names that follow it")
             .option(ISSUE | RUN | IMPORT, "DIR");
@@ -240,17 +244,22 @@ pub(super) const NAMING: [Key; 2] = [
 pub(super) const EXCLUSIVE: &[&str] = &["webroot", "http_listen"];
 
 impl CertificateLayer {
-    /// How challenges are answered, if this source chooses it.
-    pub(super) fn challenge(&self) -> Option<ChallengeSettings> {
-        if let Some(stored) = &self.stored_challenge {
-            return Some(stored.value.clone());
-        }
-        if let Some(directories) = &self.webroot {
-            return Some(ChallengeSettings::Webroot(directories.value.clone()));
-        }
-        let addresses = self.http_listen.as_ref()?;
-        let settings = http01::Settings::new(addresses.value.clone());
-        Some(ChallengeSettings::Listen(settings))
+    /// How challenges are answered, if this source chooses it: each of these for another
+    /// kind of challenge, and the first one for the kind that it implies.
+    pub(super) fn challenges(&self) -> impl Iterator<Item = ChallengeSettings> {
+        let stored = self
+            .stored_challenge
+            .as_ref()
+            .map(|stored| stored.value.clone());
+        let webroot = self.webroot.as_ref();
+        let webroot = webroot.map(|given| ChallengeSettings::Webroot(given.value.clone()));
+        let http = self.http_listen.as_ref().map(|addresses| {
+            ChallengeSettings::Listen(http01::Settings::new(addresses.value.clone()))
+        });
+        let tls = self.tls_listen.as_ref().map(|addresses| {
+            ChallengeSettings::TlsListen(tls_alpn01::Settings::new(addresses.value.clone()))
+        });
+        [stored, webroot, http, tls].into_iter().flatten()
     }
 }
 

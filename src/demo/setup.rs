@@ -18,9 +18,10 @@ use super::nginx::Nginx;
 use super::tally::LoadTally;
 use super::{LOOPBACK, Site};
 use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
-use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
+use crate::ca::{Ports, RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{BundleCache, KeyType};
-use crate::challenge::http01::Listener;
+use crate::challenge::ChallengeKind;
+use crate::challenge::listen::{Listen, Listener, Protocol};
 use crate::challenge::responses::Responses;
 use crate::deploy::coalesce::Gate;
 use crate::deploy::endpoint::Endpoint;
@@ -122,7 +123,13 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
     let failed =
         |error: &dyn std::fmt::Display| Failure::unexpected(format!("the embedded CA: {error}"));
     let responses = Responses::default();
-    let listener = Listener::bind(&[LOOPBACK], responses.clone());
+    let listener = Listener::bind(
+        &Listen {
+            protocol: Protocol::Http,
+            address: LOOPBACK,
+        },
+        &responses,
+    );
     let listener = listener.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     let validated = listener.addresses().first().map_or(0, SocketAddr::port);
     serving.spawn(listener.serve());
@@ -134,8 +141,8 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
         delay: WINDOW_OPENS_AFTER,
         width: WINDOW_IS_OPEN_FOR,
     };
-    settings.validation = Validation::Http {
-        port: validated,
+    settings.validation = Validation::Connect {
+        ports: Ports::both(validated),
         resolve: Resolve::Fixed(LOOPBACK.ip()),
     };
     let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
@@ -154,7 +161,7 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
         directory: directory.to_owned(),
         account: AccountSettings::default(),
         exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
-        solvers: vec![Arc::new(responses)],
+        solvers: vec![responses.solver(ChallengeKind::Http01)],
         limiters: Arc::default(),
         clock: Arc::new(SystemClock),
         observer: Arc::new(()),

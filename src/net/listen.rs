@@ -31,7 +31,8 @@ use self::open::{Full, Open, Stage};
 use self::progress::{Progress, Reply, Watched};
 use super::Stream;
 
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// The usual time for a TLS handshake.
+pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most likely the process is out of file descriptors, which passes.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
@@ -51,7 +52,9 @@ pub(crate) struct Limits {
     pub(crate) by_address: usize,
     /// For the head of a request, and so for an idle connection.
     pub(crate) head: Duration,
-    /// For a whole connection; [`Duration::MAX`] sets no limit.
+    /// For a TLS handshake.
+    pub(crate) handshake: Duration,
+    /// For all that follows a handshake, or for a whole connection; [`Duration::MAX`] sets no limit.
     pub(crate) connection: Duration,
     /// The largest head of a request in bytes, at least hyper's 8 KiB.
     pub(crate) largest_head: usize,
@@ -65,6 +68,7 @@ impl Default for Limits {
             connections: 256,
             by_address: 256,
             head: Duration::from_secs(30),
+            handshake: HANDSHAKE_DEADLINE,
             connection: Duration::MAX,
             largest_head: 64 * 1024,
         }
@@ -206,7 +210,7 @@ impl Connections {
             let (limits, router) = (self.limits, router.clone());
             self.admit(peer.clone(), async move |slot: Slot| {
                 let within = match acceptor {
-                    Some(_) => limits.head.min(HANDSHAKE_DEADLINE),
+                    Some(_) => limits.head.min(limits.handshake),
                     None => limits.head,
                 };
                 let begun = tokio::time::timeout(within, stream.has_begun()).await;
@@ -219,7 +223,13 @@ impl Connections {
                 Box::pin(async {
                     let stream = match acceptor {
                         // Boxed: a connection without TLS must not take the memory for it.
-                        Some(acceptor) => Box::pin(handshake(acceptor, stream.into_stream())).await,
+                        Some(acceptor) => {
+                            let handshake = acceptor.accept(stream.into_stream());
+                            let ended = tokio::time::timeout(limits.handshake, handshake);
+                            // Any client can make a handshake fail; logging it would flood the log.
+                            let ended = Box::pin(ended).await.ok().and_then(Result::ok);
+                            ended.map(|stream| Box::new(stream) as Box<dyn Stream>)
+                        }
                         None => Some(stream.into_stream()),
                     };
                     if let Some(stream) = stream {
@@ -293,12 +303,6 @@ fn is_of_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset)
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: Box<dyn Stream>) -> Option<Box<dyn Stream>> {
-    let accepted = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
-    // Any client can make a handshake fail; logging it would flood the log.
-    Some(Box::new(accepted.ok()?.ok()?))
-}
-
 /// Serves `router` on one connection.
 pub(crate) async fn converse(stream: impl Stream, limits: Limits, peer: Peer, router: Router) {
     let service = service_fn(|mut request: Request<Incoming>| {
@@ -337,6 +341,7 @@ mod tests {
         connections: 128,
         by_address: 64,
         head: HANDSHAKE_DEADLINE,
+        handshake: HANDSHAKE_DEADLINE,
         connection: Duration::MAX,
         largest_head: 8 * 1024,
     };

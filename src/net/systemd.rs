@@ -11,13 +11,27 @@ use sd_notify::NotifyState;
 
 use crate::failure::Failure;
 
-/// The passed sockets for HTTP-01: those on port 80, and those named `http`
-/// (`FileDescriptorName=`). All other passed sockets are closed.
-pub(crate) fn listeners(
-    environment: &BTreeMap<String, String>,
-) -> Result<Vec<TcpListener>, Failure> {
+/// The passed sockets, each with its name (`FileDescriptorName=`). Those that are not taken
+/// are closed.
+#[derive(Default)]
+pub(crate) struct PassedSockets(Vec<(String, TcpListener)>);
+
+impl PassedSockets {
+    /// Takes the sockets on `port` and those with this name.
+    pub(crate) fn take(&mut self, name: &str, port: u16) -> Vec<TcpListener> {
+        let is_meant = |(own, socket): &mut (String, TcpListener)| {
+            let address = socket.local_addr();
+            own == name || address.is_ok_and(|address| address.port() == port)
+        };
+        let taken = self.0.extract_if(.., is_meant);
+        taken.map(|(_, socket)| socket).collect()
+    }
+}
+
+/// The sockets that the service manager has passed to this process.
+pub(crate) fn listeners(environment: &BTreeMap<String, String>) -> Result<PassedSockets, Failure> {
     if !environment.contains_key("LISTEN_FDS") {
-        return Ok(Vec::new());
+        return Ok(PassedSockets::default());
     }
     let mut passed = listenfd::ListenFd::from_env();
     let names = environment.get("LISTEN_FDNAMES");
@@ -33,12 +47,10 @@ pub(crate) fn listeners(
             )
         })?;
         let Some(socket) = socket else { continue };
-        let port = socket.local_addr().map(|address| address.port());
-        if names.get(index) == Some(&"http") || port.is_ok_and(|port| port == 80) {
-            sockets.push(socket);
-        }
+        let name = names.get(index).copied().unwrap_or_default();
+        sockets.push((name.to_owned(), socket));
     }
-    Ok(sockets)
+    Ok(PassedSockets(sockets))
 }
 
 /// The service manager's socket for this process's state. It is connected before this

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, ResolvesServerCert};
@@ -13,6 +13,7 @@ use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
     ServerConfig, SignatureScheme, WantsVerifier,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A client's configuration, which still lacks the verification of the server.
 pub(crate) fn client() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
@@ -93,6 +94,83 @@ impl ServerCertVerifier for OwnRoots {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.path.supported_verify_schemes()
+    }
+}
+
+/// A client that takes any certificate whose key the server holds: the caller judges it.
+pub(crate) fn accepting_any() -> Result<ClientConfig, Error> {
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+    let verifier = Arc::new(AnyCertificate(algorithms));
+    let client = client()?.dangerous();
+    Ok(client
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct AnyCertificate(WebPkiSupportedAlgorithms);
+
+impl AnyCertificate {
+    /// By the leaf's key alone: webpki refuses a leaf with a critical extension that it does
+    /// not know, as that of TLS-ALPN-01.
+    fn verify(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let bad = |error| Error::InvalidCertificate(error);
+        let parsed = X509Certificate::from_der(leaf);
+        let (_, parsed) = parsed.map_err(|_| bad(CertificateError::BadEncoding))?;
+        let key = &parsed.public_key().subject_public_key.data;
+        let known = self.0.mapping.iter();
+        let mut known = known.filter(|(scheme, _)| *scheme == signed.scheme);
+        let verified = known.any(|(_, algorithms)| {
+            let mut algorithms = algorithms.iter();
+            algorithms.any(|one| {
+                one.verify_signature(key, message, signed.signature())
+                    .is_ok()
+            })
+        });
+        match verified {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => Err(bad(CertificateError::BadSignature)),
+        }
+    }
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) const LIMITS: Limits = Limits {
     connections: 64,
     by_address: 48,
     head: Duration::from_secs(10),
+    handshake: Duration::from_secs(5),
     connection: Duration::from_secs(60),
     largest_head: 16 * 1024,
 };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
+use certs::ca::{Identity, Ports, Resolve, Server, Settings, Validation, serve};
 use certs::fingerprint::Fingerprint;
 use certs::identifier::Identifier;
 use certs::tls::dialer::Dialer;
@@ -24,6 +24,8 @@ pub(crate) struct EmbeddedCa {
     clock: Arc<AdjustableClock>,
     /// The port from which it fetches HTTP-01 answers.
     pub(crate) http_port: u16,
+    /// The port at which it validates by TLS-ALPN-01.
+    pub(crate) tls_port: u16,
     directory: TempDir,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -44,10 +46,13 @@ impl EmbeddedCa {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let http_port = free_port();
+        let (http_port, tls_port) = (free_port(), free_port());
         let mut settings = Settings::new(format!("https://{address}"));
-        settings.validation = Validation::Http {
-            port: http_port,
+        settings.validation = Validation::Connect {
+            ports: Ports {
+                http: http_port,
+                tls: tls_port,
+            },
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
         change(&mut settings);
@@ -77,6 +82,7 @@ impl EmbeddedCa {
             server,
             clock,
             http_port,
+            tls_port,
             directory,
             stop: Some(stop),
             thread: Some(thread),

@@ -7,8 +7,8 @@ use super::*;
 #[tokio::test]
 async fn invalid_order_is_refused() {
     let (server, _) = server(|settings| {
-        settings.validation = Validation::Http {
-            port: 80,
+        settings.validation = Validation::Connect {
+            ports: Ports::default(),
             resolve: Resolve::System,
         };
     });

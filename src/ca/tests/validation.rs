@@ -101,7 +101,12 @@ async fn unreachable_name_makes_its_order_invalid() {
     let port = listener.local_addr().unwrap().port();
     let resolve = Resolve::Fixed(Ipv4Addr::LOCALHOST.into());
     drop(listener);
-    let (server, _) = server(|settings| settings.validation = Validation::Http { port, resolve });
+    let (server, _) = server(|settings| {
+        settings.validation = Validation::Connect {
+            ports: Ports::both(port),
+            resolve,
+        }
+    });
     let client = Client::registered(&server).await;
     let order = client
         .order(&server, json!({"identifiers": identifiers(&["a.example"])}))

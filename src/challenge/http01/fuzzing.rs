@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{LIMITS, PATH, router};
 use crate::challenge::responses::Responses;
-use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+use crate::challenge::{Answer, ChallengeKind, Token};
 use crate::identifier::Identifier;
 use crate::net::listen::{Peer, converse};
 
@@ -62,7 +62,10 @@ fn heard(request: &[u8]) -> Vec<u8> {
             token,
         };
         assert!(matches!(
-            responses.present(&answer).now_or_never(),
+            responses
+                .solver(ChallengeKind::Http01)
+                .present(&answer)
+                .now_or_never(),
             Some(Ok(()))
         ));
     }

@@ -2,10 +2,10 @@
 //! request. An invalid configuration is refused as a whole, and the old one stays.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
+use crate::challenge::listen::Listen;
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
 use crate::cli::factory::Factory;
@@ -17,7 +17,6 @@ use crate::discovery::Listing;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::{Certificate, Keeper};
-use crate::net::sockets::serves;
 use crate::net::systemd::Notifier;
 use crate::observe::{Board, Obstacles};
 
@@ -53,8 +52,10 @@ impl ManagedCertificates<'_> {
             self.factory.sandbox.cause(failure, &files)
         })?;
         let not_kept = keep_stored(&sources, &mut read, &self.labels).await?;
-        if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
-            let message = "the addresses of the challenge listener change only at a restart";
+        let bound = self.at_start.listens();
+        let is_bound = |needed: &Listen| bound.iter().any(|one| one.serves(needed));
+        if !self.socket_activated && !read.listens().iter().all(is_bound) {
+            let message = "the addresses of the challenge listeners change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
         }
         if !same_process(&self.at_start, &read) {
@@ -187,18 +188,6 @@ pub(super) fn with_labels(sources: &Sources, configured: &Settings, labels: &Lab
     let requested = labels.certificates(sources, configured);
     settings.certificates.extend(requested);
     settings
-}
-
-/// Whether the listener bound at the start serves all `needed` addresses.
-fn covers(bound: Option<Vec<SocketAddr>>, needed: Option<Vec<SocketAddr>>) -> bool {
-    match (bound, needed) {
-        (_, None) => true,
-        (None, Some(_)) => false,
-        (Some(bound), Some(needed)) => {
-            let is_served = |address: &SocketAddr| bound.iter().any(|one| serves(*one, *address));
-            needed.iter().all(is_served)
-        }
-    }
 }
 
 /// Whether the settings are equal apart from certificates and label rules.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::challenge::listen::Protocol;
 use crate::cli::factory::Factory;
 use crate::cli::issue::may_order;
 use crate::config::CertificateSettings;
@@ -18,8 +19,8 @@ use crate::supervise::Handle;
 pub(super) struct Sidecar {
     pub(super) handle: Handle,
     pub(super) factory: Arc<Factory>,
-    /// Whether this process has an HTTP-01 listener.
-    pub(super) listens: bool,
+    /// The challenge listeners of this process.
+    pub(super) listens: Vec<Protocol>,
     /// Reads the store again, and answers when that is done.
     pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -74,14 +75,23 @@ impl Worker for Sidecar {
     async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure> {
         let factory = &self.factory;
         let store = factory.services.store.as_ref();
-        let wants_listener = settings.challenge.http_listen().is_some();
-        if wants_listener && !self.listens && may_order(store, settings, task).await {
+        let wanted = settings.challenge.listens();
+        let mut lacking = wanted.iter().map(|one| one.protocol);
+        if let Some(protocol) = lacking.find(|protocol| !self.listens.contains(protocol))
+            && may_order(store, settings, task).await
+        {
             return Err(Failure::usage(
                 format!(
-                    "{}: the running `certs run` has no challenge listener",
-                    settings.lineage
+                    "{}: the running `certs run` has no listener for {}",
+                    settings.lineage,
+                    protocol.challenge()
                 ),
-                "use --webroot with its directory, or stop `certs run` first",
+                match protocol {
+                    Protocol::Http => "use --webroot with its directory, or stop `certs run` first",
+                    Protocol::Tls => {
+                        "set tls_listen and challenge = \"tls-alpn-01\" in its configuration and restart it, or stop it first"
+                    }
+                },
             ));
         }
         let Task::Pass(trigger) = task else {

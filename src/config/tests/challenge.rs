@@ -3,6 +3,8 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
+use crate::challenge::listen::Protocol;
+use crate::challenge::tls_alpn01;
 
 #[test]
 fn default_port_80_stays_beside_other_listeners() {
@@ -14,10 +16,9 @@ fn default_port_80_stays_beside_other_listeners() {
         ChallengeSettings::Listen(http01::Settings::new(addresses))
     };
     let all = |settings: &Settings| {
-        let addresses = settings.http_listen().unwrap_or_default();
-        addresses
-            .iter()
-            .map(ToString::to_string)
+        let all = settings.listens();
+        all.iter()
+            .map(|one| one.address.to_string())
             .collect::<Vec<_>>()
     };
     assert_eq!(all(&settings), ["0.0.0.0:80", "[::]:80"]);
@@ -34,7 +35,40 @@ fn default_port_80_stays_beside_other_listeners() {
     for certificate in &mut settings.certificates {
         certificate.challenge = ChallengeSettings::Webroot(webroot::Settings::new("/".into()));
     }
-    assert_eq!(settings.http_listen(), None);
+    assert_eq!(settings.listens(), []);
+}
+
+#[test]
+fn strongest_source_names_the_kind_and_its_own_keys_say_how() {
+    let file = "agree_tos = true\nhttp_listen = '127.0.0.1:5002'\ntls_listen = '127.0.0.1:5001'\n\
+                [[certificate]]\nnames = 'a.example.com'\n\
+                [[certificate]]\nnames = 'b.example.com'\nchallenge = 'tls-alpn-01'\n\
+                [[certificate]]\nnames = 'c.example.com'\nwebroot = '/'\n";
+    let address = |port: u16| vec![([127, 0, 0, 1], port).into()];
+    let http = ChallengeSettings::Listen(http01::Settings::new(address(5002)));
+    let tls = ChallengeSettings::TlsListen(tls_alpn01::Settings::new(address(5001)));
+    let webroot = ChallengeSettings::Webroot(webroot::Settings::new("/".into()));
+    let challenges = |case: &Case| {
+        let settings = case.settings(&Purpose::All);
+        settings
+            .certificates
+            .into_iter()
+            .map(|one| one.challenge)
+            .collect::<Vec<_>>()
+    };
+    let case = Case::new(file);
+    assert_eq!(challenges(&case), [http, tls.clone(), webroot.clone()]);
+    assert_eq!(case.settings(&Purpose::All).listens().len(), 2);
+    let case = case.set("CERTS_CHALLENGE", "tls-alpn-01");
+    // The environment is stronger than all of the file.
+    assert_eq!(challenges(&case), [tls.clone(), tls.clone(), tls]);
+    // Without an address of its own it is port 443.
+    let case = Case::new(
+        "agree_tos = true\nchallenge = 'tls-alpn-01'\n[[certificate]]\nnames = 'a.example.com'\n",
+    );
+    let listens = case.settings(&Purpose::All).listens();
+    let shown = listens.iter().map(|one| (one.protocol, one.address.port()));
+    assert_eq!(shown.collect::<Vec<_>>(), [(Protocol::Tls, 443); 2]);
 }
 
 #[test]

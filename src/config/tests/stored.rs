@@ -38,7 +38,7 @@ fn sample<'s>(key: &'s str, root: &'s str, hmac: &'s str) -> Vec<(&'s str, &'s s
             and(hmac, &[("fallback_eab_kid", "kid"), ca])
         }
         "challenge" => and("http-01", &[]),
-        "http_listen" => and("127.0.0.1:8080", &[]),
+        "http_listen" | "tls_listen" => and("127.0.0.1:8080", &[]),
         "webroot" | "output_dir" => and("/", &[]),
         "key" => and("rsa-2048", &[]),
         "deploy" => and("coturn", &[]),

@@ -162,6 +162,7 @@ mod tests {
         connections: 128,
         by_address: 64,
         head: Duration::from_secs(5),
+        handshake: Duration::from_secs(5),
         connection: Duration::MAX,
         largest_head: 8 * 1024,
     };

@@ -1,6 +1,10 @@
 //! Clients with latency while others flood the listener, on loopback.
 
 use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv4Addr;
+
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 
