@@ -147,7 +147,7 @@ fn cannot_rehearse(verb: &Verb) -> bool {
 
 async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Issue(options) => issue::issue(&call, &options).await,
+        Verb::Issue(options) => issue::issue(&call, options.task()).await,
         Verb::Run(_) => run::run(call).await,
         Verb::Renew(options) => renew::renew(&call, &options).await,
         Verb::Reload { names } => renew::reload(&call, &names).await,
@@ -161,7 +161,7 @@ async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
         Verb::Ca(verb) => ca::run(&call, verb).await,
         Verb::Import(options) => import::import(&call, &options).await,
         Verb::Delete(options) => delete::delete(&call, &options).await,
-        Verb::Install(verb) => install::run(&call, verb),
+        Verb::Install(verb) => install::run(&call, verb).await,
         Verb::Helper { serve: false } => sandbox::helper::keep().await,
         Verb::Helper { serve: true } => sandbox::helper::serve().await,
         Verb::Completions { .. } | Verb::Man { .. } | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),

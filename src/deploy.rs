@@ -17,7 +17,7 @@ pub(crate) mod output;
 pub(crate) mod outputs;
 pub(crate) mod owner;
 mod process;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 pub(crate) mod removal;
 mod signalled;
 pub mod starttls;

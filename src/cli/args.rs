@@ -5,6 +5,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
+use crate::control::Task;
+use crate::manage::Trigger;
 
 /// Gets, renews, deploys and verifies TLS certificates next to any proxy.
 #[derive(Debug, Parser)]
@@ -200,6 +202,16 @@ pub(super) struct Renew {
     pub dry_run: bool,
 }
 
+impl Issue {
+    pub(super) fn task(&self) -> Task {
+        match (self.dry_run, self.force) {
+            (true, _) => Task::Rehearsal,
+            (false, true) => Task::Pass(Trigger::Forced),
+            (false, false) => Task::Pass(Trigger::Requested),
+        }
+    }
+}
+
 impl Arguments {
     /// Applies the environment variables of the command's options, where the command
     /// line does not set them.
@@ -241,6 +253,7 @@ impl Arguments {
                 options.keys(&run.keys);
             }
             Verb::Import(import) => options.keys(&import.keys),
+            Verb::Install(super::install::Install::Nginx(install)) => options.keys(&install.keys),
             Verb::Config {
                 verb: Config::Check { file: Some(file) },
             } => options.config(Some(file)),

@@ -10,7 +10,6 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
-use super::args::Issue;
 use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
 use super::listener::{ChallengeSockets, listeners, serve};
@@ -36,13 +35,24 @@ use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
-pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
+pub(crate) async fn issue(call: &Call, task: Task) -> Result<(), Failure> {
     let mut settings = meant::named(&call.sources).await?;
     meant::check_command(&call.sources, &settings).await?;
-    if options.dry_run {
-        at_staging(&mut settings.certificates);
-        return work(call, &settings, Task::Rehearsal, BTreeSet::new()).await;
+    match task {
+        Task::Rehearsal => {
+            at_staging(&mut settings.certificates);
+            work(call, &settings, task, BTreeSet::new()).await
+        }
+        Task::Pass(trigger) => pass(call, &settings, trigger).await,
     }
+}
+
+/// One pass for each certificate of `settings`, whose rights the command confirms.
+pub(super) async fn pass(
+    call: &Call,
+    settings: &Settings,
+    trigger: Trigger,
+) -> Result<(), Failure> {
     // What only the store names is confirmed by no command that does not repeat it.
     let own = |one: &CertificateSettings| {
         let rights = one.rights().into_iter();
@@ -50,11 +60,7 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
         rights.collect::<Vec<_>>()
     };
     let rights = settings.certificates.iter().flat_map(own).collect();
-    let trigger = match options.force {
-        true => Trigger::Forced,
-        false => Trigger::Requested,
-    };
-    work(call, &settings, Task::Pass(trigger), rights).await
+    work(call, settings, Task::Pass(trigger), rights).await
 }
 
 /// Replaces each CA's directory by its staging directory.

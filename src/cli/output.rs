@@ -97,6 +97,14 @@ impl Terminal {
         }
     }
 
+    /// The same without results that need nothing.
+    pub(super) fn without_results(self) -> Self {
+        Self {
+            quiet: true,
+            ..self
+        }
+    }
+
     /// Whether only failures are printed.
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet

@@ -13,6 +13,7 @@ use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
 use super::layer::{Raw, Value};
 use super::problem::{Problems, SettingOrigin};
+use crate::text::shell_word;
 
 /// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,16 @@ impl<const VERB: u8> KeyOptions<VERB> {
     /// Whether no option was given.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether the option of this key was given.
+    pub(crate) fn gives(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key.name == name)
+    }
+
+    /// Whether another option than those of these keys was given.
+    pub(crate) fn gives_besides(&self, names: &[&str]) -> bool {
+        self.0.iter().any(|(key, _)| !names.contains(&key.name))
     }
 
     fn taken() -> impl Iterator<Item = (&'static Key, CommandLine)> {
@@ -221,7 +232,7 @@ impl Options {
                 _ => None,
             });
         let all = config.chain(keys);
-        all.map(|(name, text)| format!(" --{name} {}", quoted(text)))
+        all.map(|(name, text)| format!(" --{name} {}", shell_word(text)))
             .collect()
     }
 
@@ -238,15 +249,6 @@ impl Options {
             problems.add(&SettingOrigin::option(one), message, hint);
         }
         layer
-    }
-}
-
-/// `text` as one word for a shell.
-fn quoted(text: &str) -> String {
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+:@%,=".contains(letter);
-    match text.chars().all(is_plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 

@@ -1,100 +1,129 @@
-//! Whether the reloaded nginx answers a challenge. A reload returns when its signal is sent,
+//! Whether the reloaded nginx answers as planned. A reload returns when its signal is sent,
 //! and the old workers accept connections beside the new ones for a moment: a CA that is asked
 //! at once would see their 404. A token of our own is fetched as a CA does, on this machine.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
+use super::plan::Reach;
 use crate::files::beneath::Directory;
 
-/// The time for the new workers to replace the old ones.
-const WITHIN: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
+/// The time for the new workers to replace the old ones. nginx itself tries for 2.5 s to get
+/// an address.
+pub(crate) const WITHIN: Duration = Duration::from_secs(6);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// Half a second without an old worker.
-const REPEATED: u32 = 5;
+pub(crate) const REPEATED: u32 = 5;
 const LARGEST: u64 = 16 * 1024;
 const TOKEN: &str = "certs-install-checks-this-location";
-const HOST_ADDRESSES: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::LOCALHOST),
-    IpAddr::V6(Ipv6Addr::LOCALHOST),
-];
 
-/// Waits until port `port` answers challenges for `name` from `webroot`; what it answers
-/// instead, after 5 s. Where it does not listen on the loopback addresses, nothing is known.
+/// Waits until all of `at` answer challenges from `webroot`; what is answered instead, once
+/// `is_over` or after 6 s.
 ///
 /// # Errors
 /// When the answer cannot be written below `webroot`.
-pub(crate) fn wait_for_answer(webroot: &Path, name: &str, port: u16) -> io::Result<Option<String>> {
+pub(crate) fn wait_for_answers(
+    webroot: &Path,
+    at: &[Reach],
+    is_over: impl Fn() -> bool,
+) -> io::Result<Option<String>> {
     let place = webroot.join(".well-known/acme-challenge");
     let place = Directory::make(&place, 0o755)?;
     place.remove(TOKEN)?;
     place.write_new(TOKEN, 0o644, TOKEN.as_bytes(), |_| Ok(()))?;
-    let found = fetch_repeatedly(name, port);
+    let path = format!("/.well-known/acme-challenge/{TOKEN}");
+    let is_answer = |reply: &str| reply.contains(" 200") && reply.ends_with(TOKEN);
+    let found = wait(at, &path, is_answer, is_over);
     place.remove(TOKEN)?;
     Ok(found)
 }
 
-fn fetch_repeatedly(name: &str, port: u16) -> Option<String> {
+/// Waits until all of `at` redirect; what is answered instead, once `is_over` or after 6 s.
+pub(crate) fn wait_for_redirects(at: &[Reach], is_over: impl Fn() -> bool) -> Option<String> {
+    wait(at, "/", |reply| reply.contains(" 308"), is_over)
+}
+
+fn wait(
+    at: &[Reach],
+    path: &str,
+    is_expected: impl Fn(&str) -> bool,
+    is_over: impl Fn() -> bool,
+) -> Option<String> {
     let (mut passed, mut seen) = (Duration::ZERO, 0);
     loop {
-        let fetched = HOST_ADDRESSES.into_iter().find_map(|address| {
-            let address = SocketAddr::new(address, port);
-            let stream = TcpStream::connect_timeout(&address, WITHIN).ok()?;
-            Some(fetch(stream, name).unwrap_or_else(|error| error.to_string()))
-        })?;
-        seen = if fetched.is_empty() { seen + 1 } else { 0 };
+        let other = at.iter().find_map(|reach| {
+            let reply = fetch(reach, path).unwrap_or_else(|error| error.to_string());
+            let status = reply.lines().next().unwrap_or("no HTTP reply");
+            let other = format!("{} at {}: {status}", reach.name, reach.address);
+            (!is_expected(&reply) && reply != UNREACHABLE).then_some(other)
+        });
+        seen = if other.is_none() { seen + 1 } else { 0 };
         if seen == REPEATED {
             return None;
         }
-        if passed >= WITHIN {
-            return Some(fetched);
+        if other.is_some() && (passed >= WITHIN || is_over()) {
+            return other;
         }
         std::thread::sleep(PAUSE);
         passed += PAUSE;
     }
 }
 
-/// What is answered instead of the token; nothing if it is the token.
-fn fetch(mut stream: TcpStream, name: &str) -> io::Result<String> {
+/// This machine has no such address family: nothing is known.
+const UNREACHABLE: &str = "no such address on this machine";
+
+fn fetch(reach: &Reach, path: &str) -> io::Result<String> {
+    let connected = TcpStream::connect_timeout(&reach.address, WITHIN);
+    let mut stream = match connected {
+        Err(error) if is_unreachable(&error) => return Ok(UNREACHABLE.to_owned()),
+        connected => connected?,
+    };
     stream.set_read_timeout(Some(WITHIN))?;
     stream.set_write_timeout(Some(WITHIN))?;
-    let request = format!(
-        "GET /.well-known/acme-challenge/{TOKEN} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
-    );
+    let header = if reach.is_proxied {
+        "PROXY UNKNOWN\r\n"
+    } else {
+        ""
+    };
+    let name = &reach.name;
+    let request =
+        format!("{header}GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut reply = Vec::new();
     stream.take(LARGEST).read_to_end(&mut reply)?;
-    let reply = String::from_utf8_lossy(&reply);
-    let status = reply.lines().next().unwrap_or_default();
-    let is_answered = status.contains(" 200") && reply.ends_with(TOKEN);
-    Ok(match is_answered {
-        true => String::new(),
-        false if status.is_empty() => "no HTTP reply".to_owned(),
-        false => status.to_owned(),
-    })
+    Ok(String::from_utf8_lossy(&reply).into_owned())
+}
+
+/// Whether this machine has no such address.
+#[must_use]
+pub(crate) fn is_unreachable(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::AddrNotAvailable | ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     use super::*;
 
     /// A server whose first replies are a 404, and then the file.
-    fn serve(webroot: &Path, refusals: usize) -> u16 {
+    fn serve(webroot: &Path, refusals: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap();
         let file = webroot.join(".well-known/acme-challenge").join(TOKEN);
         std::thread::spawn(move || {
             for (count, stream) in listener.incoming().enumerate() {
                 let mut stream = stream.unwrap();
                 let mut asked = [0; 1024];
                 let length = stream.read(&mut asked).unwrap();
-                assert!(
-                    String::from_utf8_lossy(&asked[..length]).contains("Host: example.com\r\n")
-                );
+                let asked = String::from_utf8_lossy(&asked[..length]);
+                assert!(asked.starts_with("PROXY UNKNOWN\r\nGET /"), "{asked}");
+                assert!(asked.contains("Host: example.com\r\n"));
                 let reply = match count < refusals {
                     true => "HTTP/1.1 404 Not Found\r\n\r\n".to_owned(),
                     false => {
@@ -105,22 +134,29 @@ mod tests {
                 let _ = stream.write_all(reply.as_bytes());
             }
         });
-        port
+        address
     }
 
     #[test]
     fn answer_is_awaited_from_the_new_workers() {
         let webroot = tempfile::tempdir().unwrap();
-        let answered = |port| wait_for_answer(webroot.path(), "example.com", port).unwrap();
-        assert_eq!(answered(serve(webroot.path(), 3)), None);
-        let wrong = answered(serve(webroot.path(), usize::MAX));
-        assert_eq!(wrong.unwrap(), "HTTP/1.1 404 Not Found");
+        let answered = |address: SocketAddr, is_over: bool| {
+            let reach = Reach {
+                address,
+                binds: None,
+                is_proxied: true,
+                name: "example.com".to_owned(),
+            };
+            wait_for_answers(webroot.path(), &[reach], || is_over).unwrap()
+        };
+        assert_eq!(answered(serve(webroot.path(), 3), false), None);
+        let wrong = answered(serve(webroot.path(), usize::MAX), true).unwrap();
+        assert!(wrong.ends_with(": HTTP/1.1 404 Not Found"), "{wrong}");
         let left = webroot.path().join(".well-known/acme-challenge");
         assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
-        // A port without a server says nothing.
         let closed = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = closed.local_addr().unwrap().port();
+        let address = closed.local_addr().unwrap();
         drop(closed);
-        assert_eq!(answered(port), None);
+        assert!(answered(address, true).unwrap().contains("refused"));
     }
 }

@@ -171,7 +171,7 @@ impl Journals {
         changes: &[Change],
         links: &[Link],
     ) -> Result<(), Failure> {
-        let number = self.numbers()?.pop().unwrap_or(0) + 1;
+        let number = self.newest()? + 1;
         let intent = self.store(number, subject, changes, links)?;
         if let Err(error) = go_live(&intent, changes) {
             self.undo_one(number)?;
@@ -212,10 +212,19 @@ impl Journals {
         Ok(intent)
     }
 
-    /// Undoes the newest install.
-    pub(crate) fn undo_newest(&self) -> Result<(), Failure> {
-        let newest = self.numbers()?.pop();
-        newest.map_or(Ok(()), |number| self.undo_one(number).map(drop))
+    /// The number of the newest install; zero if there is none.
+    pub(crate) fn newest(&self) -> Result<u64, Failure> {
+        Ok(self.numbers()?.pop().unwrap_or(0))
+    }
+
+    /// Undoes the installs after this one; returns whether there were any.
+    pub(crate) fn undo_after(&self, number: u64) -> Result<bool, Failure> {
+        let mut later = self.numbers()?;
+        later.retain(|one| *one > number);
+        for one in later.iter().rev() {
+            self.undo_one(*one)?;
+        }
+        Ok(!later.is_empty())
     }
 
     /// Undoes every install, newest first; with `name` only those of the server of

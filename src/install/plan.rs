@@ -1,21 +1,40 @@
-//! Plans TLS for a name: a pure function from a configuration to edits. A block
-//! that listens only on port 80 moves to 443, and a small new block for challenges
-//! and the redirect replaces it. A block that has TLS keeps its policy: only its
-//! certificate and the challenges are edited.
+//! Plans TLS for a name: a pure function from a configuration to edits, up to a stage. First
+//! port 80 answers challenges for each name; then blocks without TLS get it beside port 80;
+//! last, port 80 redirects the names that the certificate has. Each stage continues from
+//! what the earlier one wrote. A block that has TLS keeps its policy: only its certificate
+//! is edited.
 
+mod answers;
+mod certificates;
 mod lines;
+mod listens;
+mod redirect;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use self::lines::STEP;
 pub(crate) use self::lines::{POLICY, challenge_location, shown_port};
-use super::change::{Edit, Edits, after_comment, indent, line_end};
-use super::server::{ServerBlock, find, is_own, list_names};
-use super::syntax::{Directive, Span};
-use super::tree::{Placed, Tree};
+use self::lines::{listed, place_of_start};
+use super::change::{Edit, Edits};
+use super::server::{ServerBlock, find, list_names};
+use super::syntax::Span;
+use super::tree::Tree;
 use crate::failure::Failure;
+use crate::identifier::Identifier;
+
+/// How far a plan goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Port 80 answers challenges.
+    Challenges,
+    /// And blocks have TLS.
+    Tls,
+    /// And port 80 redirects.
+    Redirect,
+}
 
 /// The options of a plan.
 #[derive(Clone, Debug)]
@@ -31,14 +50,44 @@ pub(crate) struct PlanOptions {
     pub webroot: Option<PathBuf>,
     /// The default directory for challenge answers.
     pub default_webroot: PathBuf,
+    /// The directory to which nginx's relative paths of files belong.
+    pub prefix: PathBuf,
+    /// Whether existing locations for challenges serve their directory. It is false once a
+    /// token laid out there was not answered.
+    pub trusts_locations: bool,
 }
 
 /// The stored pair of a name.
+#[derive(Clone, Debug)]
 pub(crate) struct Pair {
     /// The directory of `fullchain.pem` and `privkey.pem`.
     pub live: PathBuf,
-    /// Whether a CA issued it; else it is a placeholder or does not exist yet.
-    pub is_issued: bool,
+    /// The names of the certificate that a CA issued; none if it is a placeholder or does
+    /// not exist yet.
+    pub issued: BTreeSet<Identifier>,
+}
+
+impl Pair {
+    fn is_issued(&self) -> bool {
+        !self.issued.is_empty()
+    }
+
+    fn covers(&self, name: &str) -> bool {
+        let covers = |name: Identifier| self.issued.iter().any(|one| name.is_covered_by(one));
+        Identifier::parse(name).is_ok_and(covers)
+    }
+}
+
+/// A socket at which a name must be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub address: SocketAddr,
+    /// The address that nginx binds for it, if it has not yet.
+    pub binds: Option<SocketAddr>,
+    /// Whether it expects a PROXY header.
+    pub is_proxied: bool,
+    /// The name, in A-labels.
+    pub name: String,
 }
 
 /// The edits, and what to report of them.
@@ -54,15 +103,26 @@ pub(crate) struct InstallPlan {
     pub done: Vec<String>,
     /// What is not changed, and why.
     pub notes: Vec<String>,
-    /// The directory for challenge answers; `None` if another server answers.
-    pub webroot: Option<PathBuf>,
+    /// The directory for challenge answers.
+    pub webroot: PathBuf,
+    /// Where challenges must be answered.
+    pub plain: Vec<Reach>,
+    /// Where the certificate must be served.
+    pub tls: Vec<Reach>,
+    /// Where plain HTTP redirects from now on.
+    pub redirected: Vec<Reach>,
+    /// Whether an existing location for challenges is relied on.
+    pub relies_on_location: bool,
 }
 
 /// The name in `options`, or the only one; it is an error if there is none or more than one.
 pub(crate) fn choose(tree: &Tree, options: &PlanOptions) -> Result<String, Failure> {
     let servers = ServerBlock::all(tree);
     if let Some(name) = &options.name {
-        let name = name.to_ascii_lowercase();
+        let name = Identifier::parse(name).map_or_else(
+            |_| name.to_ascii_lowercase(),
+            |identifier| identifier.to_string(),
+        );
         find(tree, &servers, &name)?;
         return Ok(name);
     }
@@ -81,21 +141,39 @@ pub(crate) fn choose(tree: &Tree, options: &PlanOptions) -> Result<String, Failu
     ))
 }
 
+/// The names of the blocks of `name` that HTTP-01 can validate, that one first.
+pub(crate) fn names_beside(tree: &Tree, name: &str) -> Result<Vec<String>, Failure> {
+    let servers = ServerBlock::all(tree);
+    Ok(names(name, &find(tree, &servers, name)?))
+}
+
 /// Whether HTTP-01 can validate this name.
 fn is_name(name: &str) -> bool {
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
-    name.contains('.') && !name.starts_with('.') && name.bytes().all(is_of_name)
+    name.contains('.')
+        && name.bytes().all(is_of_name)
+        && matches!(Identifier::parse(name), Ok(Identifier::Dns(_)))
 }
 
-/// Plans the edits; `pair` is that of the name from [`choose`].
+/// Plans the edits up to `stage`; `pair` is that of the name from [`choose`].
 pub(crate) fn plan(
     tree: &Tree,
     name: &str,
     options: &PlanOptions,
     pair: &Pair,
+    stage: Stage,
 ) -> Result<InstallPlan, Failure> {
     let servers = ServerBlock::all(tree);
-    let found = find(tree, &servers, name)?;
+    let mut found = find(tree, &servers, name)?;
+    // One certificate over several blocks is installed in all of them.
+    let issued: Vec<String> = pair.issued.iter().map(ToString::to_string).collect();
+    let shares = |server: &ServerBlock| issued.iter().any(|name| server.is_named(name));
+    let is_found = |server: &ServerBlock| found.iter().any(|one| std::ptr::eq(*one, server));
+    let further: Vec<_> = servers
+        .iter()
+        .filter(|one| shares(one) && !is_found(one))
+        .collect();
+    found.extend(further);
     let mut planner = Planner {
         tree,
         options,
@@ -107,36 +185,26 @@ pub(crate) fn plan(
             edits: Edits::default(),
             done: Vec::new(),
             notes: Vec::new(),
-            webroot: None,
+            webroot: options.default_webroot.clone(),
+            plain: Vec::new(),
+            tls: Vec::new(),
+            redirected: Vec::new(),
+            relies_on_location: false,
         },
     };
-    planner.find_webroot(&found)?;
-    let (with, without): (Vec<&ServerBlock>, Vec<&ServerBlock>) =
-        found.iter().copied().partition(|server| server.has_tls());
-    let answered = without
-        .iter()
-        .any(|server| planner.listens_on_http(server) && server.challenges().is_some());
-    for server in &with {
-        if !answered {
-            planner.add_challenges(server);
+    planner.answer(&found)?;
+    if stage > Stage::Challenges {
+        for server in &found {
+            match server.has_tls() {
+                true => planner.keep_tls(server)?,
+                false => planner.add_tls(server, &found)?,
+            }
         }
-        planner.keep_tls(server)?;
+        if stage == Stage::Redirect {
+            planner.redirect(&found);
+        }
+        planner.note_excluded(&found);
     }
-    if with.is_empty() {
-        let mut chosen = without.clone();
-        chosen.retain(|server| planner.listens_on_http(server));
-        if chosen.is_empty() {
-            chosen.extend(without.first());
-        }
-        for server in chosen {
-            planner.add_tls(server)?;
-        }
-    } else {
-        for server in &without {
-            planner.answer_in_plain(server);
-        }
-    }
-    planner.note_excluded(&found);
     Ok(planner.plan)
 }
 
@@ -173,223 +241,96 @@ impl Planner<'_> {
         self.plan.notes.push(note);
     }
 
-    /// Takes the directory for challenge answers from an existing location.
-    fn find_webroot(&mut self, found: &[&ServerBlock]) -> Result<(), Failure> {
-        let mut webroot = self.options.webroot.clone();
-        for server in found {
-            let Some(location) = server.challenges() else {
-                continue;
-            };
-            let place = self.tree.place(location);
-            let inside = self.tree.inside(location);
-            let has_own_answer = inside.iter().any(|one| {
-                let name = one.directive.name();
-                name == "alias" || name == "return" || name.ends_with("_pass")
-            });
-            let mut directives = inside.iter().chain(&server.directives);
-            let root = directives.find(|one| one.directive.name() == "root");
-            let root = root.and_then(|one| one.directive.arguments().next());
-            let Some(root) = root.filter(|_| !has_own_answer).map(PathBuf::from) else {
-                self.note(format!(
-                    "{place}: this location answers challenges already; not changed"
-                ));
-                return Ok(());
-            };
-            if webroot.as_ref().is_some_and(|wanted| *wanted != root) {
-                let root = root.display();
-                return Err(Failure::usage(
-                    format!("{place}: this location answers challenges from {root} already"),
-                    "omit --webroot to use that directory, or remove the location",
-                ));
-            }
-            webroot = Some(root);
-        }
-        self.plan.webroot = webroot.or_else(|| Some(self.options.default_webroot.clone()));
-        Ok(())
-    }
-
     fn listens_on_http(&self, server: &ServerBlock) -> bool {
         let mut listens = server.listens.iter();
         listens.any(|listen| listen.port == Some(self.options.http_port))
     }
 
-    /// Moves a block from plain HTTP to TLS, and adds a block for port 80.
-    fn add_tls(&mut self, server: &ServerBlock) -> Result<(), Failure> {
-        self.require_own(server)?;
-        let place = self.tree.place(server.at);
-        let port = self.options.http_port;
-        let (moved, others): (Vec<_>, Vec<_>) = server
-            .listens
-            .iter()
-            .partition(|listen| listen.port == Some(port));
-        let mut new: Vec<String> = moved.iter().map(|listen| self.tls_listen(listen)).collect();
-        if new.is_empty() {
-            new.push(format!("listen {} ssl;", self.options.https_port));
-        }
-        let moved_at: Vec<_> = moved.iter().filter_map(|listen| listen.at).collect();
-        for (at, text) in moved_at.iter().zip(&new) {
-            self.edit(at.file, at.directive.span.clone(), text);
-        }
-        let mut lines = new[moved_at.len()..].to_vec();
-        lines.extend(self.tls_lines(server));
-        self.insert(server, server.of("listen").last(), &lines);
-        let mut done = format!("{place}: {}", new.join(" ").replace(';', ""));
-        if moved.is_empty() {
-            let ports = others.iter().filter_map(|one| one.port);
-            let ports: Vec<_> = ports.map(|port| port.to_string()).collect();
-            self.note(format!(
-                "{place}: it listens on {} and not on port {port}, so no redirect was added; the CA validates on port 80",
-                ports.join(", ")
-            ));
-            self.add_challenges(server);
-        } else {
-            let start = server.at.directive.span.start;
-            let block = self.redirect_block(server, &moved_at);
-            self.edit(server.at.file, start..start, block);
-            done.push_str(&format!("; port {port} answers challenges and redirects"));
-        }
-        self.done(done);
-        Ok(())
+    /// The names of a block that its certificate is for.
+    fn served<'s>(&self, server: &'s ServerBlock) -> Vec<&'s String> {
+        let wanted = |name: &&String| match self.pair.is_issued() {
+            true => self.pair.covers(name),
+            false => self.plan.names.contains(name),
+        };
+        server.names.iter().filter(wanted).collect()
     }
 
-    /// Refuses directives in files that other blocks may include.
-    fn require_own(&self, server: &ServerBlock) -> Result<(), Failure> {
-        let directives = ["listen", "server_name"]
-            .iter()
-            .flat_map(|name| server.of(name));
-        let mut shared = directives.filter(|one| !is_own(server, *one));
-        shared.next().map_or(Ok(()), |one| {
-            Err(Failure::usage(
+    /// Adds TLS beside the plain listeners of a block, unless another block has it.
+    fn add_tls(&mut self, server: &ServerBlock, found: &[&ServerBlock]) -> Result<(), Failure> {
+        let place = self.tree.place(server.at);
+        let secured = self.servers.iter().filter(|one| one.has_tls());
+        let secured: Vec<&String> = secured.flat_map(|one| &one.names).collect();
+        let own = server.names.iter().filter(|name| is_name(name));
+        let (with, without): (Vec<_>, Vec<_>) = own.partition(|name| secured.contains(name));
+        if !with.is_empty() {
+            if !without.is_empty() {
+                let without = listed(&without);
+                self.note(format!(
+                    "{place}: {without} has no block with TLS, unlike the other names of this block: add it to the server_name of that block"
+                ));
+            }
+            return Ok(());
+        }
+        let is_plain = self.listens_on_http(server);
+        if !is_plain && found.iter().any(|one| self.listens_on_http(one)) {
+            return Ok(());
+        }
+        if let Some(at) = redirect::to_itself(self.tree, server) {
+            let (name, at) = (&self.plan.name, self.tree.place(at));
+            return Err(Failure::usage(
                 format!(
-                    "{}: `{}` of the block at {} is in a file that other blocks may include",
-                    self.tree.place(one),
-                    one.directive.name(),
-                    self.tree.place(server.at)
+                    "{at}: this redirect to https is in the block that would get TLS, and would lead to itself"
                 ),
-                "move it into the server block itself",
-            ))
-        })
-    }
-
-    /// Inserts lines after a directive, or at the start of the block.
-    fn insert(&mut self, server: &ServerBlock, after: Option<Placed>, lines: &[String]) {
-        let text = &self.tree.files[server.at.file].text;
-        let (at, blanks) = if let Some(after) = after {
-            let end = after.directive.span.end;
-            (end, indent(text, end - 1))
-        } else {
-            let Directive { block, span, .. } = server.at.directive;
-            let inner = block.as_ref().map_or(0, |block| block.inner.start);
-            (inner, indent(text, span.start) + STEP)
-        };
-        let (at, end) = (after_comment(text, at), line_end(text));
-        let lines = lines.iter().map(|line| format!("{end}{blanks}{line}"));
-        let mut inserted: String = lines.collect();
-        // Other text on this line continues on a new line.
-        if !matches!(text.get(at), None | Some(b'\n' | b'\r')) {
-            inserted.push_str(&format!("{end}{blanks}"));
-        }
-        self.edit(server.at.file, at..at, inserted);
-    }
-
-    /// Sets the certificate of a block that has TLS.
-    fn keep_tls(&mut self, server: &ServerBlock) -> Result<(), Failure> {
-        let place = self.tree.place(server.at);
-        let certificates: Vec<_> = server.of("ssl_certificate").collect();
-        let keys: Vec<_> = server.of("ssl_certificate_key").collect();
-        let lines = self.certificate_lines();
-        let [certificate, key] = match (certificates.as_slice(), keys.as_slice()) {
-            ([], []) => {
-                let after = server.of("listen").last();
-                let after = after.filter(|last| is_own(server, *last));
-                self.insert(server, after, &lines);
-                self.done(format!("{place}: certificate paths added"));
-                return Ok(());
-            }
-            ([one], [other]) => [*one, *other],
-            (several, others) => {
-                let (several, others) = (several.len(), others.len());
-                return Err(Failure::usage(
-                    format!("{place}: the block has {several} certificates and {others} keys"),
-                    "keep only one ssl_certificate and one ssl_certificate_key in that block",
-                ));
-            }
-        };
-        let is_ours = |one: Placed, name: &str| {
-            one.directive.argument() == self.pair.live.join(name).to_string_lossy()
-        };
-        let was = certificate.directive.argument();
-        if is_ours(certificate, "fullchain.pem") && is_ours(key, "privkey.pem") {
-            return Ok(());
-        }
-        if !self.pair.is_issued {
-            self.note(format!(
-                "{place}: it keeps its certificate {was} until certs has issued one; then run this command again"
-            ));
-            return Ok(());
-        }
-        for (one, line) in [certificate, key].into_iter().zip(lines) {
-            if !is_own(server, one) {
-                return Err(Failure::usage(
-                    format!(
-                        "{}: the certificate of the block at {place} is in a file that other blocks may include",
-                        self.tree.place(one)
-                    ),
-                    "move ssl_certificate and ssl_certificate_key into the server block itself",
-                ));
-            }
-            self.edit(one.file, one.directive.span.clone(), line);
-        }
-        self.done(format!("{place}: certificate paths replaced, before {was}"));
-        if was.contains("/letsencrypt/") {
-            self.note(format!(
-                "{place}: certbot still renews {was}; certbot delete stops that"
+                format!(
+                    "remove it, or give {name} a server block with its content; then run this command again"
+                ),
             ));
         }
-        Ok(())
-    }
-
-    /// Adds challenges to a plain block beside one with TLS, but keeps a redirect of the user.
-    fn answer_in_plain(&mut self, server: &ServerBlock) {
-        if !self.listens_on_http(server) {
-            return;
+        let from: Vec<_> = match is_plain {
+            true => self.on(server, self.options.http_port),
+            false => server.listens.iter().collect(),
+        };
+        let added = self.listeners(server, &from, self.options.https_port, true)?;
+        let mut lines: Vec<String> = added.iter().map(ToString::to_string).collect();
+        let done = format!("{place}: {}", lines.join(" ").replace(';', ""));
+        if is_plain && let Some(first) = lines.first_mut() {
+            *first += &format!(" {}", redirect::LATER);
         }
-        let mut returns = server.of("return").chain(server.of("rewrite"));
-        match returns.next() {
-            // A CA follows redirects to the block with TLS, which answers.
-            Some(first) => self.note(format!(
-                "{}: redirect not changed; the CA follows it",
-                self.tree.place(first)
-            )),
-            None => self.add_challenges(server),
+        if server.listens.iter().all(|listen| listen.at.is_none()) {
+            lines.insert(0, format!("listen {};", self.options.http_port));
         }
-    }
-
-    fn add_challenges(&mut self, server: &ServerBlock) {
-        let lines = self.challenge_lines();
-        if server.challenges().is_some() || lines.is_empty() {
-            return;
-        }
-        let own = |name| server.of(name).filter(|one| is_own(server, *one)).last();
-        let after = own("server_name").or_else(|| own("listen"));
+        lines.extend(self.tls_lines(server));
+        let after =
+            place_of_start(server, "listen").or_else(|| place_of_start(server, "server_name"));
         self.insert(server, after, &lines);
-        self.done(format!(
-            "{}: answers challenges",
-            self.tree.place(server.at)
-        ));
+        self.done(done);
+        self.reach_tls(server, &added);
+        Ok(())
     }
 
     fn note_excluded(&mut self, found: &[&ServerBlock]) {
         let names = found.iter().flat_map(|server| &server.names);
-        let excluded = names.filter(|name| !self.plan.names.contains(name));
-        let excluded: Vec<&str> = excluded
-            .map(String::as_str)
-            .filter(|name| !name.is_empty() && *name != "_")
+        let names = names.filter(|name| !name.is_empty() && *name != "_");
+        let (patterns, names): (Vec<&String>, Vec<_>) =
+            names.partition(|name| !self.plan.names.contains(name));
+        let patterns: Vec<_> = patterns
+            .into_iter()
+            .filter(|name| !self.pair.covers(name))
             .collect();
-        if !excluded.is_empty() {
+        if !patterns.is_empty() {
+            let patterns = listed(&patterns);
             self.note(format!(
-                "the certificate excludes {}: HTTP-01 cannot validate a pattern",
-                excluded.join(", ")
+                "the certificate excludes {patterns}: HTTP-01 cannot validate a pattern"
+            ));
+        }
+        let lacking = names
+            .into_iter()
+            .filter(|name| self.pair.is_issued() && !self.pair.covers(name));
+        let lacking: BTreeSet<&String> = lacking.collect();
+        if !lacking.is_empty() {
+            let lacking = listed(&lacking.into_iter().collect::<Vec<_>>());
+            self.note(format!(
+                "the certificate lacks {lacking}: no redirect was added for it, and clients of https get an error; certs issue with all names adds it"
             ));
         }
     }

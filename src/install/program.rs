@@ -3,7 +3,7 @@
 //! copied, and the includes in the copies name the other copies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,9 +13,13 @@ use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::{self, trust};
-use crate::text::printable_lines;
+use crate::text::{printable, printable_lines};
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
+const DEFAULT_PREFIX: &str = "/usr/share/nginx";
+const DEFAULT_PID_FILE: &str = "/run/nginx.pid";
+const DEFAULT_LOG: &str = "/var/log/nginx/error.log";
+const MOST_OF_LOG: u64 = 64 * 1024;
 
 /// An nginx that can be started.
 #[derive(Clone, Debug)]
@@ -25,6 +29,36 @@ pub(crate) struct Program {
     pub version: (u32, u32, u32),
     /// The main file that it was built with.
     pub main: PathBuf,
+    /// The directory of relative paths of files.
+    pub prefix: PathBuf,
+    pid_file: PathBuf,
+    error_log: PathBuf,
+}
+
+/// What nginx writes to its error log from now on.
+#[derive(Debug)]
+pub(crate) struct ErrorLog {
+    path: PathBuf,
+    from: u64,
+}
+
+impl ErrorLog {
+    /// The new lines with `word`, at most three.
+    #[must_use]
+    pub(crate) fn lines_with(&self, word: &str) -> Vec<String> {
+        let mut text = Vec::new();
+        let read = std::fs::File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.from))?;
+            file.take(MOST_OF_LOG).read_to_end(&mut text)
+        });
+        // It may be a pipe, or another machine's.
+        if read.is_err() {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| line.contains(word));
+        lines.take(3).map(printable).collect()
+    }
 }
 
 impl Program {
@@ -48,14 +82,47 @@ impl Program {
         let output = Command::new(&path).arg("-V").stdin(Stdio::null()).output();
         let output = output.map_err(|error| failed(&error))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let main = text
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix("--conf-path="));
+        let built_with = |option: &str, default: &str| {
+            let mut words = text.split_whitespace();
+            PathBuf::from(
+                words
+                    .find_map(|word| word.strip_prefix(option))
+                    .unwrap_or(default),
+            )
+        };
         Ok(Self {
             path,
             version: version(&text),
-            main: PathBuf::from(main.unwrap_or(DEFAULT)),
+            main: built_with("--conf-path=", DEFAULT),
+            prefix: built_with("--prefix=", DEFAULT_PREFIX),
+            pid_file: built_with("--pid-path=", DEFAULT_PID_FILE),
+            error_log: built_with("--error-log-path=", DEFAULT_LOG),
         })
+    }
+
+    /// The pid file of an nginx with this configuration; `None` at its usual place.
+    #[must_use]
+    pub(crate) fn pid_file(&self, tree: &Tree) -> Option<PathBuf> {
+        let own = self.of_main(tree, "pid");
+        let file = own.unwrap_or_else(|| self.pid_file.clone());
+        let usual = ["/run/nginx.pid", "/var/run/nginx.pid"].map(Path::new);
+        (!usual.contains(&file.as_path())).then_some(file)
+    }
+
+    /// The error log of an nginx with this configuration, from now on.
+    #[must_use]
+    pub(crate) fn error_log(&self, tree: &Tree) -> ErrorLog {
+        let path = self.of_main(tree, "error_log");
+        let path = path.unwrap_or_else(|| self.error_log.clone());
+        let from = std::fs::metadata(&path).map_or(0, |found| found.len());
+        ErrorLog { path, from }
+    }
+
+    /// The path in this directive outside of all blocks.
+    fn of_main(&self, tree: &Tree, name: &str) -> Option<PathBuf> {
+        let mut all = tree.within(0, &tree.files[0].directives).into_iter();
+        let found = all.find(|one| one.directive.name() == name)?;
+        Some(self.prefix.join(found.directive.argument()))
     }
 
     /// `nginx -t`; the error is nginx's message.

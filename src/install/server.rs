@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::tree::{Placed, Tree};
 use crate::failure::Failure;
+use crate::identifier::Identifier;
 
 /// The path of HTTP-01 answers.
 pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
@@ -16,7 +17,9 @@ pub(crate) struct ServerBlock<'a> {
     pub at: Placed<'a>,
     /// Its directives, including those of included files.
     pub directives: Vec<Placed<'a>>,
-    /// Every `server_name`, in lower case.
+    /// Directives of `http` that hold here, if the block has none of that name.
+    inherited: Vec<Placed<'a>>,
+    /// Every `server_name`, in lower case and in A-labels.
     pub names: Vec<String>,
     /// Every `listen`; nginx's default if there is none.
     pub listens: Vec<Listen<'a>>,
@@ -36,7 +39,7 @@ pub(crate) struct Listen<'a> {
 }
 
 impl<'a> Listen<'a> {
-    fn read(at: Placed<'a>) -> Self {
+    pub(super) fn read(at: Placed<'a>) -> Self {
         let mut arguments = at.directive.arguments();
         let (address, port) = address(arguments.next().unwrap_or_default());
         Self {
@@ -56,11 +59,17 @@ impl<'a> Listen<'a> {
     /// Whether it is the same address, however it is written.
     #[must_use]
     pub(crate) fn is_at(&self, address: &str) -> bool {
+        Self::same(&self.address, address)
+    }
+
+    /// Whether both are the same address.
+    #[must_use]
+    pub(super) fn same(one: &str, other: &str) -> bool {
         let plain = |text: &str| match text {
             "*" | "0.0.0.0" => String::new(),
-            other => other.to_owned(),
+            other => other.to_ascii_lowercase(),
         };
-        plain(&self.address) == plain(address)
+        plain(one) == plain(other)
     }
 }
 
@@ -71,26 +80,31 @@ impl<'a> ServerBlock<'a> {
         let mut seen = BTreeSet::new();
         let mut servers = Vec::new();
         for http in named(tree.within(0, &tree.files[0].directives), "http") {
-            for at in named(tree.inside(http), "server") {
+            let all = tree.inside(http);
+            let inherited = all.iter().copied();
+            let inherited = inherited.filter(|one| INHERITED.contains(&one.directive.name()));
+            let inherited: Vec<_> = inherited.collect();
+            for at in named(all, "server") {
                 // A block that is included twice is edited once.
                 if at.directive.block.is_some() && seen.insert((at.file, at.directive.span.start)) {
-                    servers.push(Self::read(tree, at));
+                    servers.push(Self::read(tree, at, inherited.clone()));
                 }
             }
         }
         servers
     }
 
-    fn read(tree: &'a Tree, at: Placed<'a>) -> Self {
+    fn read(tree: &'a Tree, at: Placed<'a>, inherited: Vec<Placed<'a>>) -> Self {
         let mut server = Self {
             at,
+            inherited,
             directives: tree.inside(at),
             names: Vec::new(),
             listens: Vec::new(),
         };
         let names = server.of("server_name");
         let names = names.flat_map(|one| one.directive.arguments());
-        server.names = names.map(str::to_ascii_lowercase).collect();
+        server.names = names.map(in_a_labels).collect();
         server.listens = server.of("listen").map(Listen::read).collect();
         if server.listens.is_empty() {
             server.listens.push(Listen {
@@ -140,18 +154,50 @@ impl<'a> ServerBlock<'a> {
         directives.filter(move |one| one.directive.name() == name)
     }
 
-    /// Its location for challenges.
+    /// Directives of `http` of this name.
+    pub(super) fn inherited<'b>(&'b self, name: &'b str) -> impl Iterator<Item = Placed<'a>> + 'b {
+        let inherited = self.inherited.iter().copied();
+        inherited.filter(move |one| one.directive.name() == name)
+    }
+
+    /// Its location for all challenges.
     #[must_use]
     pub(crate) fn challenges(&self) -> Option<Placed<'a>> {
         let prefix = CHALLENGES.trim_end_matches('/');
-        let is_for = |path: &str| path.trim_start_matches('^').starts_with(prefix);
-        let mut locations = self.of("location");
-        locations.find(|one| one.directive.arguments().any(is_for))
+        let is_for = |one: &Placed| {
+            let arguments: Vec<&str> = one.directive.arguments().collect();
+            match arguments.as_slice() {
+                [path] | ["^~", path] => path.trim_end_matches('/') == prefix,
+                ["~" | "~*", pattern] => {
+                    let plain = pattern.replace('\\', "");
+                    plain.trim_start_matches('^').starts_with(prefix)
+                }
+                // A location with `=` is for one token.
+                _ => false,
+            }
+        };
+        self.of("location").find(is_for)
+    }
+}
+
+/// The names of directives that a block inherits, as far as they matter here.
+const INHERITED: [&str; 3] = ["root", "auth_request", "ssl_certificate"];
+
+/// A `server_name` as clients send it.
+fn in_a_labels(name: &str) -> String {
+    let name = name.to_lowercase();
+    let (dot, base) = match name.strip_prefix('.') {
+        Some(base) => (".", base),
+        None => ("", &*name),
+    };
+    match Identifier::parse(base) {
+        Ok(parsed) if !base.is_ascii() => format!("{dot}{parsed}"),
+        _ => name,
     }
 }
 
 /// Those of this name.
-fn named<'a>(all: Vec<Placed<'a>>, name: &str) -> Vec<Placed<'a>> {
+pub(super) fn named<'a>(all: Vec<Placed<'a>>, name: &str) -> Vec<Placed<'a>> {
     let all = all.into_iter();
     all.filter(|one| one.directive.name() == name).collect()
 }

@@ -40,6 +40,8 @@ pub(crate) struct Site {
     pub has_ipv6: bool,
     /// nginx's version.
     pub version: (u32, u32, u32),
+    /// Whether a CA has issued the pair. No client may keep a redirect to another one.
+    pub is_issued: bool,
 }
 
 /// Checks an origin as a browser sends it.
@@ -84,7 +86,7 @@ map $http_upgrade $certs_upgrade_@slug@ {
 @maps@server {
 @plain@    server_name @names@;
 @challenges@    location / {
-        return 308 https://$host@port@$request_uri;
+        return @code@ https://$host@port@$request_uri;
     }
 }
 server {
@@ -214,6 +216,7 @@ impl Site {
                 ("plain", &self.listen(self.http_port, "")),
                 ("names", &self.names.join(" ")),
                 ("challenges", &indented(challenge_location(&self.webroot))),
+                ("code", if self.is_issued { "308" } else { "307" }),
                 ("port", &shown_port(self.https_port)),
                 ("tls", &tls),
                 ("chain", &file("fullchain.pem")),

@@ -2,10 +2,13 @@
 //! used by descriptors alone. New content is written beside its place, and renamed last.
 
 use std::ffi::OsStr;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
+
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use rustix::io::Errno;
 
 use super::{Change, Entry, NO_OWNER, store_error};
 use crate::failure::Failure;
@@ -15,6 +18,8 @@ use crate::fingerprint::Fingerprint;
 
 /// More than any configuration file, in bytes.
 const LARGEST: u64 = 16 << 20;
+/// The largest list of extended attributes, and the largest value. See xattr(7).
+const LARGEST_ATTRIBUTE: usize = 64 * 1024;
 
 pub(super) fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
     let original = open(&change.path)?;
@@ -52,8 +57,35 @@ pub(super) fn write_aside(entry: &Entry, content: &[u8]) -> io::Result<()> {
             // A change of the owner may clear bits of the mode.
             file.set_permissions(PermissionsExt::from_mode(entry.mode))?;
         }
-        Ok(())
+        match place.file(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            former => copy_attributes(&former?, file),
+        }
     })
+}
+
+/// Copies extended attributes: ACLs, SELinux labels and those of users.
+fn copy_attributes(from: &File, to: &File) -> io::Result<()> {
+    let mut names = vec![0; LARGEST_ATTRIBUTE];
+    let length = match flistxattr(from, &mut names) {
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        length => length?,
+    };
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        let mut value = vec![0; LARGEST_ATTRIBUTE];
+        let copied = fgetxattr(from, name, &mut value)
+            .and_then(|length| fsetxattr(to, name, &value[..length], XattrFlags::empty()));
+        match copied {
+            // Labels of the kernel's, which a new file gets by rule where we may not set them.
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NODATA)
+                if !name.starts_with(b"system.") && !name.starts_with(b"user.") => {}
+            copied => copied?,
+        }
+    }
+    Ok(())
 }
 
 /// Renames the file beside its place to its own name.
@@ -65,7 +97,12 @@ pub(super) fn put_in_place(path: &Path) -> io::Result<()> {
 
 pub(super) fn remove_aside(path: &Path) -> io::Result<()> {
     let (place, name) = Directory::of(path)?;
-    place.remove(aside(name))
+    let aside = aside(name);
+    // A read-only file system refuses even the removal of what is not there.
+    match place.has(&aside) {
+        true => place.remove(aside),
+        false => Ok(()),
+    }
 }
 
 pub(super) fn restore(entry: &Entry, original: &Path) -> io::Result<()> {

@@ -1,11 +1,10 @@
-//! The lines that a plan writes: listeners and policy of a block with TLS, the block that
-//! redirects to it, and the location of challenge answers.
+//! The lines that a plan writes, and their place in a block.
 
 use std::path::Path;
 
-use super::super::change::{indent, line_end};
-use super::super::server::{CHALLENGES, Listen, ServerBlock};
-use super::super::syntax::quoted;
+use super::super::change::{after_comment, indent, line_end};
+use super::super::server::{CHALLENGES, ServerBlock, is_own};
+use super::super::syntax::{Directive, quoted};
 use super::super::tree::Placed;
 use super::Planner;
 
@@ -27,32 +26,25 @@ pub(crate) const POLICY: [(&str, &str); 6] = [
 ];
 
 impl Planner<'_> {
-    /// The same address on the port for TLS. It keeps the options that do not
-    /// contradict another listener at that address.
-    pub(super) fn tls_listen(&self, listen: &Listen) -> String {
-        let port = self.options.https_port;
-        let all = self.servers.iter().flat_map(|server| &server.listens);
-        let others: Vec<&Listen> = all
-            .filter(|other| other.port == Some(port) && other.is_at(&listen.address))
-            .collect();
-        let mut all = others.iter();
-        let has_default = all.any(|other| other.is("default_server") || other.is("default"));
-        let address = match listen.address.as_str() {
-            "" => port.to_string(),
-            address => quoted(&format!("{address}:{port}")),
+    /// Inserts lines after a directive, or at the start of the block.
+    pub(super) fn insert(&mut self, server: &ServerBlock, after: Option<Placed>, lines: &[String]) {
+        let text = &self.tree.files[server.at.file].text;
+        let (at, blanks) = if let Some(after) = after {
+            let Directive { span, .. } = after.directive;
+            (span.end, indent(text, span.start))
+        } else {
+            let Directive { block, span, .. } = server.at.directive;
+            let inner = block.as_ref().map_or(0, |block| block.inner.start);
+            (inner, indent(text, span.start) + STEP)
         };
-        let mut line = format!("listen {address} ssl");
-        for option in &listen.options {
-            let option = match option.as_str() {
-                "default_server" | "default" if !has_default => "default_server",
-                "proxy_protocol" => option,
-                _ if option.starts_with("ipv6only=") && others.is_empty() => option,
-                _ => continue,
-            };
-            line.push(' ');
-            line.push_str(option);
+        let (at, end) = (after_comment(text, at), line_end(text));
+        let lines = lines.iter().map(|line| format!("{end}{blanks}{line}"));
+        let mut inserted: String = lines.collect();
+        // Other text on this line continues on a new line.
+        if !matches!(text.get(at), None | Some(b'\n' | b'\r')) {
+            inserted.push_str(&format!("{end}{blanks}"));
         }
-        line + ";"
+        self.edit(server.at.file, at..at, inserted);
     }
 
     pub(super) fn certificate_lines(&self) -> [String; 2] {
@@ -71,35 +63,17 @@ impl Planner<'_> {
         let missing = missing.map(|(name, value)| format!("{name} {value};"));
         lines.chain(missing).collect()
     }
+}
 
-    pub(super) fn redirect_block(&self, server: &ServerBlock, moved: &[Placed]) -> String {
-        let text = &self.tree.files[server.at.file].text;
-        let end = line_end(text);
-        let outer = indent(text, server.at.directive.span.start);
-        let raw = |placed: Placed| {
-            String::from_utf8_lossy(&text[placed.directive.span.clone()]).into_owned()
-        };
-        let mut lines: Vec<String> = moved.iter().copied().map(raw).collect();
-        if lines.is_empty() {
-            lines.push(format!("listen {};", self.options.http_port));
-        }
-        lines.extend(server.of("server_name").map(raw));
-        lines.extend(self.challenge_lines());
-        let port = shown_port(self.options.https_port);
-        lines.push("location / {".to_owned());
-        lines.push(format!("{STEP}return 308 https://$host{port}$request_uri;"));
-        lines.push("}".to_owned());
-        let lines = lines.iter().map(|line| format!("{outer}{STEP}{line}{end}"));
-        let lines: String = lines.collect();
-        format!(
-            "server {{ # by certs install: challenges and the redirect{end}{lines}{outer}}}{end}{end}{outer}"
-        )
-    }
+/// The last directive of this name in the block's own file, to insert lines after it.
+pub(super) fn place_of_start<'a>(server: &ServerBlock<'a>, name: &str) -> Option<Placed<'a>> {
+    server.of(name).filter(|one| is_own(server, *one)).last()
+}
 
-    pub(super) fn challenge_lines(&self) -> Vec<String> {
-        let webroot = self.plan.webroot.as_deref();
-        webroot.map_or_else(Vec::new, challenge_location)
-    }
+/// The names for a message.
+pub(super) fn listed(names: &[&String]) -> String {
+    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+    names.join(", ")
 }
 
 /// The port in a URL, unless it is the default of https.
@@ -111,15 +85,21 @@ pub(crate) fn shown_port(port: u16) -> String {
     }
 }
 
-/// A location for the challenge answers below `webroot`, with priority over the others.
+/// A location for the challenge answers below `webroot`, with priority over the others and
+/// open to everybody.
 #[must_use]
 pub(crate) fn challenge_location(webroot: &Path) -> Vec<String> {
     let root = quoted(&webroot.to_string_lossy());
+    location(CHALLENGES, &format!("root {root};"))
+}
+
+pub(super) fn location(path: &str, files: &str) -> Vec<String> {
     vec![
-        format!("location ^~ {CHALLENGES} {{"),
-        format!("{STEP}root {root};"),
+        format!("location ^~ {path} {{"),
+        format!("{STEP}{files}"),
         format!("{STEP}default_type text/plain;"),
         format!("{STEP}auth_basic off;"),
+        format!("{STEP}allow all;"),
         "}".to_owned(),
     ]
 }

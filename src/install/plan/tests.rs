@@ -6,43 +6,52 @@ use super::*;
 use crate::install::change::apply;
 use crate::install::tree::Overlay;
 
-/// The file after one run, its plan, and whether a second run would change nothing.
-fn run(site: &str, is_issued: bool) -> Result<(String, InstallPlan, bool), Failure> {
-    let directory = tempfile::tempdir().unwrap();
-    let main = directory.path().join("nginx.conf");
-    let options = PlanOptions {
+fn options() -> PlanOptions {
+    PlanOptions {
         name: Some("example.com".to_owned()),
         http_port: 80,
         https_port: 443,
         webroot: None,
         default_webroot: PathBuf::from("/webroot"),
-    };
+        prefix: PathBuf::from("/prefix"),
+        trusts_locations: true,
+    }
+}
+
+/// The file after one run up to `stage`, and its plan, for a certificate of these names.
+fn planned(site: &str, issued: &[&str], stage: Stage) -> Result<(String, InstallPlan), Failure> {
+    let directory = tempfile::tempdir().unwrap();
+    let main = directory.path().join("nginx.conf");
+    std::fs::write(&main, site).unwrap();
+    let issued = issued.iter().map(|name| Identifier::parse(name).unwrap());
     let pair = Pair {
         live: PathBuf::from("/live/example.com"),
-        is_issued,
+        issued: issued.collect(),
     };
-    let once = |text: &[u8]| {
-        std::fs::write(&main, text).unwrap();
-        let tree = Tree::load(&main, &Overlay::new())?;
-        let plan = plan(&tree, "example.com", &options, &pair)?;
-        let edits = plan.edits.values().next();
-        let made = edits.map_or(text.to_vec(), |edits| apply(text, edits));
-        Ok::<_, Failure>((made, plan))
-    };
-    let (made, plan) = once(site.as_bytes())?;
-    let (_, again) = once(&made)?;
-    let made = String::from_utf8(made).unwrap();
-    Ok((made, plan, again.edits.is_empty()))
+    let tree = Tree::load(&main, &Overlay::new())?;
+    let name = choose(&tree, &options())?;
+    let plan = plan(&tree, &name, &options(), &pair, stage)?;
+    let edits = plan.edits.values().next();
+    let made = edits.map_or(site.into(), |edits| apply(site.as_bytes(), edits));
+    Ok((String::from_utf8(made).unwrap(), plan))
+}
+
+/// The same, and whether a second run would change nothing.
+fn run(site: &str, issued: &[&str]) -> Result<(String, bool), Failure> {
+    let (made, _) = planned(site, issued, Stage::Tls)?;
+    let (again, _) = planned(&made, issued, Stage::Tls)?;
+    let is_settled = again == made;
+    Ok((made, is_settled))
 }
 
 fn edited(server: &str) -> String {
-    let (made, _, settled) = run(&format!("http {{\n{server}\n}}\n"), false).unwrap();
+    let (made, settled) = run(&format!("http {{\n{server}\n}}\n"), &[]).unwrap();
     assert!(settled, "{made}");
     made
 }
 
 #[test]
-fn plan_splits_plain_block_in_two() {
+fn plan_adds_tls_beside_plain_http() {
     insta::assert_snapshot!(
         "install-plain-block",
         edited(
@@ -82,8 +91,202 @@ fn plan_settles_for_every_form_of_block() {
 fn plan_refuses_two_pairs_in_block() {
     let pairs = "ssl_certificate a; ssl_certificate_key b; ".repeat(2);
     let site = format!("http {{ server {{ listen 443 ssl; server_name example.com; {pairs} }} }}");
-    let refused = run(&site, true).unwrap_err();
+    let refused = run(&site, &["example.com"]).unwrap_err();
     assert!(refused.summary().contains("2 certificates"), "{refused:?}");
+}
+
+#[test]
+fn redirect_follows_the_certificate_and_its_names() {
+    let site = "http {\nserver {\n  listen 80;\n  server_name example.com www.example.com;\n  return 200;\n}\n}\n";
+    let (tls, _) = planned(site, &[], Stage::Tls).unwrap();
+    assert!(!tls.contains("308"), "{tls}");
+    let issued = ["example.com"];
+    let (made, plan) = planned(&tls, &issued, Stage::Redirect).unwrap();
+    let rules = "    if ($uri ~ ^/\\.well-known/acme-challenge/) { break; }\n    set $certs_plain $scheme://$host;\n    \
+                 if ($certs_plain ~ \"^http://(example\\.com)$\") { return 308 https://$host$request_uri; }\n";
+    assert!(made.contains(rules), "{made}");
+    assert!(
+        plan.notes
+            .iter()
+            .any(|note| note.contains("lacks www.example.com"))
+    );
+    let (again, _) = planned(&made, &issued, Stage::Redirect).unwrap();
+    assert_eq!(again, made);
+    // A block of the user with both ports keeps both.
+    let both = "http { server { listen 80; listen 443 ssl; server_name example.com; \
+                ssl_certificate a; ssl_certificate_key b; } }";
+    let (made, _) = planned(both, &issued, Stage::Redirect).unwrap();
+    assert!(
+        !made.contains("308") && made.contains("/live/example.com"),
+        "{made}"
+    );
+}
+
+#[test]
+fn listeners_are_decided_for_their_address() {
+    const OTHER: &str = "server_name other.example; ssl_certificate a; ssl_certificate_key b; }";
+    for (own, other, added) in [
+        ("80 proxy_protocol", "443 ssl", "listen 443 ssl;"),
+        (
+            "80 proxy_protocol",
+            "10.0.0.5:444 ssl",
+            "listen 443 ssl proxy_protocol;",
+        ),
+        ("80 reuseport backlog=9", "443 ssl http2", "listen 443 ssl;"),
+        ("80 default_server", "443 ssl", "listen 443 ssl;"),
+        (
+            "[::]:80 ipv6only=off",
+            "443 ssl",
+            "listen [::]:443 ssl;\n  listen 443 ssl;",
+        ),
+        (
+            "[::]:80 ipv6only=off",
+            "444 ssl",
+            "listen [::]:443 ssl ipv6only=off;",
+        ),
+        ("80", "[::]:443 ssl ipv6only=off", "listen [::]:443 ssl;"),
+        ("10.0.0.5:80", "443 ssl", "listen 443 ssl;"),
+        ("10.0.0.5:80", "443 quic", "listen 10.0.0.5:443 ssl;"),
+        ("80", "10.0.0.5:443 ssl", "listen 10.0.0.5:443 ssl;"),
+    ] {
+        let site = format!(
+            "http {{\nserver {{\n  listen {own};\n  server_name example.com;\n}}\nserver {{ listen {other}; {OTHER} }}\n"
+        );
+        let (made, _) = planned(&site, &[], Stage::Tls).unwrap();
+        let added = added.replacen(';', &format!("; {}", redirect::LATER), 1);
+        assert!(
+            made.contains(&format!("\n  {added}\n  ssl_certificate")),
+            "{own}, {other}: {made}"
+        );
+        // The other block is the default of its address, as before.
+        let is_shared = !other.contains("444") && !other.contains("quic");
+        assert_eq!(
+            made.contains(&format!("{other} default_server;")),
+            is_shared,
+            "{made}"
+        );
+    }
+    let stream = "stream { server { listen 127.0.0.1:443; proxy_pass x; } } http { server { listen 80; server_name example.com; } }";
+    let plain = "http { server { listen 443; server_name a.b; } server { listen 80; server_name example.com; } }";
+    for (site, word) in [(stream, "`stream` has port 443"), (plain, "without TLS")] {
+        let refused = planned(site, &[], Stage::Tls).unwrap_err();
+        assert!(refused.summary().contains(word), "{refused:?}");
+    }
+}
+
+#[test]
+fn redirect_that_would_lead_to_itself_is_refused() {
+    let site = |rule: &str| {
+        format!(
+            "http {{ server {{ listen 80; server_name example.com www.example.com; {rule} }} }}"
+        )
+    };
+    for rule in [
+        "return 301 https://$host$request_uri;",
+        "if ($host = example.com) { return 301 https://$host$request_uri; } return 404;",
+        "location / { return 302 https://example.com; }",
+        "rewrite ^/(.*)$ https://$server_name/$1 permanent;",
+    ] {
+        let refused = planned(&site(rule), &[], Stage::Tls).unwrap_err();
+        assert!(
+            refused.summary().contains("lead to itself"),
+            "{rule}: {refused:?}"
+        );
+    }
+    for rule in [
+        "if ($host = www.example.com) { return 301 https://example.com$request_uri; }",
+        "if ($http_x_forwarded_proto = http) { return 301 https://$host$request_uri; }",
+        "return 301 https://elsewhere.example$request_uri;",
+        "rewrite ^/old$ https://$host/new permanent;",
+    ] {
+        planned(&site(rule), &[], Stage::Tls).unwrap();
+    }
+}
+
+#[test]
+fn location_for_challenges_is_used_or_stays() {
+    for (location, webroot) in [
+        (
+            "location ^~ /.well-known/acme-challenge/ { root /srv/acme; }",
+            "/srv/acme",
+        ),
+        (
+            "location /.well-known/acme-challenge { root acme; }",
+            "/prefix/acme",
+        ),
+        (
+            "location /.well-known/acme-challenge/ { allow all; } root /srv/www;",
+            "/srv/www",
+        ),
+        (
+            "location ~ /\\.well-known/acme-challenge { allow all; }",
+            "/prefix/html",
+        ),
+        (
+            "location /.well-known/acme-challenge/ { alias /a/.well-known/acme-challenge/; }",
+            "/a",
+        ),
+        (
+            "location /.well-known/acme-challenge/ { alias /a/; }",
+            "/webroot",
+        ),
+        (
+            "location /.well-known/acme-challenge/ { root /srv/$host; }",
+            "/webroot",
+        ),
+        (
+            "location /.well-known/acme-challenge/ { proxy_pass http://x; }",
+            "/webroot",
+        ),
+        (
+            "location = /.well-known/acme-challenge/token { return 200; }",
+            "/webroot",
+        ),
+    ] {
+        let site =
+            format!("http {{ server {{ listen 80; server_name example.com; {location} }} }}");
+        let (made, plan) = planned(&site, &[], Stage::Challenges).unwrap();
+        assert_eq!(plan.webroot, PathBuf::from(webroot), "{location}");
+        let is_ours = webroot == "/webroot";
+        assert_eq!(made.contains("root /webroot;"), is_ours, "{made}");
+        assert!(made.contains(location), "{made}");
+        let (again, plan) = planned(&made, &[], Stage::Challenges).unwrap();
+        assert_eq!((again, plan.webroot), (made, PathBuf::from(webroot)));
+    }
+}
+
+#[test]
+fn name_in_unicode_is_its_a_label() {
+    let site = "http { server { listen 80; server_name bücher.example; } }";
+    let directory = tempfile::tempdir().unwrap();
+    let main = directory.path().join("nginx.conf");
+    std::fs::write(&main, site).unwrap();
+    let tree = Tree::load(&main, &Overlay::new()).unwrap();
+    for name in ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example"] {
+        let options = PlanOptions {
+            name: Some(name.to_owned()),
+            ..options()
+        };
+        assert_eq!(choose(&tree, &options).unwrap(), "xn--bcher-kva.example");
+    }
+    let pair = Pair {
+        live: PathBuf::from("/live"),
+        issued: BTreeSet::new(),
+    };
+    let plan = plan(
+        &tree,
+        "xn--bcher-kva.example",
+        &options(),
+        &pair,
+        Stage::Challenges,
+    )
+    .unwrap();
+    let made = apply(site.as_bytes(), &plan.edits[&0]);
+    let made = String::from_utf8(made).unwrap();
+    assert!(
+        made.contains("server_name bücher.example xn--bcher-kva.example;"),
+        "{made}"
+    );
 }
 
 proptest! {
@@ -96,7 +299,7 @@ proptest! {
         tail in prop::sample::select(vec!["", "server { listen 443 ssl; server_name x.y; }"]),
     ) {
         let site = format!("http {{\nserver {{\n  server_name example.com;\n  {}\n}}\n{tail} }}", lines.join("\n  "));
-        let (made, _, settled) = run(&site, false).unwrap();
+        let (made, settled) = run(&site, &[]).unwrap();
         prop_assert!(settled, "{}", made);
         for line in lines.iter().filter(|line| !line.starts_with("listen")) {
             prop_assert!(made.contains(line), "{}", made);

@@ -1,0 +1,103 @@
+//! The certificate of an install: ordered through nginx by the code of `certs issue`.
+
+use std::path::PathBuf;
+
+use super::super::{Call, issue, meant};
+use super::Work;
+use super::draft::make_webroot;
+use crate::challenge::{ChallengeSettings, webroot};
+use crate::config::{Settings, Sources};
+use crate::deploy::target::DeployTarget;
+use crate::failure::Failure;
+use crate::identifier::Identifier;
+use crate::install::plan::InstallPlan;
+use crate::manage::Trigger;
+
+impl Work<'_> {
+    /// The command with these names, as for `certs issue`.
+    fn naming(&self, names: &[String]) -> Call {
+        let call = self.call;
+        let names = names.iter().filter(|name| {
+            let parsed = Identifier::parse(name);
+            parsed.is_ok_and(|name| !name.is_wildcard())
+        });
+        let mut options = call.options.clone();
+        options.names(&names.cloned().collect::<Vec<_>>());
+        Call {
+            json: false,
+            sources: Sources::read(&options, &call.environment),
+            options,
+            environment: call.environment.clone(),
+            // The result of the install is the only one.
+            terminal: call.terminal.clone().without_results(),
+        }
+    }
+
+    /// The settings of the certificate, if it shall be ordered: an option of `certs issue` says
+    /// so, or the terms of service are agreed to.
+    pub(super) async fn wanted(&self, plan: &InstallPlan) -> Result<Option<Settings>, Failure> {
+        make_webroot(&plan.webroot)?;
+        let call = self.naming(&plan.names);
+        let is_asked = self.options.keys.gives_besides(&["webroot"]);
+        let settings = async {
+            let settings = meant::named(&call.sources).await?;
+            meant::check_command(&call.sources, &settings).await?;
+            Ok(settings)
+        };
+        match settings.await {
+            Err(failure) if is_asked => Err(failure),
+            Err(_) => Ok(None),
+            Ok(settings) => {
+                let agreed = settings.certificates.iter().all(|one| one.ca.agree_tos);
+                Ok((is_asked || agreed).then_some(settings))
+            }
+        }
+    }
+
+    /// Orders the certificate, and stores it without a deployment. Returns the settings with
+    /// which it is deployed later.
+    pub(super) async fn ordered(
+        &self,
+        mut settings: Settings,
+        plan: &InstallPlan,
+    ) -> Result<Settings, Failure> {
+        for certificate in &mut settings.certificates {
+            if !self.options.keys.gives("http_listen") {
+                let webroot = webroot::Settings::new(plan.webroot.clone());
+                certificate.challenge = ChallengeSettings::Webroot(webroot);
+            }
+        }
+        let mut first = settings.clone();
+        for certificate in &mut first.certificates {
+            certificate.deploy.clear();
+            certificate.verify.clear();
+        }
+        let call = self.naming(&plan.names);
+        issue::pass(&call, &first, Trigger::Requested).await?;
+        Ok(settings)
+    }
+
+    /// Deploys it to nginx and verifies it, now and whenever it is renewed.
+    pub(super) async fn deployed(
+        &self,
+        mut settings: Settings,
+        pid_file: Option<PathBuf>,
+    ) -> Result<(), Failure> {
+        let spec = pid_file.map_or("nginx".to_owned(), |file| {
+            format!("nginx:{}", file.display())
+        });
+        let target: DeployTarget = spec.parse().map_err(Failure::unexpected)?;
+        let mut names = Vec::new();
+        for certificate in &mut settings.certificates {
+            if !certificate
+                .deploy
+                .iter()
+                .any(|one| matches!(one, DeployTarget::Nginx(_)))
+            {
+                certificate.deploy.push(target.clone());
+            }
+            names.extend(certificate.names.iter().map(ToString::to_string));
+        }
+        issue::pass(&self.naming(&names), &settings, Trigger::Requested).await
+    }
+}

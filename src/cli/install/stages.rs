@@ -1,0 +1,335 @@
+//! The stages of an install. Port 80 answers challenges, the CA issues, the blocks get TLS,
+//! handshakes verify it, and then port 80 redirects. Each stage is tested by nginx, reloaded
+//! and looked at; a stage that fails undoes those of this run.
+
+use serde_json::json;
+
+use super::super::output::{say, say_json};
+use super::draft::Draft;
+use super::proof::{Looks, check_free};
+use super::{Work, absolute, identifier};
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::files::trust;
+use crate::install::change::apply;
+use crate::install::journal::{Change, Subject};
+use crate::install::plan::{InstallPlan, PlanOptions, Stage, choose, names_beside, plan};
+use crate::install::program::Program;
+use crate::install::tree::{Overlay, Tree};
+use crate::text::shell_word;
+
+/// What an install has done so far.
+#[derive(Default)]
+struct Report {
+    changed: Vec<std::path::PathBuf>,
+    done: Vec<String>,
+    notes: Vec<String>,
+    /// The result of the last reload.
+    reloaded: Option<Result<(), String>>,
+}
+
+impl Work<'_> {
+    pub(super) async fn install(&self) -> Result<(), Failure> {
+        if let Some(name) = &self.options.domain {
+            identifier(name)?;
+        }
+        let program = self.program()?;
+        let main = absolute(self.options.conf.as_ref().unwrap_or(&program.main));
+        trust::resolve(&main)?;
+        let _lock = self.journals.lock()?;
+        if self.journals.recover()? {
+            tracing::warn!("an install that was cut off has been undone");
+        }
+        program.test(&main).map_err(|error| {
+            let main = main.display();
+            Failure::usage(
+                format!("nginx refuses {main} as it is; nothing was changed:\n{error}"),
+                "fix the reported error first, or name another main file with --conf FILE",
+            )
+        })?;
+        let before = self.journals.newest()?;
+        let mut run = Run {
+            work: self,
+            program,
+            main,
+            report: Report::default(),
+            trusts_locations: true,
+        };
+        let plan = match run.stages().await {
+            Ok(plan) => plan,
+            Err(failure) => return Err(run.undone(before, failure)),
+        };
+        run.print(&plan).await;
+        Ok(())
+    }
+}
+
+/// One install.
+pub(super) struct Run<'a> {
+    pub(super) work: &'a Work<'a>,
+    pub(super) program: Program,
+    pub(super) main: std::path::PathBuf,
+    report: Report,
+    /// See [`crate::install::plan::PlanOptions`].
+    pub(super) trusts_locations: bool,
+}
+
+impl Run<'_> {
+    /// The failure of a stage, after the stages of this run are undone.
+    fn undone(&self, before: u64, failure: Failure) -> Failure {
+        match self.work.journals.undo_after(before) {
+            Ok(false) => failure,
+            Ok(true) => {
+                // A reload that fails has its cause in the first error.
+                let tested = self.program.test(&self.main);
+                let _ = tested.and_then(|()| self.program.reload(&self.main));
+                tracing::warn!("the configuration of nginx is as it was before this command");
+                failure
+            }
+            Err(further) => {
+                let all = failure.messages().chain(further.messages());
+                let all = all.map(|(message, hint)| (message.to_owned(), hint.to_owned()));
+                Failure::new(failure.code, all.collect())
+            }
+        }
+    }
+
+    async fn stages(&mut self) -> Result<InstallPlan, Failure> {
+        // Refuses what a later stage would refuse.
+        let first = self.draft(Stage::Redirect).await?;
+        check_free(&first.plan)?;
+        let settings = match first.is_issued() {
+            true => None,
+            false => self.work.wanted(&first.plan).await?,
+        };
+        let Some(settings) = settings else {
+            let tls = self.stage(Stage::Tls).await?;
+            return match first.is_issued() {
+                true => self.stage(Stage::Redirect).await,
+                false => Ok(tls),
+            };
+        };
+        let plan = self.stage(Stage::Challenges).await?;
+        let settings = self.work.ordered(settings, &plan).await?;
+        self.stage(Stage::Tls).await?;
+        self.deploy(settings).await?;
+        let names = plan.names.join(", ");
+        self.report
+            .done
+            .push(format!("{names}: issued, and verified by a handshake"));
+        self.stage(Stage::Redirect).await
+    }
+
+    /// nginx's configuration as it is now.
+    fn tree(&self) -> Result<Tree, Failure> {
+        Tree::load(&self.main, &Overlay::new())
+    }
+
+    /// What brings the configuration to `stage`.
+    async fn draft(&self, stage: Stage) -> Result<Draft, Failure> {
+        match self.work.options.site {
+            true => self.work.site(&self.program, &self.main).await,
+            false => self.edits(stage).await,
+        }
+    }
+
+    async fn edits(&self, stage: Stage) -> Result<Draft, Failure> {
+        let (work, tree) = (self.work, self.tree()?);
+        let wanted = PlanOptions {
+            name: work.options.domain.clone(),
+            http_port: work.options.http_port,
+            https_port: work.options.https_port,
+            webroot: work.webroot(),
+            default_webroot: work.default_webroot(),
+            prefix: self.program.prefix.clone(),
+            trusts_locations: self.trusts_locations,
+        };
+        let name = choose(&tree, &wanted)?;
+        let pair = work.pair(&names_beside(&tree, &name)?).await?;
+        let plan = plan(&tree, &name, &wanted, &pair, stage)?;
+        let change = |(number, edits): (&usize, &Vec<_>)| Change {
+            path: tree.files[*number].path.clone(),
+            content: apply(&tree.files[*number].text, edits),
+        };
+        Ok(Draft {
+            changes: plan.edits.iter().map(change).collect(),
+            links: Vec::new(),
+            plan,
+            pair,
+        })
+    }
+
+    /// Deploys the certificate to nginx from now on, and verifies it.
+    async fn deploy(&self, settings: Settings) -> Result<(), Failure> {
+        let pid_file = self.program.pid_file(&self.tree()?);
+        self.work.deployed(settings, pid_file).await
+    }
+
+    /// Brings the configuration to `stage`, and looks at what nginx answers then.
+    async fn stage(&mut self, stage: Stage) -> Result<InstallPlan, Failure> {
+        let draft = self.draft(stage).await?;
+        let before = self.work.journals.newest()?;
+        let looks = Looks::new(&self.program, &self.tree()?);
+        if draft.changes.is_empty() && draft.links.is_empty() {
+            if stage != Stage::Challenges {
+                return Ok(self.noted(draft));
+            }
+        } else {
+            self.write(&draft, stage).await?;
+            let reloaded = self.program.reload(&self.main);
+            let stopped = reloaded.as_ref().err().cloned();
+            self.report.reloaded = Some(reloaded);
+            match stopped {
+                None => {}
+                Some(error) if stage == Stage::Challenges => {
+                    return Err(Failure::usage(
+                        format!("nginx cannot be reloaded: {error}"),
+                        "start nginx, which answers the CA; then run this command again",
+                    ));
+                }
+                Some(_) => return Ok(self.noted(draft)),
+            }
+        }
+        match self.look(stage, &draft, &looks).await {
+            // Once more beside the existing location.
+            Err(_) if self.can_go_aside(&draft) => {
+                self.work.journals.undo_after(before)?;
+                self.trusts_locations = false;
+                Box::pin(self.stage(stage)).await
+            }
+            looked => looked.map(|()| self.noted(draft)),
+        }
+    }
+
+    /// Whether answers can still get a place beside an existing location for challenges.
+    fn can_go_aside(&self, draft: &Draft) -> bool {
+        self.trusts_locations && draft.plan.relies_on_location
+    }
+
+    async fn look(&mut self, stage: Stage, draft: &Draft, log: &Looks) -> Result<(), Failure> {
+        let answered = log.answers(&draft.plan);
+        match answered {
+            Err(failure) if !draft.is_issued() || self.can_go_aside(draft) => return Err(failure),
+            Err(failure) => self.report.notes.push(failure.in_a_line()),
+            Ok(()) => {}
+        }
+        if stage > Stage::Challenges {
+            log.served(draft).await?;
+        }
+        if stage == Stage::Redirect {
+            self.report.notes.extend(log.redirects(draft));
+        }
+        Ok(())
+    }
+
+    fn noted(&mut self, draft: Draft) -> InstallPlan {
+        let mut plan = draft.plan;
+        for done in plan.done.drain(..) {
+            if !self.report.done.contains(&done) {
+                self.report.done.push(done);
+            }
+        }
+        for note in plan.notes.drain(..) {
+            if !self.report.notes.contains(&note) {
+                self.report.notes.push(note);
+            }
+        }
+        for change in draft.changes {
+            if !self.report.changed.contains(&change.path) {
+                self.report.changed.push(change.path);
+            }
+        }
+        plan
+    }
+
+    /// Writes the changes once nginx accepts a copy of them.
+    async fn write(&self, draft: &Draft, stage: Stage) -> Result<(), Failure> {
+        let journals = &self.work.journals;
+        self.work.prepare(draft, stage).await?;
+        let scratch = journals.scratch()?;
+        let rehearsed = self
+            .program
+            .rehearse(&self.main, &draft.overlay(), &scratch);
+        // Leftovers are harmless: each rehearsal starts with an empty directory.
+        let _ = std::fs::remove_dir_all(&scratch);
+        rehearsed?;
+        let subject = Subject {
+            name: draft.plan.name.clone(),
+            names: draft.plan.names.clone(),
+            main: self.main.clone(),
+        };
+        journals.write(subject, &draft.changes, &draft.links)?;
+        // The rehearsal used a copy, where relative paths may resolve differently.
+        self.program.test(&self.main).map_err(|error| {
+            Failure::usage(
+                format!("nginx refuses the new configuration; it was undone:\n{error}"),
+                "report this with the configuration: nginx accepted a copy of it",
+            )
+        })
+    }
+
+    async fn print(&self, plan: &InstallPlan) {
+        let Report {
+            changed,
+            done,
+            notes,
+            reloaded,
+        } = &self.report;
+        let pair = self.work.pair(&plan.names).await;
+        let issued = pair.is_ok_and(|pair| !pair.issued.is_empty());
+        let next = (!issued).then(|| self.next(plan));
+        if self.work.call.json {
+            let json = json!({
+                "name": plan.name, "names": plan.names, "changed": changed, "done": done,
+                "notes": notes, "webroot": plan.webroot, "issued": issued, "next": next,
+                "reloaded": reloaded.as_ref().map(Result::is_ok),
+            });
+            return say_json(json);
+        }
+        for line in done {
+            say(line);
+        }
+        for note in notes {
+            say(format_args!("note: {note}"));
+        }
+        match reloaded {
+            None => say(format_args!("{}: nothing to change", plan.name)),
+            Some(Ok(())) => say("nginx accepted the configuration and was reloaded"),
+            Some(Err(_)) => say(
+                "nginx accepts the configuration but is not running or failed to reload: start it",
+            ),
+        }
+        if let Some(next) = next {
+            say(format_args!("no certificate is issued yet; next: {next}"));
+            say("then run this command again: it adds the redirect");
+        }
+        if !changed.is_empty() {
+            let nginx = &self.work.options.nginx;
+            let nginx =
+                (nginx.as_os_str() != "nginx").then(|| shell_word(&nginx.to_string_lossy()));
+            let nginx = nginx.map_or_else(String::new, |nginx| format!(" --nginx {nginx}"));
+            let undo = format!("certs install nginx --undo{nginx}");
+            say(format_args!(
+                "to undo: {}",
+                self.work.call.terminal.hint(&undo)
+            ));
+        }
+    }
+
+    /// The command that issues the certificate.
+    fn next(&self, plan: &InstallPlan) -> String {
+        let names: Vec<String> = plan.names.iter().map(|name| shell_word(name)).collect();
+        let webroot = shell_word(&plan.webroot.to_string_lossy());
+        let pid_file = self
+            .tree()
+            .ok()
+            .and_then(|tree| self.program.pid_file(&tree));
+        let target = pid_file.map_or("nginx".to_owned(), |file| {
+            format!("nginx:{}", file.display())
+        });
+        let (names, target) = (names.join(" "), shell_word(&target));
+        self.work.call.terminal.hint(&format!(
+            "certs issue {names} --webroot {webroot} --deploy {target} --agree-tos"
+        ))
+    }
+}
