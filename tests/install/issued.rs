@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use certs::ca::{Resolve, Validation};
+use certs::ca::{Ports, Resolve, Validation};
 
 use super::{Machine, PLAIN, pair, write};
 use crate::support::embedded::EmbeddedCa;
@@ -16,8 +16,8 @@ use crate::support::{certs, listens, run, until};
 fn ca_of(machine: &Machine) -> EmbeddedCa {
     let port = machine.http;
     EmbeddedCa::with(|settings| {
-        settings.validation = Validation::Http {
-            port,
+        settings.validation = Validation::Connect {
+            ports: Ports::both(port),
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
     })

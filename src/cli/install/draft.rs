@@ -163,7 +163,11 @@ impl Work<'_> {
 
     /// The directory for challenge answers, if a source sets it.
     pub(super) fn webroot(&self) -> Option<PathBuf> {
-        self.settings.challenge.writes_in().first().map(|path| absolute(path))
+        self.settings
+            .challenge
+            .writes_in()
+            .first()
+            .map(|path| absolute(path))
     }
 
     pub(super) fn default_webroot(&self) -> PathBuf {
