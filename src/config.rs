@@ -5,13 +5,16 @@
 //! module knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
-//! held here. The result is [`Settings`], which one process can pass to another
+//! held here, except for the credentials of DNS providers, which are stored with
+//! their certificates. The result is [`Settings`], which one process can pass to another
 //! as JSON.
 
 mod arguments;
 mod ca;
+mod challenge;
 mod check;
 mod combine;
+mod dns;
 mod docker;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -36,6 +39,8 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::challenge::ChallengeSettings;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
@@ -66,12 +71,24 @@ impl Settings {
     /// certificate yet, or containers may request some, the default challenge decides
     /// too.
     pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
+        self.listen(|challenge| challenge.http_listen())
+    }
+
+    /// The same for DNS and port 53.
+    pub(crate) fn dns_listen(&self) -> Option<Vec<SocketAddr>> {
+        self.listen(|challenge| challenge.dns_listen())
+    }
+
+    fn listen(
+        &self,
+        of: impl Fn(&ChallengeSettings) -> Option<&[SocketAddr]>,
+    ) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();
         let default = may_come.then_some(&self.challenge);
         let certificates = self.certificates.iter().map(|one| &one.challenge);
         let mut all: Option<Vec<SocketAddr>> = None;
         for challenge in certificates.chain(default) {
-            if let Some(addresses) = challenge.http_listen() {
+            if let Some(addresses) = of(challenge) {
                 let all = all.get_or_insert_default();
                 all.extend(addresses);
                 all.sort();

@@ -19,9 +19,11 @@ use super::problem::{Problem, ensure, identifier_json, without_nulls};
 use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
 use super::state::{Authorization, Id, ObjectStatus, Order, SignedCertificate};
-use super::{DAY, SECOND, Validation, request};
+use super::{DAY, SECOND, request};
 use crate::identifier::Identifier;
 
+/// The end of the URL of a challenge by DNS.
+const BY_DNS: &str = ".dns";
 const MOST_IDENTIFIERS: usize = 100;
 /// The time within which an order and its authorizations must be finished.
 const ORDER_LIFETIME: Duration = DAY;
@@ -51,9 +53,6 @@ pub(super) async fn new_order(signed: Signed) -> HandlerResult {
     ensure(has_no_dates, Malformed, detail)?;
     let identifiers = identifiers(&request.identifiers)?;
     let settings = &server.0.settings;
-    if settings.validation != Validation::AlwaysValid {
-        refuse_wildcards(&identifiers)?;
-    }
     refuse_not_permitted(server, &identifiers)?;
     let profile = request.profile.as_deref().or(settings.default_profile());
     let profile = profile.filter(|name| settings.profiles.contains_key(*name));
@@ -120,16 +119,6 @@ fn refuse_not_permitted(
     problem.map_or(Ok(()), Err)
 }
 
-fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {
-    let detail = "a wildcard needs dns-01, which this CA does not validate";
-    let wildcards = identifiers.iter().filter(|name| name.is_wildcard());
-    let refused = wildcards.fold(None, |problem: Option<Problem>, wildcard| {
-        let first = || Problem::new(ErrorType::RejectedIdentifier, detail);
-        Some(problem.unwrap_or_else(first).about(wildcard, detail))
-    });
-    refused.map_or(Ok(()), Err)
-}
-
 pub(super) async fn order(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.reader()?);
     let order = server.look(|state| state.order(account, &id, server.now()).cloned())?;
@@ -180,17 +169,38 @@ pub(super) async fn authorization(Path(id): Path<Id>, signed: Signed) -> Handler
         "identifier": identifier,
         "status": authorization.status,
         "expires": authorization.expires,
-        "challenges": [challenge_json(server, &id, &authorization)],
+        "challenges": challenges_json(server, &id, &authorization),
         "wildcard": authorization.identifier.is_wildcard().then_some(true),
     });
     Ok(reply(StatusCode::OK, json, ()))
 }
 
-fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> Value {
+/// The kinds of challenge that prove a name; once one was started, that one alone.
+fn challenges_json(server: &Server, id: &str, authorization: &Authorization) -> Value {
+    let name = &authorization.identifier;
+    let is_started = authorization.challenge.status != ObjectStatus::Pending;
+    let by_dns = authorization.challenge.by_dns;
+    let offered = [
+        (false, !name.is_wildcard()),
+        (true, matches!(name, Identifier::Dns(_))),
+    ];
+    let offered = offered
+        .into_iter()
+        .filter(|(kind, proves)| match is_started {
+            true => *kind == by_dns,
+            false => *proves,
+        });
+    offered
+        .map(|(by_dns, _)| challenge_json(server, id, authorization, by_dns))
+        .collect()
+}
+
+fn challenge_json(server: &Server, id: &str, authorization: &Authorization, by_dns: bool) -> Value {
     let challenge = &authorization.challenge;
+    let mark = if by_dns { BY_DNS } else { "" };
     without_nulls(json!({
-        "type": if authorization.identifier.is_wildcard() { "dns-01" } else { "http-01" },
-        "url": server.object("challenge", id),
+        "type": if by_dns { "dns-01" } else { "http-01" },
+        "url": server.object("challenge", &format!("{id}{mark}")),
         "status": challenge.status,
         "token": challenge.token,
         "validated": challenge.validated,
@@ -202,13 +212,30 @@ fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> V
 pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
-    server.look(|state| state.authorization(account, &id, now).map(|_| ()))?;
+    let (id, by_dns) = match id.strip_suffix(BY_DNS) {
+        Some(id) => (id.to_owned(), true),
+        None => (id, false),
+    };
+    let name = server.look(|state| {
+        let found = state.authorization(account, &id, now);
+        found.map(|authorization| authorization.identifier.clone())
+    })?;
+    let proves = if by_dns {
+        matches!(name, Identifier::Dns(_))
+    } else {
+        !name.is_wildcard()
+    };
+    ensure(
+        proves,
+        Malformed,
+        "this kind of challenge does not prove the name",
+    )?;
     if !signed.is_post_as_get() {
         let _: serde_json::Map<String, Value> = signed.payload()?;
         let begun = server.change(|state| {
             // Spawned before the first await: if the client disconnects now, the
             // challenge must still be validated.
-            if state.begin_validation(&id) {
+            if state.begin_validation(&id, by_dns) {
                 server.spawn_validation(id.clone());
             }
             Ok(())
@@ -218,7 +245,7 @@ pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> HandlerResu
     let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
     let up = server.object("authorization", &id);
     let up = [(LINK, format!("<{up}>;rel=\"up\""))];
-    let json = challenge_json(server, &id, &authorization);
+    let json = challenge_json(server, &id, &authorization, by_dns);
     Ok(reply(StatusCode::OK, json, up))
 }
 

@@ -129,7 +129,10 @@ impl Server {
                     let _permit = server.0.validations.acquire().await;
                     let token = &authorization.challenge.token;
                     let name = &authorization.identifier;
-                    validate::http01(name, token, &expected, port, resolve).await
+                    match authorization.challenge.by_dns {
+                        true => validate::dns01(name, &expected, server.0.settings.resolver).await,
+                        false => validate::http01(name, token, &expected, port, resolve).await,
+                    }
                 }
             };
             let now = server.now();

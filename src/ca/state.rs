@@ -71,10 +71,13 @@ pub(super) struct Authorization {
     pub(super) challenge: Challenge,
 }
 
-/// The one challenge of an authorization; it shares the authorization's name.
+/// The challenge of an authorization, whatever its kind; it shares the authorization's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
     pub(super) token: String,
+    /// Whether it is dns-01 that was started.
+    #[serde(default)]
+    pub(super) by_dns: bool,
     pub(super) status: ObjectStatus,
     pub(super) validated: Option<Timestamp>,
     pub(super) error: Option<Problem>,
@@ -143,6 +146,7 @@ impl State {
                 expires: order.expires,
                 challenge: Challenge {
                     token: unguessable(),
+                    by_dns: identifier.is_wildcard(),
                     status: ObjectStatus::Pending,
                     validated: None,
                     error: None,
@@ -224,7 +228,7 @@ impl State {
     }
 
     /// Starts a challenge. `false` when it was started before, or has ended.
-    pub(super) fn begin_validation(&mut self, id: &str) -> bool {
+    pub(super) fn begin_validation(&mut self, id: &str, by_dns: bool) -> bool {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return false;
         };
@@ -232,6 +236,7 @@ impl State {
             && authorization.challenge.status == ObjectStatus::Pending;
         if pending {
             authorization.challenge.status = ObjectStatus::Processing;
+            authorization.challenge.by_dns = by_dns;
         }
         pending
     }

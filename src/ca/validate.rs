@@ -1,11 +1,16 @@
 //! HTTP-01 validation (RFC 8555 section 8.3): fetches the key authorization and
 //! compares it. It follows no redirect, waits at most five seconds, reads at most
-//! one kilobyte, and reports a wrong answer escaped and shortened.
+//! one kilobyte, and reports a wrong answer escaped and shortened. DNS-01 validation
+//! (section 8.4): looks for its digest among the TXT values, asking the zone's servers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use hickory_proto::rr::Name;
 use http::header::{HOST, LOCATION, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -14,9 +19,12 @@ use tokio::net::TcpStream;
 use super::Resolve;
 use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
+use crate::net::dns::ServerAddress;
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{self as client, Longest, ReplyBody};
 
 const DEADLINE: Duration = Duration::from_secs(5);
+const DNS_DEADLINE: Duration = Duration::from_secs(20);
 const LARGEST_ANSWER: Longest = Longest::Whole(1024);
 /// The longest part of a wrong answer in a message, in bytes.
 const SHOWN: usize = 100;
@@ -43,6 +51,58 @@ pub(super) async fn http01(
     let detail =
         format!("{identifier} at {address} answered `{body}` instead of the key authorization");
     Err(Problem::new(ErrorType::Unauthorized, detail))
+}
+
+/// Looks for the digest of `expected`, the key authorization, among the TXT values of the name.
+pub(super) async fn dns01(
+    identifier: &Identifier,
+    expected: &str,
+    resolver: Option<SocketAddr>,
+) -> Result<(), Problem> {
+    let name = identifier.to_string();
+    let name = format!(
+        "_acme-challenge.{}",
+        name.strip_prefix("*.").unwrap_or(&name)
+    );
+    let wanted = URL_SAFE_NO_PAD.encode(digest(&SHA256, expected.as_bytes()));
+    let found = tokio::time::timeout(DNS_DEADLINE, values(&name, resolver)).await;
+    let found = found.unwrap_or_else(|_| Err("no answer within 20 s".to_owned()));
+    let found = found.map_err(|why| {
+        let detail = format!(
+            "{identifier}: {name} cannot be looked up: {}",
+            shown(why.as_bytes())
+        );
+        Problem::new(ErrorType::Dns, detail)
+    })?;
+    if found.contains(&wanted) {
+        return Ok(());
+    }
+    let detail = match found.first() {
+        None => format!("{identifier}: no TXT record found at {name}"),
+        Some(first) => format!(
+            "{identifier}: none of the {} TXT records at {name} is right; the first is `{}`",
+            found.len(),
+            shown(first.as_bytes())
+        ),
+    };
+    Err(Problem::new(ErrorType::Unauthorized, detail))
+}
+
+/// The TXT values at the first server of the zone that answers, else at the resolver.
+async fn values(name: &str, resolver: Option<SocketAddr>) -> Result<Vec<String>, String> {
+    let resolver = Resolver::new(resolver.map(ServerAddress));
+    let name = Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())?;
+    if let Ok(place) = resolver.place(&name).await {
+        for server in &place.zone.servers {
+            if let Ok(values) = resolver.values_at(server.address, &place.name).await {
+                return Ok(values);
+            }
+        }
+    }
+    resolver
+        .values(&name)
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn fetch(

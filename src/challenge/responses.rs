@@ -1,22 +1,26 @@
-//! The live HTTP-01 answers, shared between the orders that present them and the listener
-//! that serves them.
+//! The live answers, shared between the orders that present them and the listeners that
+//! serve them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use super::zones::Zones;
 use super::{Answer, ChallengeKind, Solver, SolverError};
 use crate::identifier::Identifier;
+use crate::program::Runner;
 
-/// Live answers by token.
-#[derive(Clone, Debug, Default)]
+/// Live answers: those of HTTP-01 by token.
+#[derive(Clone, Default)]
 pub struct Responses {
     live: Arc<Mutex<HashMap<String, Live>>>,
+    /// The answers of DNS-01, for our own name server.
+    zones: Zones,
+    runner: Arc<OnceLock<Arc<dyn Runner>>>,
 }
 
-#[derive(Debug)]
 struct Live {
     identifier: Identifier,
     key_authorization: String,
@@ -39,6 +43,22 @@ impl Responses {
         if let Some(answer) = self.lock().get(token) {
             answer.fetched.send_replace(true);
         }
+    }
+
+    /// The zones of our own name server.
+    pub(crate) fn zones(&self) -> &Zones {
+        &self.zones
+    }
+
+    /// From now on `runner` starts the programs that present answers.
+    pub(crate) fn run_programs_by(&self, runner: Arc<dyn Runner>) {
+        // A process is sandboxed once.
+        let _ = self.runner.set(runner);
+    }
+
+    /// Who starts programs, if this process may not.
+    pub(super) fn runner(&self) -> Option<&Arc<dyn Runner>> {
+        self.runner.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {

@@ -61,7 +61,7 @@ impl SolverSettings for Settings {
         };
         Err(Unfit {
             message: format!("the webroot {} {why}", self.0.display()),
-            hint: "name the directory that the server on port 80 serves",
+            hint: "name the directory that the server on port 80 serves".into(),
         })
     }
 
@@ -113,6 +113,10 @@ impl Solver for Settings {
         let content = answer.key_authorization.as_bytes();
         let written = directory.replace(name, FILE, content, |_| Ok(()));
         written.map_err(|error| failed("write", &self.0.join(name), error))
+    }
+
+    fn leaves_traces(&self) -> bool {
+        true
     }
 
     async fn observed(&self, _answer: &Answer) {

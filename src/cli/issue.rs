@@ -12,7 +12,7 @@ use super::Call;
 use super::args::Issue;
 use super::catalog::{all_known, confirm, existing_store, open_store};
 use super::factory::{Factory, wanted};
-use super::listener::{listener, serve};
+use super::listener::Listeners;
 use super::meant;
 use super::output::{say, say_json};
 use super::progress::Display;
@@ -127,9 +127,9 @@ pub(crate) async fn work(
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = match any_may_order(settings, task).await? {
-        true => listener(call, settings, &responses)?,
-        false => None,
+    let listeners = match any_may_order(settings, task).await? {
+        true => Listeners::bind(call, settings, &responses)?,
+        false => Listeners::none(),
     };
     let store: Arc<dyn Store> = match task {
         Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
@@ -142,12 +142,12 @@ pub(crate) async fn work(
         factory.services.output.prepare();
         let known = all_known(&call.sources, settings).await?;
         factory.prepare_issuers(&known);
-        factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
+        factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     }
     let worker = Worker::Here(Box::new(factory));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),
+        () = listeners.serve() => Err(Failure::unexpected("the challenge listener stopped")),
     }
 }
 

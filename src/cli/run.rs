@@ -23,10 +23,9 @@ use super::catalog::{all_known, open_store};
 use super::factory::Factory;
 use super::kept::keep_stored;
 use super::labels::Labels;
-use super::listener::listener;
+use super::listener::Listeners;
 use super::meant;
 use super::volume;
-use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{Purpose, Settings};
 use crate::control::Control;
@@ -86,6 +85,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         handle: handle.clone(),
         factory,
         listens: settings.http_listen().is_some(),
+        answers_dns: settings.dns_listen().is_some(),
     };
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
@@ -115,7 +115,7 @@ fn warn_if_empty(settings: &Settings) {
 struct Bound {
     store: Arc<dyn Store>,
     responses: Responses,
-    challenges: Option<Listener>,
+    challenges: Listeners,
     admin: Option<TcpListener>,
     hosts: HostNames,
     control: Control,
@@ -124,7 +124,7 @@ struct Bound {
 impl Bound {
     async fn new(call: &Call, settings: &Settings) -> Result<Self, Failure> {
         let responses = Responses::default();
-        let challenges = listener(call, settings, &responses)?;
+        let challenges = Listeners::bind(call, settings, &responses)?;
         let admin = bind_admin(settings.admin_listen).await?;
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
@@ -146,13 +146,16 @@ impl Bound {
 
     /// Serves on all listeners.
     fn serve(
-        self,
+        mut self,
         serving: &mut JoinSet<()>,
         sidecar: Sidecar,
         shown: Shown,
         notifier: &Arc<Notifier>,
     ) {
-        if let Some(listener) = self.challenges {
+        if let Some(dns) = self.challenges.take_dns() {
+            serving.spawn(dns);
+        }
+        if let Some(listener) = self.challenges.http {
             let metrics = sidecar.factory.services.metrics.clone();
             let tally = Arc::new(move |result| metrics.challenge_request(result));
             serving.spawn(listener.counted_by(tally).serve());
@@ -178,7 +181,7 @@ async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
     factory.prepare_issuers(&known);
-    factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
+    factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     Ok(Arc::new(factory))
 }
 

@@ -13,7 +13,6 @@ use super::resolve::Sources;
 use super::{
     CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, OutputSettings, Settings,
 };
-use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
 
@@ -73,7 +72,7 @@ impl Sources {
         exists(user, owner::user, problems);
         exists(group, owner::group, problems);
         settings.file.clone_from(&self.file);
-        settings.challenge = challenge(&self.shared_layers());
+        settings.challenge = self.challenge(&self.shared_layers());
         settings.docker = self.docker();
         settings
     }
@@ -122,7 +121,7 @@ impl Sources {
             preferred_chain: None,
             ..settings.ca.clone()
         });
-        settings.challenge = challenge(&layers);
+        settings.challenge = self.challenge(&layers);
         settings.deploy = self.deploy(&layers, problems);
         if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
             // The tables of today, and what a command has stored beside them.
@@ -225,15 +224,6 @@ impl CertificateLayer {
         let keys = ["ca", "agree_tos", "fallback_ca"];
         keys.iter().any(|key| self.invalid.contains(*key))
     }
-}
-
-/// The strongest source that sets a challenge decides.
-fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
-    let mut chosen = layers.iter().filter_map(|layer| layer.challenge());
-    chosen.next().unwrap_or_else(|| {
-        let kind = pick(layers, |layer| &layer.challenge);
-        kind.map(|kind| kind.value.into()).unwrap_or_default()
-    })
 }
 
 fn exists(

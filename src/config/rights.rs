@@ -1,7 +1,7 @@
 //! The rights that the settings of a certificate need.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path};
+use std::path::Component;
 
 use super::{CertificateSettings, OutputSettings};
 use crate::challenge::ChallengeSettings;
@@ -33,9 +33,16 @@ impl CertificateSettings {
             .challenge
             .writes_in()
             .map(|path| Right::Write(path.to_owned()));
+        let program = self.challenge.program();
+        let program = program.map(|path| Right::Run(path.to_owned()));
         let files = self.ca_files().cloned().map(Right::Read);
         let output = self.output.iter().flat_map(OutputSettings::rights);
-        targets.chain(answers).chain(files).chain(output).collect()
+        targets
+            .chain(answers)
+            .chain(program)
+            .chain(files)
+            .chain(output)
+            .collect()
     }
 
     /// Without what needs an unconfirmed right.
@@ -48,8 +55,15 @@ impl CertificateSettings {
         });
         self.output
             .take_if(|output| output.rights().any(|right| denied.contains(&right)));
-        let answers = self.challenge.writes_in().map(Path::to_owned);
-        if answers.is_some_and(|path| denied.contains(&Right::Write(path))) {
+        let answers = self.challenge.writes_in();
+        let answers = answers.map(|path| Right::Write(path.to_owned()));
+        let program = self.challenge.program();
+        let program = program.map(|path| Right::Run(path.to_owned()));
+        if [answers, program]
+            .iter()
+            .flatten()
+            .any(|right| denied.contains(right))
+        {
             self.challenge = ChallengeSettings::default();
         }
         for ca in [Some(&mut self.ca), self.fallback.as_mut()]

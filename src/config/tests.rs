@@ -1,6 +1,7 @@
 //! The configuration as a whole: precedence, refusals, and that the examples and the
 //! schema have the same keys as the reader.
 
+mod dns;
 mod reference;
 mod stored;
 mod verify;
@@ -506,7 +507,7 @@ fn examples_are_read_without_problem() {
         assert!(any, "{}", path.display());
         read += 1;
     }
-    assert_eq!(read, 4);
+    assert_eq!(read, 5);
 }
 
 #[test]

@@ -76,8 +76,8 @@ pub(super) fn of(
         remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
-        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
-                    it expires and NOT renewed; certs renew fails with exit code 2";
+        let text = "HTTP-01 cannot prove a wildcard: it is served until it expires and NOT renewed, and certs renew \
+                    fails with exit code 2, until certs issue names it again with --dns PROVIDER";
         remarks.push(Remark::manual("its renewal", text));
     }
     Ok(settings)

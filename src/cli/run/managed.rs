@@ -52,7 +52,8 @@ impl ManagedCertificates<'_> {
             self.factory.sandbox.cause(failure, &files)
         })?;
         let not_kept = keep_stored(&sources, &mut read, &self.labels).await?;
-        if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
+        let http = self.socket_activated || covers(self.at_start.http_listen(), read.http_listen());
+        if !http || !covers(self.at_start.dns_listen(), read.dns_listen()) {
             let message = "the addresses of the challenge listener change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
         }

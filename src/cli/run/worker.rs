@@ -20,6 +20,8 @@ pub(super) struct Sidecar {
     pub(super) factory: Arc<Factory>,
     /// Whether this process has an HTTP-01 listener.
     pub(super) listens: bool,
+    /// Whether it has a listener for DNS.
+    pub(super) answers_dns: bool,
     /// Reads the store again, and answers when that is done.
     pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -82,6 +84,16 @@ impl Worker for Sidecar {
                     settings.lineage
                 ),
                 "use --webroot with its directory, or stop `certs run` first",
+            ));
+        }
+        let wants_dns = settings.challenge.dns_listen().is_some();
+        if wants_dns && !self.answers_dns && may_order(store, settings, task).await {
+            return Err(Failure::usage(
+                format!(
+                    "{}: the running `certs run` does not answer DNS",
+                    settings.lineage
+                ),
+                "stop `certs run`, repeat this command, and start `certs run` again: it then answers for this certificate",
             ));
         }
         let Task::Pass(trigger) = task else {
