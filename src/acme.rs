@@ -11,6 +11,7 @@
 //! [`Journal`] does) and trusts no reply of the CA.
 
 mod account;
+mod answers;
 mod authorization;
 #[cfg(test)]
 mod bounds;
@@ -48,7 +49,7 @@ pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account}
 pub use rate::Limiters;
 
 use crate::certificate::Secret;
-use crate::record::{PendingOrder, Window};
+use crate::record::{PendingOrder, PresentedAnswer, Window};
 use crate::time::Timestamp;
 
 /// Stores intent before each irreversible step.
@@ -56,6 +57,20 @@ use crate::time::Timestamp;
 pub trait Journal: Send {
     /// Stores `order`; if this fails, the step that it announces is not taken.
     async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError>;
+
+    /// The answers that may still have to be cleaned up: those of this run and of earlier
+    /// ones.
+    fn answers(&self) -> Vec<PresentedAnswer> {
+        Vec::new()
+    }
+
+    /// Stores these answers, before they are presented and after they are cleaned up.
+    async fn save_answers(&mut self, _answers: Vec<PresentedAnswer>) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    /// Shows what the order waits for.
+    fn phase(&mut self, _phase: &str) {}
 
     /// The stored account credentials of this CA, if any.
     async fn account(&mut self) -> Result<Option<Secret>, JournalError>;

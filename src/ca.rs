@@ -1,11 +1,11 @@
-//! The embedded CA: a strict ACME server (RFC 8555) with HTTP-01 validation,
+//! The embedded CA: a strict ACME server (RFC 8555) with HTTP-01 and DNS-01 validation,
 //! renewal information (RFC 9773), profiles of any lifetime and external
 //! account binding, for a developer's machine, a private network, the
 //! demonstration and the tests.
 //!
 //! It keeps a root for the user to trust and an issuing intermediate, and signs
 //! only validated orders. It offers no CRL and no OCSP: a revocation shows in
-//! the renewal information. It never validates DNS-01, so it refuses wildcards.
+//! the renewal information.
 //! [`Server::router`] needs no socket and no TLS; [`Server::serve`] adds both.
 
 mod account;
@@ -33,7 +33,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -65,6 +65,8 @@ pub struct Settings {
     pub external_accounts: BTreeMap<String, SecretBytes>,
     /// How names are validated.
     pub validation: Validation,
+    /// The DNS resolver that finds the zones of names, for DNS-01; `None` means the system's.
+    pub resolver: Option<SocketAddr>,
     /// The names that a new root permits; all, if there are none. An existing root keeps its
     /// own.
     pub permitted: Vec<Permitted>,
@@ -95,6 +97,7 @@ impl Settings {
                 ports: Ports::default(),
                 resolve: Resolve::System,
             },
+            resolver: None,
             permitted: Vec::new(),
             directory: None,
         }

@@ -3,12 +3,16 @@
 //! [`SolverSettings`] beside it; [`ChallengeSettings`] is one of them, and no other
 //! module matches on which. Nothing here reads a configuration.
 
+pub mod dns01;
 pub mod http01;
 pub mod listen;
+pub mod protocol;
 pub mod responses;
 pub mod tls_alpn01;
 pub mod webroot;
+mod zones;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 use std::str::FromStr;
@@ -17,8 +21,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc::UnboundedSender;
 
-use self::listen::Listen;
+use self::protocol::Listen;
 use self::responses::Responses;
 use crate::identifier::Identifier;
 
@@ -29,6 +34,8 @@ pub enum ChallengeKind {
     Http01,
     /// RFC 8737.
     TlsAlpn01,
+    /// RFC 8555 section 8.4.
+    Dns01,
 }
 
 /// The registered names of the kinds that a CA may offer, and our kind if a solver answers
@@ -36,10 +43,33 @@ pub enum ChallengeKind {
 const KINDS: [(&str, Option<ChallengeKind>); 3] = [
     ("http-01", Some(ChallengeKind::Http01)),
     ("tls-alpn-01", Some(ChallengeKind::TlsAlpn01)),
-    ("dns-01", None),
+    ("dns-01", Some(ChallengeKind::Dns01)),
 ];
 
 impl ChallengeKind {
+    /// Its registered name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let named = KINDS.iter().find(|(_, kind)| *kind == Some(self));
+        named.map_or("", |(name, _)| name)
+    }
+
+    /// The next thing to do when the CA found no valid answer.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Http01 => {
+                "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding"
+            }
+            Self::TlsAlpn01 => {
+                "port 443 of each name must reach this machine from the internet, and what listens there must forward connections that offer acme-tls/1 to --tls-listen: check DNS records, firewalls and forwarding"
+            }
+            Self::Dns01 => {
+                "the CA asks the name servers of the zone: check that the domain is delegated to those that the provider changes (dig NS NAME), and that all of them answer"
+            }
+        }
+    }
+
     /// The names of the kinds that a solver answers.
     #[must_use]
     pub fn names() -> Vec<&'static str> {
@@ -70,6 +100,8 @@ pub enum ChallengeSettings {
     TlsListen(tls_alpn01::Settings),
     /// By HTTP-01 through a directory that another server serves on port 80.
     Webroot(webroot::Settings),
+    /// By DNS-01.
+    Dns(dns01::Settings),
 }
 
 impl From<ChallengeKind> for ChallengeSettings {
@@ -78,6 +110,7 @@ impl From<ChallengeKind> for ChallengeSettings {
         match kind {
             ChallengeKind::Http01 => Self::Listen(http01::Settings::default()),
             ChallengeKind::TlsAlpn01 => Self::TlsListen(tls_alpn01::Settings::default()),
+            ChallengeKind::Dns01 => Self::Dns(dns01::Settings::default()),
         }
     }
 }
@@ -96,6 +129,7 @@ impl std::ops::Deref for ChallengeSettings {
             Self::Listen(settings) => settings,
             Self::TlsListen(settings) => settings,
             Self::Webroot(settings) => settings,
+            Self::Dns(settings) => settings,
         }
     }
 }
@@ -114,6 +148,11 @@ pub trait SolverSettings: Send + Sync + 'static {
     /// Where this process must answer, and by which protocol; empty if it need not.
     fn listens(&self) -> Vec<Listen> {
         Vec::new()
+    }
+
+    /// The program that presents the answers.
+    fn program(&self) -> Option<&Path> {
+        None
     }
 
     /// The directories of the written answers.
@@ -141,12 +180,10 @@ pub struct Unfit {
     /// The problem.
     pub message: String,
     /// The next thing to do.
-    pub hint: &'static str,
+    pub hint: Cow<'static, str>,
 }
 
-const HTTP_HINT: &str = "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding";
-
-const WILDCARD_HINT: &str = "list the names one by one; this version does not answer DNS-01";
+const WILDCARD_HINT: &str = "prove it by DNS-01: --dns PROVIDER changes the zone at its provider, --dns self needs none; or list the names one by one";
 
 /// Refuses wildcards, which HTTP-01 cannot prove (RFC 8555 section 8.3).
 fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
@@ -155,7 +192,7 @@ fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
     }
     Err(Unfit {
         message: format!("{name}: HTTP-01 cannot prove a wildcard"),
-        hint: WILDCARD_HINT,
+        hint: WILDCARD_HINT.into(),
     })
 }
 
@@ -209,6 +246,30 @@ pub enum SolverError {
         path: String,
         source: std::io::Error,
     },
+    /// A DNS record, with what to do about it.
+    #[error("{message}")]
+    Dns {
+        message: String,
+        hint: Cow<'static, str>,
+    },
+}
+
+/// Where a solver says what it waits for.
+#[derive(Clone, Debug)]
+pub struct Report(UnboundedSender<String>);
+
+impl Report {
+    /// Reports go to `sender`.
+    #[must_use]
+    pub fn new(sender: UnboundedSender<String>) -> Self {
+        Self(sender)
+    }
+
+    /// Reports a phase.
+    pub fn say(&self, phase: String) {
+        // The reader may have gone.
+        let _ = self.0.send(phase);
+    }
 }
 
 /// Presents answers to challenges. Every call may be repeated, also after a crash.
@@ -217,14 +278,21 @@ pub trait Solver: Send + Sync {
     /// Whether it answers challenges of `kind` for `identifier`.
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool;
 
-    /// What to check when the CA does not see a presented answer.
-    fn hint(&self) -> &'static str {
-        HTTP_HINT
-    }
-
     /// Presents the answer. When it returns, the CA can fetch it, as far as this process
     /// can know.
     async fn present(&self, answer: &Answer) -> Result<(), SolverError>;
+
+    /// Whether an answer outlives this process, so that an interrupted run must be cleaned
+    /// up by a later one.
+    fn leaves_traces(&self) -> bool {
+        false
+    }
+
+    /// Returns when the CA can fetch the presented answer, or when waiting longer is of no
+    /// use. It fails only if the CA certainly cannot.
+    async fn visible(&self, _answer: &Answer, _report: &Report) -> Result<(), SolverError> {
+        Ok(())
+    }
 
     /// Returns when the CA has fetched the answer. A solver that cannot see that never
     /// returns, and the caller polls beside it.
@@ -251,7 +319,10 @@ mod tests {
         let webroots = ChallengeSettings::Webroot(webroot::Settings::of_each(of_each.into()));
         let address =
             ChallengeSettings::Listen(http01::Settings::new(vec![([127, 0, 0, 1], 8080).into()]));
+        let dns = dns01::Settings::new("self".into(), "own".into(), Default::default());
+        let dns = ChallengeSettings::Dns(dns);
         for (settings, json) in [
+            (dns, r#"{"dns":{"provider":"self","name":"own"}}"#),
             (ChallengeSettings::default(), r#"{"listen":[]}"#),
             (address, r#"{"listen":["127.0.0.1:8080"]}"#),
             (webroot, r#"{"webroot":"/srv/www"}"#),

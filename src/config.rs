@@ -5,13 +5,16 @@
 //! module knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
-//! held here. The result is [`Settings`], which one process can pass to another
+//! held here, except for the credentials of DNS providers, which are stored with
+//! their certificates. The result is [`Settings`], which one process can pass to another
 //! as JSON.
 
 mod arguments;
 mod ca;
+mod challenge;
 mod check;
 mod combine;
+mod dns;
 mod docker;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -38,7 +41,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::challenge::ChallengeSettings;
-use crate::challenge::listen::Listen;
+use crate::challenge::protocol::Listen;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};

@@ -231,7 +231,7 @@ impl Remark {
         let method = part(method);
         let why = match is_dns {
             true => {
-                ": this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, which cannot \
+                ": credentials of DNS providers are not taken: the renewal will use HTTP-01 on port 80, which cannot \
                  validate a wildcard"
             }
             false => {

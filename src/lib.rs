@@ -13,8 +13,8 @@
 //!
 //! # The modules
 //! - [`identifier`], [`lineage`], [`fingerprint`], [`certificate`], [`record`],
-//!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`text`], and [`net`] (the
-//!   HTTP client and the listeners): the vocabulary. It imports no other module.
+//!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`text`],
+//!   [`program`], and [`net`] (the HTTP client, DNS and the listeners): the vocabulary. It imports no other module.
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
@@ -58,6 +58,7 @@
 //! | fallback CA | the CA that issues when the configured one cannot |
 //! | order | one request to a CA for one certificate; pending until it is valid or invalid |
 //! | solver | answers challenges of one kind: a listener or a webroot ([`challenge::Solver`]) |
+//! | provider | adds and removes the records of DNS-01 ([`challenge::dns01`]) |
 //! | rate limit, tokens | a limit of a CA, kept here as a bucket; an order takes a token |
 //! | reserve | the tokens that scheduled renewals leave for urgent and forced orders |
 //! | backoff | the growing delay before the next attempt after a failure ([`renew::backoff`]) |
@@ -121,7 +122,8 @@
 //!   one after the other.
 //! - When no endpoint is configured, /proc shows where nginx listens, so that
 //!   verification needs no configuration.
-//! - DNS lookups use the system's resolver.
+//! - Hosts are looked up by the system's resolver; DNS-01 asks the servers of a zone
+//!   themselves ([`net::dns`]).
 //! - Files, verification and keys are services behind traits, so that [`simulate`] runs
 //!   the real flows.
 //! - `certs run` started by root becomes another user once its ports are bound
@@ -172,6 +174,7 @@ pub mod lineage;
 pub(crate) mod manage;
 pub(crate) mod net;
 mod observe;
+pub(crate) mod program;
 pub mod random;
 pub mod record;
 pub mod renew;

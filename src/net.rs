@@ -1,9 +1,10 @@
-//! The network: one HTTP client ([`http`]), the bounds of every listener ([`listen`]), the
+//! The network: one HTTP client ([`http`]), DNS ([`dns`]), the bounds of every listener ([`listen`]), the
 //! parameters of TLS ([`tls`]), connections to Unix sockets ([`unix`]), URLs with secrets
 //! ([`url`]), this machine's sockets, and those of the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod listen;
 pub(crate) mod sockets;

@@ -67,6 +67,10 @@ pub struct Record {
     pub unchecked: BTreeSet<String>,
     /// The pending order, from before it is sent until it ends.
     pub order: Option<PendingOrder>,
+    /// The challenge answers that outlive the process that presents them, from before they
+    /// are presented until they are cleaned up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<PresentedAnswer>,
     /// Failed issuances since the last success.
     pub failures: Failures,
     /// Failed deployments of the newest certificate.
@@ -135,6 +139,7 @@ impl Record {
             served: BTreeMap::new(),
             unchecked: BTreeSet::new(),
             order: None,
+            answers: Vec::new(),
             failures: Failures::default(),
             deployment_failures: Failures::default(),
             excluded: None,
@@ -288,6 +293,19 @@ pub struct PendingOrder {
     /// How it was counted against the rate limits.
     #[serde(default)]
     pub counted: Counted,
+}
+
+/// A challenge answer, for its clean-up by a later process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresentedAnswer {
+    /// The registered name of its kind of challenge.
+    pub kind: String,
+    /// The name that it proves.
+    pub identifier: Identifier,
+    /// The token of the challenge.
+    pub token: String,
+    /// The key authorization, which is public.
+    pub key_authorization: String,
 }
 
 /// The failures since the last success.

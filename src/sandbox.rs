@@ -35,6 +35,7 @@ use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
 use crate::failure::{Check, Failure};
 use crate::files::{self, DirectoryOwner};
+use crate::program::Runner;
 use paths::{Paths, open_answers, permitted, specs};
 use user::{DOCKER_RELAY, ServiceUser};
 
@@ -105,6 +106,12 @@ impl Sandbox {
     /// The socket to use instead of Docker's own.
     pub(crate) fn docker_relay(&self) -> Option<&Path> {
         self.docker_relay.as_deref()
+    }
+
+    /// Starts programs that this process may not start.
+    pub(crate) fn runner(&self) -> Option<Arc<dyn Runner>> {
+        let helper = self.helper.clone()?;
+        Some(Arc::new(helper))
     }
 
     /// The first target: files that only the helper can give to the owner of the output.
@@ -193,6 +200,7 @@ pub(crate) fn confine(
         tracing::debug!("{}: {error}", confirmed.display());
     }
     let permits = Permits {
+        programs: programs(settings),
         targets: Vec::from_iter(permitted(settings).collect::<BTreeSet<_>>()),
         confirmed,
         outputs: outputs(known),
@@ -236,6 +244,15 @@ pub(crate) fn confine(
 /// Whether `certs run` with these settings is root and becomes another user.
 pub(crate) fn gives_up_root(settings: &Settings) -> bool {
     settings.harden && user::may_change()
+}
+
+/// The programs that present challenge answers.
+fn programs(settings: &Settings) -> BTreeSet<PathBuf> {
+    let certificates = settings.certificates.iter();
+    let certificates = certificates.map(|one| &one.challenge);
+    let all = certificates.chain([&settings.challenge]);
+    let programs = all.filter_map(|challenge| challenge.program());
+    programs.map(Path::to_owned).collect()
 }
 
 /// The outputs with their owners.

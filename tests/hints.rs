@@ -236,7 +236,7 @@ fn commands_and_options_in_texts_exist() {
         words.any(|word| word == option)
     };
     // Of other programs.
-    const OTHERS: [&str; 10] = [
+    const OTHERS: [&str; 13] = [
         "--cert-path",
         "--key-path",
         "--now",
@@ -246,6 +246,9 @@ fn commands_and_options_in_texts_exist() {
         "--renew-hook",
         "--standalone",
         "--conf-path",
+        "--prefix",
+        "--pid-path",
+        "--error-log-path",
         "--serve",
     ];
     let mut wrong = Vec::new();

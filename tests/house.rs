@@ -21,6 +21,7 @@ const VOCABULARY: &[&str] = &[
     "random",
     "failure",
     "files",
+    "program",
     "net",
     "text",
 ];
@@ -130,6 +131,24 @@ const PLACEMENTS: &[CratePlacement] = &[
     CratePlacement {
         crates: &["landlock", "seccompiler", "libc"],
         modules: &[("sandbox", "one module defines the sandbox")],
+    },
+    CratePlacement {
+        crates: &["hickory_proto"],
+        modules: &[
+            ("net/dns", "the one client of DNS"),
+            (
+                "challenge",
+                "changes records, and answers for delegated names",
+            ),
+            ("ca", "validates DNS-01"),
+        ],
+    },
+    CratePlacement {
+        crates: &["dns_update"],
+        modules: &[(
+            "challenge/dns01/provider",
+            "its providers, and its HTTP client",
+        )],
     },
     CratePlacement {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],

@@ -18,6 +18,7 @@ mod demo;
 mod denied;
 mod deployment;
 mod descriptors;
+mod dns01;
 mod docs;
 mod endpoints;
 mod environment;

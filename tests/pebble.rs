@@ -251,7 +251,8 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     use certs::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
     use certs::challenge::{
         ChallengeKind,
-        listen::{Listen, Listener, Protocol},
+        listen::Listener,
+        protocol::{Listen, Protocol},
         responses::Responses,
     };
     use certs::time::{Clock, SystemClock};

@@ -413,7 +413,7 @@ fn issue_skips_certificate_not_due_beside_sidecar_without_listener() {
     let printed = run(&mut issue, 0);
     assert!(printed.contains("not due; generation 0001"), "{printed}");
     let printed = run(issue.arg("--force"), 2);
-    assert!(printed.contains("has no challenge listener"), "{printed}");
+    assert!(printed.contains("has no listener for HTTP-01"), "{printed}");
     sidecar.terminate();
 }
 

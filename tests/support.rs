@@ -1,5 +1,6 @@
 //! Real servers on loopback with ports of their own. Each ends with its test.
 
+pub(crate) mod bind;
 pub(crate) mod clock;
 pub(crate) mod disk;
 pub(crate) mod embedded;
@@ -157,17 +158,22 @@ pub(crate) struct Pebble {
 impl Pebble {
     /// `rejected` is the percentage of nonces that Pebble rejects.
     pub(crate) fn start(rejected: u8) -> Option<Self> {
+        Self::start_asking(rejected, None)
+    }
+
+    /// The same, and Pebble asks this DNS server.
+    pub(crate) fn start_asking(rejected: u8, server: Option<SocketAddr>) -> Option<Self> {
         let pebble = program("CERTS_LAB_PEBBLE", "/usr/bin/pebble")?;
         let dns = program("CERTS_LAB_CHALLTESTSRV", "/usr/bin/pebble-challtestsrv")?;
         // Another process may take a free port before Pebble binds it.
-        let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected));
+        let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected, server));
         let stays = tries.next();
         assert!(stays.is_some(), "Pebble does not start");
         stays
     }
 
     /// `None` if one of the two ended before it listened.
-    fn begin(pebble: &Path, dns: &Path, rejected: u8) -> Option<Self> {
+    fn begin(pebble: &Path, dns: &Path, rejected: u8, server: Option<SocketAddr>) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = |name: &str| directory.path().join(name);
@@ -200,9 +206,10 @@ impl Pebble {
             command.args(["-dns01", &local(dns_port)]);
         }
         let mut dns = Running::start(&mut command);
+        let asked = server.map_or_else(|| local(dns_port), |server| server.to_string());
         let mut pebble = Running::start(
             Command::new(pebble)
-                .args(["-strict", "-dnsserver", &local(dns_port), "-config"])
+                .args(["-strict", "-dnsserver", &asked, "-config"])
                 .arg(file("config.json"))
                 .env("PEBBLE_VA_NOSLEEP", "1")
                 // Pebble 2.10 still reuses one authorization in a hundred: it compares with `>`.

@@ -301,7 +301,7 @@ name = 'empty'
 
 [[certificate]]
 names = ['example.com', 'example.com', '*.example.com', 'db.internal']
-challenge = 'dns-01'
+challenge = 'dns-1'
 output_dir = '/certs'
 
 [[certificate]]

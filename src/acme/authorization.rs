@@ -13,6 +13,8 @@ use instant_acme::{
 };
 use serde_json::json;
 
+use super::Journal;
+use super::answers::{PlannedAnswer, announce, until_visible};
 use super::client::Flow;
 use super::documents;
 use super::error::{Cause, FailedName};
@@ -35,20 +37,16 @@ const VALIDATION_PAUSES: [Duration; 6] = [
     Duration::from_secs(5),
 ];
 
-/// An answer with its solver and its challenge's URL.
-struct PlannedAnswer {
-    solver: Arc<dyn Solver>,
-    answer: Answer,
-    url: String,
-    /// An earlier run has started the challenge.
-    is_started: bool,
-}
-
 impl Flow<'_> {
     /// Answers the pending authorizations and waits until the order is not pending.
-    pub(super) async fn authorize(&self, order: &mut PlacedOrder) -> Result<(), Cause> {
+    pub(super) async fn authorize(
+        &self,
+        order: &mut PlacedOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<(), Cause> {
         let planned = self.plan(order).await?;
-        let mut result = self.answer(order, &planned).await;
+        announce(&planned, journal).await?;
+        let mut result = self.answer(order, &planned, journal).await;
         if result.is_ok() && order.state.status == OrderStatus::Invalid {
             result = Err(self.why_invalid(order).await);
         }
@@ -57,12 +55,9 @@ impl Flow<'_> {
             let seen: Vec<String> = join_all(explains).await.into_iter().flatten().collect();
             result = Err(cause.with_notes(&seen));
         }
-        join_all(planned.iter().map(clean_up)).await;
-        let hint = planned.first().map(|planned| planned.solver.hint());
-        result.map_err(|cause| match hint {
-            Some(hint) => cause.with_hint(hint),
-            None => cause,
-        })
+        self.clean_up(&planned, journal).await;
+        let kind = planned.first().map(|planned| planned.answer.kind);
+        result.map_err(|cause| cause.advised_by(kind))
     }
 
     async fn plan(&self, order: &PlacedOrder) -> Result<Vec<PlannedAnswer>, Cause> {
@@ -136,9 +131,14 @@ impl Flow<'_> {
         &self,
         order: &mut PlacedOrder,
         planned: &[PlannedAnswer],
+        journal: &mut dyn Journal,
     ) -> Result<(), Cause> {
-        let presents = planned.iter().map(|one| one.solver.present(&one.answer));
+        let presents = planned.iter().map(async |one| {
+            let presented = one.solver.present(&one.answer).await;
+            presented.map_err(|error| one.failed(error))
+        });
         concurrently(presents.collect()).await?;
+        until_visible(planned, journal).await?;
         order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
         let watch = Watch::of(planned.iter().map(|planned| planned.url.clone()));
@@ -332,12 +332,6 @@ async fn all_observed(planned: &[PlannedAnswer]) {
     }
     for planned in planned {
         planned.solver.observed(&planned.answer).await;
-    }
-}
-
-async fn clean_up(planned: &PlannedAnswer) {
-    if let Err(error) = planned.solver.clean_up(&planned.answer).await {
-        tracing::warn!(%error, "a challenge answer could not be cleaned up");
     }
 }
 

@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use super::JournalError;
 use super::problem::{self, describe, type_and_detail};
-use crate::challenge::SolverError;
+use crate::challenge::{ChallengeKind, SolverError};
 use crate::files::beneath;
 use crate::identifier::Identifier;
-use crate::text::{cut, printable};
+use crate::text::{cut, printable, printable_lines};
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -227,6 +227,9 @@ impl From<SolverError> for Cause {
     fn from(error: SolverError) -> Self {
         match error {
             SolverError::Token => Self::Protocol(error.to_string()),
+            SolverError::Dns { message, hint } => {
+                Self::NotValidated(Explained::new(printable_lines(&message), hint))
+            }
             other => Self::Solver(other),
         }
     }
@@ -237,11 +240,10 @@ impl Cause {
     #[must_use]
     pub fn hint(&self) -> &str {
         match self {
-            Self::NotValidated(explained) if explained.hint.is_empty() => NOT_VALIDATED_HINT,
-            Self::Unreachable(explained)
-            | Self::Refused(explained)
-            | Self::NotValidated(explained) => &explained.hint,
+            Self::Unreachable(explained) | Self::Refused(explained) => &explained.hint,
+            Self::NotValidated(explained) if !explained.hint.is_empty() => &explained.hint,
             Self::Protocol(_) => "check that the URL is an ACME directory; try again later",
+            Self::NotValidated(_) => ChallengeKind::Http01.advice(),
             Self::RateLimited { .. } => "wait until the limit ends: an earlier retry can extend it",
             Self::Solver(SolverError::Io { source, .. }) if beneath::is_refusal(source) => {
                 beneath::REFUSED_HINT
@@ -255,15 +257,17 @@ impl Cause {
             }
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",
             Self::NoChallenge { .. } => {
-                "a wildcard needs DNS-01; for other names ask the CA which challenges it offers"
+                "a wildcard needs DNS-01, --dns PROVIDER or --dns self; for other names ask the CA which challenges it offers"
             }
         }
     }
 
-    /// The same cause, with the next action for challenges that are answered like this.
-    pub(super) fn with_hint(mut self, hint: &'static str) -> Self {
-        if let Self::NotValidated(explained) = &mut self {
-            explained.hint = hint.into();
+    /// The same cause, with the advice for the kind of challenge that the CA validated.
+    pub(super) fn advised_by(mut self, kind: Option<ChallengeKind>) -> Self {
+        if let (Self::NotValidated(explained), Some(kind)) = (&mut self, kind)
+            && explained.hint.is_empty()
+        {
+            explained.hint = kind.advice().into();
         }
         self
     }
@@ -420,8 +424,6 @@ impl Cause {
     }
 }
 
-const NOT_VALIDATED_HINT: &str =
-    "each name must reach this machine from the internet: check DNS records and firewalls";
 const BINDING_HINT: &str = "the CA does not accept the external account binding: correct --eab-kid and --eab-hmac-file, or get a new pair from its web site, since many CAs take each pair once";
 
 fn refusal_hint(kind: &str) -> &'static str {

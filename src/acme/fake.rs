@@ -23,7 +23,7 @@ use crate::challenge::ChallengeKind;
 use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
 use crate::random::{Random, SeededRandom};
-use crate::record::PendingOrder;
+use crate::record::{PendingOrder, PresentedAnswer};
 use crate::time::fake::SetClock;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
@@ -463,10 +463,23 @@ pub(super) struct Memory {
     pub(super) account: Option<Secret>,
     pub(super) accounts_saved: usize,
     pub(super) orders: Vec<PendingOrder>,
+    pub(super) answers: Vec<PresentedAnswer>,
+    /// Every list of answers that was saved.
+    pub(super) saved_answers: Vec<Vec<PresentedAnswer>>,
 }
 
 #[async_trait]
 impl Journal for Memory {
+    fn answers(&self) -> Vec<PresentedAnswer> {
+        self.answers.clone()
+    }
+
+    async fn save_answers(&mut self, answers: Vec<PresentedAnswer>) -> Result<(), JournalError> {
+        self.answers.clone_from(&answers);
+        self.saved_answers.push(answers);
+        Ok(())
+    }
+
     async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
         self.orders.push(order.clone());
         Ok(())

@@ -31,8 +31,11 @@ impl Flow<'_> {
         let opened = self.open(pending, journal).await;
         let mut order = opened.map_err(self.client.at(Phase::Order))?;
         if order.state.status == OrderStatus::Pending {
-            let authorized = self.authorize(&mut order).await;
+            let authorized = self.authorize(&mut order, journal).await;
             authorized.map_err(self.client.at(Phase::Authorization))?;
+        } else {
+            // An earlier run may have been interrupted after the validation.
+            self.clean_up(&[], journal).await;
         }
         let concluded = self.conclude(&mut order, pending).await;
         concluded.map_err(self.client.at(Phase::Finalize))?;

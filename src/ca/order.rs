@@ -19,7 +19,7 @@ use super::problem::{Problem, ensure, identifier_json, without_nulls};
 use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
 use super::state::{Challenge, ChallengeKind, Id, ObjectStatus, Order, SignedCertificate};
-use super::{DAY, SECOND, Validation, request};
+use super::{DAY, SECOND, request};
 use crate::identifier::Identifier;
 
 const MOST_IDENTIFIERS: usize = 100;
@@ -51,9 +51,6 @@ pub(super) async fn new_order(signed: Signed) -> HandlerResult {
     ensure(has_no_dates, Malformed, detail)?;
     let identifiers = identifiers(&request.identifiers)?;
     let settings = &server.0.settings;
-    if settings.validation != Validation::AlwaysValid {
-        refuse_wildcards(&identifiers)?;
-    }
     refuse_not_permitted(server, &identifiers)?;
     let profile = request.profile.as_deref().or(settings.default_profile());
     let profile = profile.filter(|name| settings.profiles.contains_key(*name));
@@ -118,16 +115,6 @@ fn refuse_not_permitted(
         Some(problem.unwrap_or_else(first).about(name, detail))
     });
     problem.map_or(Ok(()), Err)
-}
-
-fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {
-    let detail = "a wildcard needs dns-01, which this CA does not validate";
-    let wildcards = identifiers.iter().filter(|name| name.is_wildcard());
-    let refused = wildcards.fold(None, |problem: Option<Problem>, wildcard| {
-        let first = || Problem::new(ErrorType::RejectedIdentifier, detail);
-        Some(problem.unwrap_or_else(first).about(wildcard, detail))
-    });
-    refused.map_or(Ok(()), Err)
 }
 
 pub(super) async fn order(Path(id): Path<Id>, signed: Signed) -> HandlerResult {

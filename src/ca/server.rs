@@ -127,7 +127,8 @@ impl Server {
                 Validation::Connect { ports, resolve } => {
                     // The semaphore is never closed.
                     let _permit = server.0.validations.acquire().await;
-                    validate::validate(&authorization, &expected, ports, resolve).await
+                    let resolver = server.0.settings.resolver;
+                    validate::validate(&authorization, &expected, ports, (resolve, resolver)).await
                 }
             };
             let now = server.now();

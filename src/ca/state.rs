@@ -89,9 +89,10 @@ pub(super) enum ChallengeKind {
 impl ChallengeKind {
     /// Those that can prove control of `identifier`.
     pub(super) fn offered(identifier: &Identifier) -> &'static [Self] {
-        match identifier.is_wildcard() {
-            true => &[Self::Dns01],
-            false => &[Self::Http01, Self::TlsAlpn01],
+        match identifier {
+            Identifier::Ip(_) => &[Self::Http01, Self::TlsAlpn01],
+            Identifier::Dns(_) if identifier.is_wildcard() => &[Self::Dns01],
+            Identifier::Dns(_) => &[Self::Http01, Self::TlsAlpn01, Self::Dns01],
         }
     }
 }

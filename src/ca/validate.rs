@@ -1,13 +1,18 @@
 //! Validation of the answers to challenges. It waits at most five seconds, and reports a
 //! wrong answer escaped and shortened. HTTP-01 (RFC 8555 section 8.3) fetches the key
 //! authorization and compares it; it follows no redirect and reads at most one kilobyte.
+//! DNS-01 (section 8.4) looks for its digest among the TXT values, asking the zone's servers.
 
 mod tls_alpn01;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use hickory_proto::rr::Name;
 use http::header::{HOST, LOCATION, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -17,9 +22,12 @@ use super::problem::{ErrorType, Problem};
 use super::state::{Authorization, ChallengeKind};
 use super::{Ports, Resolve};
 use crate::identifier::Identifier;
+use crate::net::dns::ServerAddress;
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{self as client, Longest, ReplyBody};
 
 const DEADLINE: Duration = Duration::from_secs(5);
+const DNS_DEADLINE: Duration = Duration::from_secs(20);
 const LARGEST_ANSWER: Longest = Longest::Whole(1024);
 /// The longest part of a wrong answer in a message, in bytes.
 const SHOWN: usize = 100;
@@ -30,7 +38,7 @@ pub(super) async fn validate(
     authorization: &Authorization,
     expected: &str,
     ports: Ports,
-    resolve: Resolve,
+    (resolve, resolver): (Resolve, Option<SocketAddr>),
 ) -> Result<(), Problem> {
     let (name, challenge) = (&authorization.identifier, &authorization.challenge);
     match challenge.kind {
@@ -38,10 +46,7 @@ pub(super) async fn validate(
             http01(name, &challenge.token, expected, ports.http, resolve).await
         }
         ChallengeKind::TlsAlpn01 => tls_alpn01::validate(name, expected, ports.tls, resolve).await,
-        ChallengeKind::Dns01 => Err(Problem::new(
-            ErrorType::Unauthorized,
-            format!("{name}: this CA does not validate dns-01"),
-        )),
+        ChallengeKind::Dns01 => dns01(name, expected, resolver).await,
     }
 }
 
@@ -67,6 +72,58 @@ pub(super) async fn http01(
     let detail =
         format!("{identifier} at {address} answered `{body}` instead of the key authorization");
     Err(Problem::new(ErrorType::Unauthorized, detail))
+}
+
+/// Looks for the digest of `expected`, the key authorization, among the TXT values of the name.
+async fn dns01(
+    identifier: &Identifier,
+    expected: &str,
+    resolver: Option<SocketAddr>,
+) -> Result<(), Problem> {
+    let name = identifier.to_string();
+    let name = format!(
+        "_acme-challenge.{}",
+        name.strip_prefix("*.").unwrap_or(&name)
+    );
+    let wanted = URL_SAFE_NO_PAD.encode(digest(&SHA256, expected.as_bytes()));
+    let found = tokio::time::timeout(DNS_DEADLINE, values(&name, resolver)).await;
+    let found = found.unwrap_or_else(|_| Err("no answer within 20 s".to_owned()));
+    let found = found.map_err(|why| {
+        let detail = format!(
+            "{identifier}: {name} cannot be looked up: {}",
+            shown(why.as_bytes())
+        );
+        Problem::new(ErrorType::Dns, detail)
+    })?;
+    if found.contains(&wanted) {
+        return Ok(());
+    }
+    let detail = match found.first() {
+        None => format!("{identifier}: no TXT record found at {name}"),
+        Some(first) => format!(
+            "{identifier}: none of the {} TXT records at {name} is right; the first is `{}`",
+            found.len(),
+            shown(first.as_bytes())
+        ),
+    };
+    Err(Problem::new(ErrorType::Unauthorized, detail))
+}
+
+/// The TXT values at the first server of the zone that answers, else at the resolver.
+async fn values(name: &str, resolver: Option<SocketAddr>) -> Result<Vec<String>, String> {
+    let resolver = Resolver::new(resolver.map(ServerAddress));
+    let name = Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())?;
+    if let Ok(place) = resolver.place(&name).await {
+        for server in &place.zone.servers {
+            if let Ok(values) = resolver.values_at(server.address, &place.name).await {
+                return Ok(values);
+            }
+        }
+    }
+    resolver
+        .values(&name)
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn fetch(

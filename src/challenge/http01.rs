@@ -19,7 +19,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::listen::{Listen, Protocol, RequestCounter};
+use super::protocol::{Listen, Protocol, RequestCounter};
 use super::responses::Responses;
 use super::{ChallengeKind, Solver, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;

@@ -1,94 +1,20 @@
 //! The listeners that answer challenges: bound here, or by the service manager.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use rustix::io::Errno;
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 
+use super::dns01::responder;
+use super::protocol::{Listen, Protocol, RequestCounter};
 use super::responses::Responses;
 use super::{http01, tls_alpn01};
 use crate::net::listen::{Connections, Socket, TlsConfig};
-use crate::net::sockets::{BACKLOG, owner_of, serves};
-
-/// The protocol of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// For HTTP-01.
-    Http,
-    /// For TLS-ALPN-01.
-    Tls,
-}
-
-impl Protocol {
-    /// Every protocol.
-    pub const ALL: [Self; 2] = [Self::Http, Self::Tls];
-
-    /// The port to which a CA connects.
-    #[must_use]
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Tls => 443,
-        }
-    }
-
-    /// Listening at `addresses`; none means its own port of all addresses.
-    pub(super) fn at(self, addresses: &[SocketAddr]) -> Vec<Listen> {
-        let everywhere = [
-            (Ipv4Addr::UNSPECIFIED, self.port()).into(),
-            (Ipv6Addr::UNSPECIFIED, self.port()).into(),
-        ];
-        let addresses = match addresses {
-            [] => &everywhere,
-            addresses => addresses,
-        };
-        let all = addresses.iter();
-        all.map(|address| Listen {
-            protocol: self,
-            address: *address,
-        })
-        .collect()
-    }
-
-    /// The challenge that it answers.
-    #[must_use]
-    pub const fn challenge(self) -> &'static str {
-        match self {
-            Self::Http => "HTTP-01",
-            Self::Tls => "TLS-ALPN-01",
-        }
-    }
-
-    /// The name of its sockets at the service manager (`FileDescriptorName=`).
-    #[must_use]
-    pub const fn socket_name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Tls => "https",
-        }
-    }
-}
-
-/// An address at which challenges are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Listen {
-    /// How they are answered.
-    pub protocol: Protocol,
-    /// The address of the socket.
-    pub address: SocketAddr,
-}
-
-impl Listen {
-    /// Whether a listener here answers what comes to `other`, too.
-    #[must_use]
-    pub fn serves(&self, other: &Self) -> bool {
-        self.protocol == other.protocol && serves(self.address, other.address)
-    }
-}
+use crate::net::sockets::{BACKLOG, owner_of};
 
 /// Why an address could not be listened on.
 #[derive(Debug, Error)]
@@ -143,19 +69,25 @@ impl BindError {
             (io::ErrorKind::PermissionDenied, Protocol::Tls) => {
                 "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=443, or a socket from systemd; or use --tls-listen with another port that port 443 is forwarded to"
             }
+            (io::ErrorKind::AddrInUse, Protocol::Dns) => {
+                "another DNS server has the port: let certs answer at another address of this machine, --dns-listen ADDRESS:53, or use that server with --dns rfc2136"
+            }
+            (io::ErrorKind::PermissionDenied, Protocol::Dns) => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=53, or root"
+            }
+            (_, Protocol::Dns) => "check the address given with --dns-listen",
             (_, Protocol::Http) => "check the address given with --http-listen",
             (_, Protocol::Tls) => "check the address given with --tls-listen",
         }
     }
 }
 
-/// Counts each request by its result: `answered`, `unknown`, `redirected` or `refused`.
-pub type RequestCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
-
 /// Bound sockets of one protocol, not served yet.
 pub struct Listener {
     protocol: Protocol,
     sockets: Vec<TcpListener>,
+    /// Those of UDP, beside the others.
+    datagrams: Vec<UdpSocket>,
     responses: Responses,
     tally: RequestCounter,
 }
@@ -166,14 +98,24 @@ impl Listener {
     /// # Errors
     /// The address cannot be bound.
     pub fn bind(at: &Listen, responses: &Responses) -> Result<Self, BindError> {
-        let socket = listen(at.address).map_err(|source| BindError::new(*at, source))?;
-        Ok(Self::new(at.protocol, vec![socket], responses))
+        let failed = |source| BindError::new(*at, source);
+        let socket = listen(at.address).map_err(failed)?;
+        let datagrams = match at.protocol {
+            Protocol::Dns => vec![beside(&socket).map_err(failed)?],
+            _ => Vec::new(),
+        };
+        let listener = Self::new(at.protocol, vec![socket], responses);
+        Ok(Self {
+            datagrams,
+            ..listener
+        })
     }
 
     /// The same with the sockets of `other`, too.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.sockets.extend(other.sockets);
+        self.datagrams.extend(other.datagrams);
         self
     }
 
@@ -181,6 +123,7 @@ impl Listener {
         Self {
             protocol,
             sockets,
+            datagrams: Vec::new(),
             responses: responses.clone(),
             tally: Arc::new(|_| {}),
         }
@@ -224,6 +167,10 @@ impl Listener {
     /// Serves until the future is dropped.
     pub async fn serve(self) {
         let (limits, tls, router) = match self.protocol {
+            Protocol::Dns => {
+                let zones = self.responses.zones().clone();
+                return responder::serve(self.datagrams, self.sockets, zones).await;
+            }
             Protocol::Http => {
                 let router = http01::router(self.responses, self.tally);
                 (http01::LIMITS, None, router)
@@ -246,6 +193,13 @@ impl Listener {
         }
         while accepting.join_next().await.is_some() {}
     }
+}
+
+/// The socket of UDP at the address of `socket`.
+fn beside(socket: &TcpListener) -> io::Result<UdpSocket> {
+    let datagrams = std::net::UdpSocket::bind(socket.local_addr()?)?;
+    datagrams.set_nonblocking(true)?;
+    UdpSocket::from_std(datagrams)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -2,22 +2,26 @@
 //! them and the listeners that serve them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Answer, ChallengeKind, HTTP_HINT, Solver, SolverError};
+use super::zones::Zones;
+use super::{Answer, ChallengeKind, Solver, SolverError};
 use crate::identifier::Identifier;
+use crate::program::Runner;
 
 /// Live answers by their kind and token: a CA may offer challenges of every kind with one
 /// token.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Responses {
     live: Arc<Mutex<HashMap<(ChallengeKind, String), Live>>>,
+    /// The answers of DNS-01, for our own name server.
+    zones: Zones,
+    runner: Arc<OnceLock<Arc<dyn Runner>>>,
 }
 
-#[derive(Debug)]
 struct Live {
     identifier: Identifier,
     key_authorization: String,
@@ -61,6 +65,22 @@ impl Responses {
         Some((answer.identifier.clone(), answer.key_authorization.clone()))
     }
 
+    /// The zones of our own name server.
+    pub(crate) fn zones(&self) -> &Zones {
+        &self.zones
+    }
+
+    /// From now on `runner` starts the programs that present answers.
+    pub(crate) fn run_programs_by(&self, runner: Arc<dyn Runner>) {
+        // A process is sandboxed once.
+        let _ = self.runner.set(runner);
+    }
+
+    /// What starts programs, if this process may not.
+    pub(super) fn runner(&self) -> Option<&Arc<dyn Runner>> {
+        self.runner.get()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<(ChallengeKind, String), Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,15 +100,6 @@ fn key(answer: &Answer) -> (ChallengeKind, String) {
 impl Solver for Presenter {
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
         kind == self.kind && !identifier.is_wildcard()
-    }
-
-    fn hint(&self) -> &'static str {
-        match self.kind {
-            ChallengeKind::Http01 => HTTP_HINT,
-            ChallengeKind::TlsAlpn01 => {
-                "port 443 of each name must reach this machine from the internet, and what listens there must forward connections that offer acme-tls/1 to --tls-listen: check DNS records, firewalls and forwarding"
-            }
-        }
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {

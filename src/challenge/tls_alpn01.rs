@@ -16,7 +16,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
-use super::listen::{Listen, Protocol, RequestCounter};
+use super::protocol::{Listen, Protocol, RequestCounter};
 use super::responses::Responses;
 use super::{ChallengeKind, Solver, SolverSettings, Unfit};
 use crate::identifier::Identifier;
@@ -74,7 +74,7 @@ impl SolverSettings for Settings {
         }
         Err(Unfit {
             message: format!("{name}: TLS-ALPN-01 cannot prove a wildcard"),
-            hint: super::WILDCARD_HINT,
+            hint: super::WILDCARD_HINT.into(),
         })
     }
 }

@@ -108,7 +108,7 @@ impl SolverSettings for Settings {
             };
             return Err(Unfit {
                 message: format!("the webroot {} {why}", root.display()),
-                hint: "name the directory that the server on port 80 serves",
+                hint: "name the directory that the server on port 80 serves".into(),
             });
         }
         Ok(())
@@ -120,7 +120,8 @@ impl SolverSettings for Settings {
             Some(_) => Ok(()),
             None => Err(Unfit {
                 message: format!("{name}: no webroot is named for it"),
-                hint: "name each webroot before its names: --webroot DIR NAME… --webroot DIR NAME…",
+                hint: "name each webroot before its names: --webroot DIR NAME… --webroot DIR NAME…"
+                    .into(),
             }),
         }
     }

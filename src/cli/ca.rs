@@ -19,6 +19,7 @@ use crate::config::{self, Unusable};
 use crate::failure::{Failure, hint_for};
 use crate::files;
 use crate::files::beneath::Directory;
+use crate::net::dns::ServerAddress;
 use crate::sandbox;
 use crate::text::duration;
 use crate::time::SystemClock;
@@ -44,6 +45,9 @@ pub(super) struct Serve {
     /// Validate every name at this address, without resolving it
     #[arg(long, value_name = "IP")]
     resolve_to: Option<IpAddr>,
+    /// Ask this DNS resolver for the zones of names that are validated by DNS-01
+    #[arg(long, value_name = "ADDR:PORT")]
+    resolver: Option<ServerAddress>,
     /// The lifetime of a certificate whose order names no profile: 90d, 160h, 10m, 30s
     #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     lifetime: Option<Duration>,
@@ -122,6 +126,7 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
         },
         resolve: options.resolve_to.map_or(Resolve::System, Resolve::Fixed),
     };
+    settings.resolver = options.resolver.map(|resolver| resolver.0);
     settings.permitted = permitted(&options.permit)?;
     if let Some(lifetime) = options.lifetime {
         let profile = Profile::new(lifetime, "as set by --lifetime");

@@ -120,6 +120,14 @@ impl Factory {
         })
     }
 
+    /// Obeys the restrictions of `sandbox`.
+    pub(super) fn confine(&mut self, sandbox: Sandbox) {
+        if let Some(runner) = sandbox.runner() {
+            self.responses.run_programs_by(runner);
+        }
+        self.sandbox = sandbox;
+    }
+
     /// A certificate with its own services.
     pub(super) fn certificate(
         &self,

@@ -16,7 +16,7 @@ use super::listener::{ChallengeSockets, listeners, serve};
 use super::meant;
 use super::output::{say, say_json};
 use super::progress::Display;
-use crate::challenge::listen::Listen;
+use crate::challenge::protocol::Listen;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Settings};
 use crate::control::{self, Done, Task};
@@ -159,7 +159,7 @@ pub(crate) async fn work(
         }
         let known = all_known(&call.sources, settings).await?;
         factory.prepare_issuers(&known);
-        factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
+        factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     }
     let worker = Worker::Here(Box::new(factory));
     tokio::select! {

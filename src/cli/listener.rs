@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::Call;
-use crate::challenge::listen::{BindError, Listen, Listener, Protocol};
+use crate::challenge::listen::{BindError, Listener};
+use crate::challenge::protocol::{Listen, Protocol};
 use crate::challenge::responses::Responses;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
@@ -87,6 +88,8 @@ pub(super) async fn listeners(
             .collect();
         let passed = match own.is_empty() {
             true => continue,
+            // systemd would have to pass the one of UDP, too.
+            false if protocol == Protocol::Dns => Vec::new(),
             false => passed.take(protocol.socket_name(), protocol.port()),
         };
         let listener = match passed.is_empty() {

@@ -207,7 +207,7 @@ async fn factory(
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
     factory.prepare_issuers(&known);
-    factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known)?;
+    factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     Ok(Arc::new(factory))
 }
 

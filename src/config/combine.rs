@@ -13,7 +13,6 @@ use super::resolve::Sources;
 use super::{
     CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, OutputSettings, Settings,
 };
-use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
 
@@ -73,7 +72,7 @@ impl Sources {
         exists(user, owner::user, problems);
         exists(group, owner::group, problems);
         settings.file.clone_from(&self.file);
-        settings.challenge = challenge(&self.shared_layers());
+        settings.challenge = self.challenge(&self.shared_layers());
         settings.docker = self.docker();
         settings
     }
@@ -122,7 +121,7 @@ impl Sources {
             preferred_chain: None,
             ..settings.ca.clone()
         });
-        settings.challenge = challenge(&layers);
+        settings.challenge = self.challenge(&layers);
         settings.deploy = self.deploy(&layers, problems);
         if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
             // The tables of today, and what a command has stored beside them.
@@ -226,20 +225,6 @@ impl CertificateLayer {
         let keys = ["ca", "agree_tos", "fallback_ca"];
         keys.iter().any(|key| self.invalid.contains(*key))
     }
-}
-
-/// The strongest source that names a kind of challenge, or sets one of its keys, decides
-/// the kind; the strongest that sets a key of this kind decides how it is answered.
-fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
-    let named = |layer: &&CertificateLayer| {
-        let named = layer.challenge.as_ref().map(|kind| kind.value);
-        named.or_else(|| layer.challenges().next().map(|settings| settings.kind()))
-    };
-    let kind = layers.iter().find_map(named);
-    let kind = kind.unwrap_or_else(|| ChallengeSettings::default().kind());
-    let mut all = layers.iter().flat_map(|layer| layer.challenges());
-    let chosen = all.find(|settings| settings.kind() == kind);
-    chosen.unwrap_or_else(|| kind.into())
 }
 
 fn exists(

@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::dns::{self, DnsVariables};
 use super::key::{Key, ValueType};
 use super::keys::{Layer, keys};
 use super::layer::{Raw, Value, split};
 use super::problem::{ConfigProblem, Given, Problems, SettingOrigin, nearest};
+use crate::certificate::Secret;
 use crate::files::named;
 
 /// The values of the environment: keys, and the names of `CERTS_DOMAINS`, certificate by
@@ -17,6 +19,8 @@ use crate::files::named;
 pub(super) struct Variables {
     pub(super) layer: Layer,
     pub(super) domains: Vec<Value>,
+    /// The credentials of DNS providers.
+    pub(super) dns: DnsVariables,
     /// The name of the only certificate of `domains`, or of the command line.
     pub(super) name: Option<Value>,
 }
@@ -42,6 +46,14 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
             .map(|group| Value::list(split(group), &text.origin))
             .collect();
     }
+    for name in environment.keys().filter(|name| name.starts_with(DNS)) {
+        let bare = name.strip_suffix("_FILE").unwrap_or(name);
+        let value = value(environment, bare, problems);
+        let secret = value.map(|value| Secret::new(value.value));
+        variables
+            .dns
+            .extend(secret.map(|secret| (bare.to_owned(), secret)));
+    }
     let name = value(environment, "CERTS_NAME", problems);
     variables.name = name.map(|given| given.map(Raw::Text));
     near_misses(environment, problems);
@@ -55,6 +67,9 @@ fn boolean(text: &str) -> Option<bool> {
         _ => None,
     }
 }
+
+/// Before the name of a DNS provider and of a field of its credentials.
+const DNS: &str = "CERTS_DNS_";
 
 /// Options of a command that have a variable and no key in the file.
 const COMMANDS: [&str; 5] = ["force", "dry_run", "json", "quiet", "verbose"];
@@ -131,6 +146,7 @@ fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) 
     let mut known: Vec<String> = keys().map(Key::variable).collect();
     known.extend(["CERTS_CONFIG", "CERTS_DOMAINS", "CERTS_NAME"].map(str::to_owned));
     known.extend(COMMANDS.map(command_variable));
+    known.extend(dns::variables());
     for name in environment.keys() {
         let bare = name.strip_suffix("_FILE").unwrap_or(name);
         let Some(word) = bare.strip_prefix("CERTS_") else {

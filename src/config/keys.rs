@@ -33,6 +33,7 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::CannotOrder;
 use crate::manage::schedule::Schedule;
+use crate::net::dns::ServerAddress;
 
 layer! {
     /// The values of one source for one certificate, or for all of them.
@@ -95,6 +96,17 @@ layer! {
         "webroot", webroot: webroot::Settings, webroots, PATH.by_name()
             .doc("Write HTTP-01 answers below this directory, which another server serves on port 80; of several, each is for the names that follow it")
             .option(ISSUE | RUN | IMPORT, "DIR");
+        "dns", dns: String, parsed, TEXT.hint("the name of a DNS provider, or self")
+            .doc("Prove names by DNS-01: this DNS provider, with the credentials of [dns.NAME] or CERTS_DNS_NAME_..., adds the records; `exec` calls a program, and `self` answers from here")
+            .default_is("the only [dns.NAME]").option(ISSUE | RUN, "PROVIDER|self");
+        "dns_listen", dns_listen: Vec<SocketAddr>, list, LIST
+            .hint("an address such as 192.0.2.1:53 belongs here")
+            .doc("Answer DNS for `self` at this address, over UDP and TCP")
+            .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
+        "resolver", resolver: ServerAddress, parsed, TEXT
+            .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
+            .doc("Ask this DNS resolver for the zones of names to prove by DNS-01")
+            .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 
     group "Key and certificate" {

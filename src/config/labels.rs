@@ -12,6 +12,7 @@ use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
+use crate::challenge::ChallengeKind;
 use crate::deploy::target::NAME;
 use crate::discovery::labels::{InvalidLabel, Request};
 use crate::identifier::Identifier;
@@ -164,6 +165,20 @@ impl Sources {
                 _ => Value::text(text, &origin),
             };
             layer.put(key, &value, problems);
+        }
+        let wants_dns = layer.challenge.as_ref();
+        if wants_dns.is_some_and(|kind| kind.value == ChallengeKind::Dns01)
+            && docker.allow.is_empty()
+            && self.challenge(&self.shared_layers()).kind() != ChallengeKind::Dns01
+        {
+            // Unlike HTTP-01 it proves names that lead to another machine.
+            let message = "a label may not choose dns-01: it proves every name of the zone";
+            let hint = "list the names that labels may request in [docker] allow";
+            problems.add(
+                &origin_of(request, &request.label_of("challenge")),
+                message,
+                hint,
+            );
         }
         let entry = Entry {
             origin,

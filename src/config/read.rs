@@ -6,6 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::dns::{self, DnsTable};
 use super::key::{Key, Scope};
 use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
 use super::layer::{Raw, Value, identifiers, lineage, list, of_home};
@@ -24,6 +25,8 @@ pub(super) struct Document {
     pub(super) entries: Vec<Entry>,
     /// `[deploy.NAME]`.
     pub(super) targets: BTreeMap<String, Given<DeployTarget>>,
+    /// `[dns.NAME]`.
+    pub(super) dns: BTreeMap<String, Given<DnsTable>>,
 }
 
 /// One configured certificate, with the keys that are set for it alone.
@@ -104,6 +107,7 @@ impl Reader<'_> {
             match (name, item.get_ref()) {
                 ("certificate", _) => all.entries = self.certificates(item),
                 ("deploy", DeValue::Table(targets)) => all.targets = self.targets(targets),
+                ("dns", DeValue::Table(tables)) => all.dns = self.dns(tables),
                 (section, DeValue::Table(keys)) if is_section(section) => {
                     self.section(section, keys, &mut all.layer);
                 }
@@ -157,6 +161,24 @@ impl Reader<'_> {
             }
         }
         targets
+    }
+
+    fn dns(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Given<DnsTable>> {
+        let mut tables = BTreeMap::new();
+        for (name, item) in table {
+            let origin = self.origin(name.span());
+            let name = name.get_ref().to_string();
+            let value = self.value(item.span(), item);
+            let Raw::Table(keys) = &value.value else {
+                let hint = "write [dns.NAME] above the credentials, with provider = \"…\"";
+                self.add(&origin, format!("`dns.{name}` is not a table"), hint);
+                continue;
+            };
+            if let Some(value) = dns::table(&name, &origin, keys, &mut self.problems) {
+                tables.insert(name, Given { value, origin });
+            }
+        }
+        tables
     }
 
     fn target(&mut self, origin: &SettingOrigin, keys: &DeTable<'_>) -> Option<DeployTarget> {

@@ -31,9 +31,16 @@ impl CertificateSettings {
         let targets = targets.filter_map(|spec| Right::to_deploy(&spec));
         let answers = self.challenge.writes_in().into_iter();
         let answers = answers.map(|path| Right::Write(path.to_owned()));
+        let program = self.challenge.program();
+        let program = program.map(|path| Right::Run(path.to_owned()));
         let files = self.ca_files().cloned().map(Right::Read);
         let output = self.output.iter().flat_map(OutputSettings::rights);
-        targets.chain(answers).chain(files).chain(output).collect()
+        targets
+            .chain(answers)
+            .chain(program)
+            .chain(files)
+            .chain(output)
+            .collect()
     }
 
     /// Without what needs an unconfirmed right.
@@ -47,8 +54,10 @@ impl CertificateSettings {
         self.output
             .take_if(|output| output.rights().any(|right| denied.contains(&right)));
         let answers = self.challenge.writes_in().into_iter();
-        let mut answers = answers.map(|path| Right::Write(path.to_owned()));
-        if answers.any(|right| denied.contains(&right)) {
+        let answers = answers.map(|path| Right::Write(path.to_owned()));
+        let program = self.challenge.program();
+        let program = program.map(|path| Right::Run(path.to_owned()));
+        if answers.chain(program).any(|right| denied.contains(&right)) {
             self.challenge = ChallengeSettings::default();
         }
         for ca in [Some(&mut self.ca), self.fallback.as_mut()]

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
+use super::dns::PROVIDER;
 use super::key::{Default, Key, Scope, ValueType};
 use super::keys::{NAMING, SECTIONS, keys};
 use super::read::ENDPOINTS;
+use crate::challenge::dns01;
 use crate::deploy::target::DeployTarget;
 
 /// The file's JSON Schema.
@@ -59,6 +61,13 @@ pub(crate) fn schema() -> String {
     let description = root["deploy"]["description"].clone();
     let deploy = json!({ "anyOf": [one_or_many, targets], "description": description });
     root.insert("deploy".to_owned(), deploy);
+    let provider = json!({ "enum": dns01::names() });
+    let value = json!({ "type": ["string", "boolean", "integer"] });
+    let credentials = json!({ "type": "object", "properties": { PROVIDER: provider },
+        "additionalProperties": value });
+    let tables = json!({ "type": "object", "additionalProperties": credentials });
+    let dns = json!({ "anyOf": [{ "type": "string" }, tables], "description": root["dns"]["description"] });
+    root.insert("dns".to_owned(), dns);
     let certificates = json!({ "type": "array", "description": "The certificates",
         "items": { "$ref": "#/$defs/Certificate" } });
     root.insert("certificate".to_owned(), certificates);

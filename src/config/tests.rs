@@ -2,6 +2,7 @@
 //! schema have the same keys as the reader.
 
 mod challenge;
+mod dns;
 mod reference;
 mod stored;
 mod verify;
@@ -106,31 +107,6 @@ fn certificate_table_overrides_file_and_is_overridden_by_environment() {
         assert_eq!(certificate.key, KeyType::Rsa4096);
         assert_eq!(certificate.profile.as_deref(), Some("of the environment"));
     }
-}
-
-#[test]
-fn strongest_source_chooses_challenge() {
-    let mut case = Case::new(
-        "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
-    );
-    let listen = ChallengeSettings::Listen(http01::Settings::new(vec![
-        "127.0.0.1:8080".parse().unwrap(),
-    ]));
-    let challenge = |case: &Case| {
-        case.settings(&Purpose::All).certificates[0]
-            .challenge
-            .clone()
-    };
-    assert_eq!(challenge(&case), listen);
-    let webroot = case.directory.path().to_owned();
-    case = case.set("CERTS_WEBROOT", webroot.to_str().unwrap());
-    assert_eq!(
-        challenge(&case),
-        ChallengeSettings::Webroot(webroot::Settings::new(webroot))
-    );
-    assert_eq!(case.settings(&Purpose::All).listens(), []);
-    case.options.list("http_listen", &["127.0.0.1:8080"]);
-    assert_eq!(challenge(&case), listen);
 }
 
 #[test]
@@ -519,7 +495,7 @@ fn examples_are_read_without_problem() {
         assert!(any, "{}", path.display());
         read += 1;
     }
-    assert_eq!(read, 4);
+    assert_eq!(read, 5);
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) enum Right {
     Write(PathBuf),
     /// To read a file.
     Read(PathBuf),
+    /// To run a program that presents challenge answers.
+    Run(PathBuf),
     /// To let this user and group read keys.
     Give {
         owner: Option<String>,
@@ -52,6 +54,7 @@ impl Right {
     pub(crate) fn program(&self) -> Option<&Path> {
         match self {
             Self::Deploy(target) => target.program(),
+            Self::Run(program) => Some(program),
             _ => None,
         }
     }
@@ -63,6 +66,7 @@ impl std::fmt::Display for Right {
             Self::Deploy(target) => write!(f, "deploy to {target}"),
             Self::Write(path) => write!(f, "write below {}", path.display()),
             Self::Read(path) => write!(f, "read {}", path.display()),
+            Self::Run(program) => write!(f, "run {}", program.display()),
             Self::Give { owner, group } => {
                 let shown = |name: &Option<String>| printable(name.as_deref().unwrap_or("any"));
                 let (owner, group) = (shown(owner), shown(group));

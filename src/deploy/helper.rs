@@ -8,7 +8,7 @@
 mod relay;
 pub(crate) mod restart;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,6 +30,7 @@ use super::target::DeployTarget;
 use super::target_settings::USUAL_DEADLINE;
 use super::{Delivery, DeployCause, Outlet, Target, copy};
 use crate::lineage::Lineage;
+use crate::program::{self, Call, ProgramError, Runner};
 
 /// A request to the helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ enum HelperRequest {
     Apply(DeployTarget, Delivery),
     ListensOn(DeployTarget),
     Obstacle(DeployTarget, Delivery),
+    /// To run a program that presents challenge answers.
+    Run(Call),
     /// To give the files of the published pair to the owner of the output.
     GiveFiles(Delivery),
 }
@@ -47,6 +50,7 @@ enum HelperRequest {
 struct HelperReply {
     addresses: Option<Vec<SocketAddr>>,
     obstacle: Option<String>,
+    program: Option<ProgramError>,
 }
 
 type HelperResult = Result<HelperReply, DeployCause>;
@@ -63,6 +67,9 @@ struct Numbered<T> {
 pub(crate) struct Permits {
     /// The configured targets.
     pub targets: Vec<DeployTarget>,
+    /// The configured programs that present challenge answers.
+    #[serde(default)]
+    pub programs: BTreeSet<PathBuf>,
     /// The file with the confirmed rights.
     pub confirmed: PathBuf,
     /// The directories of the pairs to deploy, and the owners of the files in them.
@@ -88,6 +95,18 @@ impl Permits {
             DeployCause::Unconfirmed(format!("{target} ({}: {error})", self.confirmed.display()))
         })?;
         match confirmed.has(&right) {
+            true => Ok(()),
+            false => Err(DeployCause::Unconfirmed(right.to_string())),
+        }
+    }
+
+    /// Whether the helper may make `call`, whose arguments come from the network.
+    fn allow_call(&self, call: &Call) -> Result<(), DeployCause> {
+        let right = Right::Run(call.program.clone());
+        let is_configured = self.programs.contains(&call.program);
+        let is_confirmed =
+            || Confirmed::read(&self.confirmed).is_ok_and(|confirmed| confirmed.has(&right));
+        match call.is_plain() && (is_configured || is_confirmed()) {
             true => Ok(()),
             false => Err(DeployCause::Unconfirmed(right.to_string())),
         }
@@ -264,6 +283,24 @@ impl Target for RemoteTarget {
     }
 }
 
+#[async_trait]
+impl Runner for Arc<Helper> {
+    async fn run(&self, call: Call) -> Result<(), ProgramError> {
+        let reply = self.request(HelperRequest::Run(call), program::DEADLINE + USUAL_DEADLINE);
+        match reply.await {
+            Ok(HelperReply { program: None, .. }) => Ok(()),
+            Ok(HelperReply {
+                program: Some(error),
+                ..
+            }) => Err(error),
+            Err(cause) => Err(ProgramError {
+                message: cause.to_string(),
+                hint: cause.hint().to_string(),
+            }),
+        }
+    }
+}
+
 /// The owner of the output: only the helper can give files to another user.
 struct FileOwner(Arc<Helper>);
 
@@ -348,6 +385,10 @@ async fn run(request: HelperRequest, permits: &Permits) -> HelperResult {
         HelperRequest::Obstacle(spec, delivery) => {
             let target = permitted(&spec, Some(&delivery))?;
             reply.obstacle = target.obstacle(&delivery).await;
+        }
+        HelperRequest::Run(call) => {
+            permits.allow_call(&call)?;
+            reply.program = call.run().await.err();
         }
         HelperRequest::GiveFiles(delivery) => {
             let given = permits.output(&delivery)?;
@@ -495,6 +536,17 @@ mod tests {
         let right = Right::to_deploy(&confirmed).unwrap();
         Confirmed::add(&permits.confirmed, [right].into()).unwrap();
         helper.target(&confirmed).apply(&sample()).await.unwrap();
+        // Nor any program that presents challenge answers.
+        let call = |argument: &str| Call {
+            program: "/bin/true".into(),
+            arguments: vec![argument.to_owned()],
+        };
+        let refused = Runner::run(&helper, call("present")).await.unwrap_err();
+        assert!(refused.message.contains("/bin/true"), "{refused:?}");
+        let right = Right::Run("/bin/true".into());
+        Confirmed::add(&permits.confirmed, [right].into()).unwrap();
+        assert_eq!(Runner::run(&helper, call("present")).await, Ok(()));
+        assert!(Runner::run(&helper, call("$(id)")).await.is_err());
         assert!(!waits.is_finished());
         tokio::fs::write(&fifo, "go\n").await.unwrap();
         waits.await.unwrap().unwrap();

@@ -31,8 +31,8 @@ const SYSTEM: [&str; 13] = [
     "/sys/devices/system/cpu",
 ];
 
-/// The files of /etc that the resolver and the C library read. Links lead to one of [`SYSTEM`].
-const ETC: [&str; 16] = [
+/// The files of /etc that the resolver, the C library and TLS read. Links lead to one of [`SYSTEM`].
+const ETC: [&str; 20] = [
     "resolv.conf",
     "hosts",
     "hostname",
@@ -49,6 +49,11 @@ const ETC: [&str; 16] = [
     "ld.so.cache",
     "ld.so.conf",
     "nscd.conf",
+    // The roots that the programming interfaces of DNS providers are verified with.
+    "ssl/certs",
+    "ssl/cert.pem",
+    "pki/tls/certs",
+    "pki/ca-trust/extracted",
 ];
 
 /// The environment and configuration files of this process.

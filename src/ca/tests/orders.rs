@@ -37,15 +37,33 @@ async fn invalid_order_is_refused() {
         let reply = client.order(&server, wish.clone()).await;
         assert_eq!(reply.problem(), expected, "{wish}");
     }
-    let reply = client
-        .order(&server, json!({"identifiers": dns("*.a.example")}))
-        .await;
-    assert_eq!(reply.problem(), kind(403, "rejectedIdentifier"));
-    assert_eq!(
-        reply.json()["subproblems"][0]["identifier"]["value"],
-        "*.a.example"
-    );
-    assert!(reply.json()["detail"].as_str().unwrap().contains("dns-01"));
+}
+
+#[tokio::test]
+async fn wildcard_is_proven_by_dns_01_alone() {
+    let (server, _) = server(|settings| {
+        settings.validation = Validation::Connect {
+            ports: Ports::default(),
+            resolve: Resolve::System,
+        };
+    });
+    let client = Client::registered(&server).await;
+    for (name, kinds) in [
+        ("*.a.example", vec!["dns-01"]),
+        ("a.example", vec!["http-01", "tls-alpn-01", "dns-01"]),
+    ] {
+        let wish = json!({"identifiers": identifiers(&[name])});
+        let order = client.order(&server, wish).await.json();
+        let url = order["authorizations"][0].as_str().unwrap().to_owned();
+        let authorization = client.read(&server, &url).await;
+        let offered = authorization["challenges"].as_array().unwrap();
+        let offered: Vec<&str> = offered
+            .iter()
+            .map(|one| one["type"].as_str().unwrap())
+            .collect();
+        assert_eq!(offered, kinds, "{name}");
+        assert_eq!(authorization["identifier"]["value"], "a.example");
+    }
 }
 
 #[tokio::test]

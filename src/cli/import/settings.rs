@@ -79,8 +79,8 @@ pub(super) fn of(
         remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
-        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is deployed \
-                    until it expires and NOT renewed; once the renewal is due, certs renew fails";
+        let text = "HTTP-01 cannot prove a wildcard: it is deployed until it expires and NOT renewed; once the renewal \
+                    is due, certs renew fails, until certs issue names it again with --dns PROVIDER";
         remarks.push(Remark::manual("its renewal", text));
     }
     Ok(settings)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
-use crate::challenge::listen::Listen;
+use crate::challenge::protocol::Listen;
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
 use crate::cli::factory::Factory;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::challenge::listen::Protocol;
+use crate::challenge::protocol::Protocol;
 use crate::cli::factory::Factory;
 use crate::cli::issue::may_order;
 use crate::config::CertificateSettings;
@@ -88,6 +88,9 @@ impl Worker for Sidecar {
                 ),
                 match protocol {
                     Protocol::Http => "use --webroot with its directory, or stop `certs run` first",
+                    Protocol::Dns => {
+                        "stop `certs run`, repeat this command, and start `certs run` again: it then answers for this certificate"
+                    }
                     Protocol::Tls => {
                         "set tls_listen and challenge = \"tls-alpn-01\" in its configuration and restart it, or stop it first"
                     }

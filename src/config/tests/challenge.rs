@@ -3,8 +3,33 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
-use crate::challenge::listen::Protocol;
+use crate::challenge::protocol::Protocol;
 use crate::challenge::tls_alpn01;
+
+#[test]
+fn strongest_source_chooses_challenge() {
+    let mut case = Case::new(
+        "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
+    );
+    let listen = ChallengeSettings::Listen(http01::Settings::new(vec![
+        "127.0.0.1:8080".parse().unwrap(),
+    ]));
+    let challenge = |case: &Case| {
+        case.settings(&Purpose::All).certificates[0]
+            .challenge
+            .clone()
+    };
+    assert_eq!(challenge(&case), listen);
+    let webroot = case.directory.path().to_owned();
+    case = case.set("CERTS_WEBROOT", webroot.to_str().unwrap());
+    assert_eq!(
+        challenge(&case),
+        ChallengeSettings::Webroot(webroot::Settings::new(webroot))
+    );
+    assert_eq!(case.settings(&Purpose::All).listens(), []);
+    case.options.list("http_listen", &["127.0.0.1:8080"]);
+    assert_eq!(challenge(&case), listen);
+}
 
 #[test]
 fn default_port_80_stays_beside_other_listeners() {

@@ -39,6 +39,9 @@ fn sample<'s>(key: &'s str, root: &'s str, hmac: &'s str) -> Vec<(&'s str, &'s s
         }
         "challenge" => and("http-01", &[]),
         "http_listen" | "tls_listen" => and("127.0.0.1:8080", &[]),
+        "dns" => and("self", &[]),
+        "dns_listen" => and("127.0.0.1:5353", &[("dns", "self")]),
+        "resolver" => and("192.0.2.53:5353", &[("dns", "self")]),
         "webroot" | "output_dir" => and("/", &[]),
         "key" => and("rsa-2048", &[]),
         "deploy" => and("coturn", &[]),
@@ -78,7 +81,7 @@ fn every_key_is_stored_with_the_certificate_or_named_as_the_process_s() {
         }
         let given = sample(key.name, root, hmac);
         let settings = only(&given);
-        // HTTP-01 is the only challenge.
+        // It is the default.
         assert!(
             settings != plain || key.name == "challenge",
             "{} is not kept",

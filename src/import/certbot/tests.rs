@@ -96,7 +96,7 @@ fn authenticators_are_imported_or_reported() {
         ("authenticator = webroot\nwebroot_path = a", "1 directories"),
         (
             "authenticator = dns-cloudflare",
-            "dns-cloudflare: this version does not answer DNS-01",
+            "dns-cloudflare: credentials of DNS providers are not taken",
         ),
         ("authenticator = nginx", "certs install nginx"),
         (

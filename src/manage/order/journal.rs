@@ -7,7 +7,7 @@ use crate::acme::{Journal, JournalError};
 use crate::certificate::Secret;
 use crate::manage::ca_state;
 use crate::manage::session::Pass;
-use crate::record::PendingOrder;
+use crate::record::{PendingOrder, PresentedAnswer};
 
 pub(super) struct RecordJournal<'a, 'p> {
     pass: &'a mut Pass<'p>,
@@ -27,6 +27,19 @@ impl Journal for RecordJournal<'_, '_> {
         self.pass.record.order = Some(order.clone());
         self.pass.phase("waiting for the CA to validate and sign");
         Ok(self.pass.save(None).await?)
+    }
+
+    fn answers(&self) -> Vec<PresentedAnswer> {
+        self.pass.record.answers.clone()
+    }
+
+    async fn save_answers(&mut self, answers: Vec<PresentedAnswer>) -> Result<(), JournalError> {
+        self.pass.record.answers = answers;
+        Ok(self.pass.save(None).await?)
+    }
+
+    fn phase(&mut self, phase: &str) {
+        self.pass.phase(phase);
     }
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {

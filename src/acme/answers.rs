@@ -1,0 +1,254 @@
+//! The answers of an order: stored before they are presented if they outlive this process,
+//! waited for, and cleaned up, also after an earlier run that was interrupted.
+
+use std::sync::Arc;
+
+use futures_util::future::{join_all, try_join_all};
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::Journal;
+use super::client::Flow;
+use super::error::{Cause, FailedName};
+use crate::challenge::{Answer, Report, Solver, SolverError, Token};
+use crate::record::PresentedAnswer;
+use crate::text::printable;
+
+/// An answer with its solver and its challenge's URL.
+pub(super) struct PlannedAnswer {
+    pub(super) solver: Arc<dyn Solver>,
+    pub(super) answer: Answer,
+    pub(super) url: String,
+    /// An earlier run has started the challenge.
+    pub(super) is_started: bool,
+}
+
+impl PlannedAnswer {
+    /// The cause that the answer's name failed.
+    pub(super) fn failed(&self, error: SolverError) -> Cause {
+        let identifier = self.answer.identifier.clone();
+        let reason = error.to_string();
+        Cause::from(error).for_names(vec![FailedName { identifier, reason }])
+    }
+}
+
+impl Flow<'_> {
+    /// Removes the `planned` answers, and those of earlier runs that were interrupted. One
+    /// that cannot be removed stays in the journal for the next run.
+    pub(super) async fn clean_up(&self, planned: &[PlannedAnswer], journal: &mut dyn Journal) {
+        let stored = journal.answers();
+        let is_stored = |answer: &Answer| stored.contains(&presented(answer));
+        let others = planned.iter().filter(|one| !is_stored(&one.answer));
+        let others = others.map(|one| clean_up(one.solver.as_ref(), &one.answer));
+        join_all(others).await;
+        if stored.is_empty() {
+            return;
+        }
+        let removals = join_all(stored.iter().map(|answer| self.clean_up_stored(answer))).await;
+        let left = stored.into_iter().zip(removals);
+        let left = left.filter_map(|(answer, is_removed)| (!is_removed).then_some(answer));
+        if let Err(error) = journal.save_answers(left.collect()).await {
+            tracing::warn!(error, "the clean-up of challenge answers was not stored");
+        }
+    }
+
+    /// Whether nothing is left to do for an answer.
+    async fn clean_up_stored(&self, stored: &PresentedAnswer) -> bool {
+        let (Ok(kind), Ok(token)) = (stored.kind.parse(), Token::parse(&stored.token)) else {
+            return true;
+        };
+        let answer = Answer {
+            kind,
+            token,
+            identifier: stored.identifier.clone(),
+            key_authorization: stored.key_authorization.clone(),
+        };
+        let mut solvers = self.client.settings.solvers.iter();
+        let solver = solvers
+            .find(|solver| solver.leaves_traces() && solver.supports(kind, &answer.identifier));
+        match solver {
+            Some(solver) => clean_up(solver.as_ref(), &answer).await,
+            None => {
+                tracing::warn!(
+                    "an answer to {} for {} was left behind by an interrupted run with other settings",
+                    kind.name(),
+                    answer.identifier
+                );
+                true
+            }
+        }
+    }
+}
+
+/// Stores the answers that outlive this process, before the first is presented.
+pub(super) async fn announce(
+    planned: &[PlannedAnswer],
+    journal: &mut dyn Journal,
+) -> Result<(), Cause> {
+    let mut all = journal.answers();
+    let lasting = planned.iter().filter(|one| one.solver.leaves_traces());
+    let lasting = lasting.map(|one| presented(&one.answer));
+    let new: Vec<_> = lasting.filter(|answer| !all.contains(answer)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    all.extend(new);
+    journal.save_answers(all).await.map_err(Cause::Journal)
+}
+
+/// Waits until the CA can fetch every answer, and shows what is waited for.
+pub(super) async fn until_visible(
+    planned: &[PlannedAnswer],
+    journal: &mut dyn Journal,
+) -> Result<(), Cause> {
+    let (sender, mut phases) = unbounded_channel();
+    let report = Report::new(sender);
+    let waits = planned.iter().map(async |one| {
+        let visible = one.solver.visible(&one.answer, &report).await;
+        visible.map_err(|error| one.failed(error))
+    });
+    let mut waits = std::pin::pin!(try_join_all(waits));
+    let mut shown = false;
+    loop {
+        tokio::select! {
+            ended = &mut waits => {
+                if shown {
+                    journal.phase("waiting for the CA to validate and sign");
+                }
+                return ended.map(drop);
+            }
+            Some(phase) = phases.recv() => {
+                journal.phase(&phase);
+                shown = true;
+            }
+        }
+    }
+}
+
+/// The form of an answer in the journal.
+fn presented(answer: &Answer) -> PresentedAnswer {
+    PresentedAnswer {
+        kind: answer.kind.name().to_owned(),
+        identifier: answer.identifier.clone(),
+        token: answer.token.as_str().to_owned(),
+        key_authorization: answer.key_authorization.clone(),
+    }
+}
+
+/// Removes an answer; whether that succeeded.
+async fn clean_up(solver: &dyn Solver, answer: &Answer) -> bool {
+    let removed = solver.clean_up(answer).await;
+    if let Err(error) = &removed {
+        let name = &answer.identifier;
+        tracing::warn!(
+            "the challenge answer for {name} could not be cleaned up: {}",
+            printable(&error.to_string())
+        );
+    }
+    removed.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+
+    use super::super::fake::{FakeCa, Memory, pending};
+    use super::super::{Client, Issuer};
+    use super::*;
+    use crate::challenge::ChallengeKind;
+    use crate::identifier::Identifier;
+
+    /// Keeps its answers in a place that outlives a process, and fails for one token.
+    #[derive(Default)]
+    struct Lasting {
+        there: Mutex<Vec<String>>,
+        stuck: Mutex<Option<String>>,
+    }
+
+    #[async_trait]
+    impl Solver for Lasting {
+        fn supports(&self, kind: ChallengeKind, _: &Identifier) -> bool {
+            kind == ChallengeKind::Http01
+        }
+
+        fn leaves_traces(&self) -> bool {
+            true
+        }
+
+        async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
+            self.there
+                .lock()
+                .unwrap()
+                .push(answer.token.as_str().to_owned());
+            Ok(())
+        }
+
+        async fn observed(&self, _: &Answer) {
+            std::future::pending().await
+        }
+
+        async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
+            if self.stuck.lock().unwrap().as_deref() == Some(answer.token.as_str()) {
+                return Err(SolverError::Token);
+            }
+            self.there
+                .lock()
+                .unwrap()
+                .retain(|token| token != answer.token.as_str());
+            Ok(())
+        }
+    }
+
+    fn left(token: &str, kind: &str) -> PresentedAnswer {
+        PresentedAnswer {
+            kind: kind.to_owned(),
+            identifier: Identifier::parse("old.example").unwrap(),
+            token: token.to_owned(),
+            key_authorization: "public".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_are_stored_before_and_removed_after_also_for_earlier_runs() {
+        let (ca, solver) = (FakeCa::new(), Arc::new(Lasting::default()));
+        let (old, stuck) = (
+            "an-answer-of-an-earlier-run",
+            "an-answer-that-cannot-be-removed",
+        );
+        solver
+            .there
+            .lock()
+            .unwrap()
+            .extend([old.to_owned(), stuck.to_owned()]);
+        *solver.stuck.lock().unwrap() = Some(stuck.to_owned());
+        let mut options = ca.settings();
+        options.solvers = vec![solver.clone()];
+        let client = Client::new(options).unwrap();
+        let mut journal = Memory {
+            answers: vec![
+                left(old, "http-01"),
+                left(stuck, "http-01"),
+                left("of-another-kind-of-challenge", "dns-01"),
+            ],
+            ..Memory::default()
+        };
+        client
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        // What cannot be removed is kept for the next run; a solver that is gone cannot help.
+        assert_eq!(*solver.there.lock().unwrap(), [stuck]);
+        assert_eq!(journal.answers, [left(stuck, "http-01")]);
+        let before = &journal.saved_answers[0];
+        assert_eq!((before.len(), journal.saved_answers.len()), (4, 2));
+        *solver.stuck.lock().unwrap() = None;
+        // An order without challenges cleans up too.
+        ca.issue_at_once();
+        client
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert!(solver.there.lock().unwrap().is_empty() && journal.answers.is_empty());
+    }
+}

@@ -1,0 +1,100 @@
+//! `--dns self`: no provider and no credentials. The user delegates a name to this machine
+//! once, and the [`responder`](super::super::responder) answers for it.
+
+use std::net::{IpAddr, UdpSocket};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::super::super::zones::Zones;
+use super::super::Failed;
+use super::{Kind, Provider, SELF, Txt};
+use crate::net::dns::lookup::Resolver;
+
+pub(super) const KIND: Kind = Kind {
+    name: SELF,
+    fields: &[],
+    build: |_, resolver, responses| {
+        let (resolver, zones) = (resolver.clone(), responses.zones().clone());
+        Ok(Arc::new(Own { resolver, zones }))
+    },
+};
+
+struct Own {
+    resolver: Resolver,
+    zones: Zones,
+}
+
+impl Own {
+    fn not_delegated(txt: &Txt, seen: &str) -> Failed {
+        let (asked, zone) = (&txt.asked, txt.zone());
+        let base = asked.strip_prefix("_acme-challenge.").unwrap_or(asked);
+        let address = public_address();
+        let kind = if address.as_ref().is_some_and(IpAddr::is_ipv6) {
+            "AAAA"
+        } else {
+            "A"
+        };
+        let address = address.map_or("PUBLIC-ADDRESS".to_owned(), |address| address.to_string());
+        Failed::new(
+            format!(
+                "{asked} is not delegated to this machine: {seen}; with --dns self, its zone {zone} needs these records:\n  {asked}.  3600  IN  NS  acme-dns.{base}.\n  acme-dns.{base}.  3600  IN  {kind}  {address}"
+            ),
+            "create the two records once, with the public address of this machine, and let port 53 (UDP and TCP) reach it; then run the same command again",
+        )
+    }
+}
+
+/// The address from which this machine reaches the internet; nothing is sent.
+fn public_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:53").ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[async_trait]
+impl Provider for Own {
+    fn name(&self) -> &str {
+        SELF
+    }
+
+    async fn add(&self, txt: &Txt) -> Result<(), Failed> {
+        self.zones.add(&txt.place, &txt.value);
+        Ok(())
+    }
+
+    async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
+        self.zones.remove(&txt.place, &txt.value);
+        Ok(())
+    }
+
+    fn leaves_traces(&self) -> bool {
+        false
+    }
+
+    /// A server that cannot be reached from here may be this machine behind its router.
+    async fn reaches(&self, txt: &Txt) -> Result<(), Failed> {
+        let mut seen = None;
+        for server in &txt.place.zone.servers {
+            let values = self
+                .resolver
+                .values_at(server.address, &txt.place.name)
+                .await;
+            let answer = match values {
+                Ok(values) if values.contains(&txt.value) => return Ok(()),
+                Ok(_) => "without the record".to_owned(),
+                Err(error) if error.kind() == std::io::ErrorKind::Other => error.to_string(),
+                Err(_) => continue,
+            };
+            let (name, address) = (crate::net::dns::shown(&server.name), server.address);
+            seen = Some(format!("{name} ({address}) answers {answer}"));
+        }
+        match seen {
+            Some(seen) => Err(Self::not_delegated(txt, &seen)),
+            None if txt.place.zone.servers.is_empty() => {
+                Err(Self::not_delegated(txt, "its name servers have no address"))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! How challenges are answered, from all sources together.
+
+use std::collections::BTreeMap;
+
+use super::keys::CertificateLayer;
+use super::resolve::Sources;
+use crate::certificate::Secret;
+use crate::challenge::dns01::{self, Settings};
+use crate::challenge::{ChallengeKind, ChallengeSettings};
+
+impl Sources {
+    /// How challenges are answered. The strongest source that says something about the
+    /// challenge decides on its kind.
+    pub(super) fn challenge(&self, layers: &[&CertificateLayer]) -> ChallengeSettings {
+        let kind = layers.iter().find_map(|layer| layer.kind());
+        let mut set = layers.iter().flat_map(|layer| layer.challenges());
+        let set = set.find(|set| kind.is_none_or(|kind| set.kind() == kind));
+        match set.unwrap_or_else(|| kind.map(Into::into).unwrap_or_default()) {
+            ChallengeSettings::Dns(stored) => ChallengeSettings::Dns(self.dns(layers, &stored)),
+            other => other,
+        }
+    }
+
+    /// The provider with its credentials of today; else as it was `stored`.
+    fn dns(&self, layers: &[&CertificateLayer], stored: &Settings) -> Settings {
+        let given = layers.iter().find_map(|layer| layer.dns.as_ref());
+        let mut tables = self.document.dns.keys();
+        let only = || tables.next().filter(|_| tables.next().is_none()).cloned();
+        let name = given
+            .map(|given| given.value.clone())
+            .or_else(|| Some(stored.name().to_owned()).filter(|name| !name.is_empty()))
+            .or_else(only)
+            .unwrap_or_default();
+        let resolver = layers.iter().find_map(|layer| layer.resolver.as_ref());
+        let listen = layers.iter().find_map(|layer| layer.dns_listen.as_ref());
+        let resolver = resolver.map(|given| given.value);
+        let listen = listen.map(|given| given.value.clone());
+        let today = self.credentials(&name);
+        let fresh = match &today {
+            Some((provider, credentials)) => {
+                Settings::new(provider.clone(), name.clone(), credentials.clone())
+            }
+            None if stored.name() == name => stored.clone(),
+            None => Settings::new(name.clone(), name.clone(), BTreeMap::new()),
+        };
+        stored.renewed(fresh.with(resolver, listen))
+    }
+
+    /// The provider `name` and its configured credentials, if there are some.
+    fn credentials(&self, name: &str) -> Option<(String, BTreeMap<String, Secret>)> {
+        let table = self.document.dns.get(name);
+        let provider = table.map_or(name, |table| &table.value.provider);
+        let mut credentials = table
+            .map(|table| table.value.credentials.clone())
+            .unwrap_or_default();
+        for field in dns01::fields(provider)? {
+            let variable = self.variables.dns.get(&dns01::variable(name, field.name));
+            credentials.extend(variable.map(|value| (field.name.to_owned(), value.clone())));
+        }
+        let is_configured = table.is_some() || !credentials.is_empty();
+        is_configured.then(|| (provider.to_owned(), credentials))
+    }
+}
+
+impl CertificateLayer {
+    /// The kind of challenge that this source says or implies.
+    fn kind(&self) -> Option<ChallengeKind> {
+        let said = self.challenge.as_ref().map(|kind| kind.value);
+        let stored = self.stored_challenge.as_ref();
+        stored
+            .map(|stored| stored.value.kind())
+            .or(said)
+            .or(self.dns.as_ref().map(|_| ChallengeKind::Dns01))
+            .or(self.webroot.as_ref().map(|_| ChallengeKind::Http01))
+    }
+}
