@@ -33,20 +33,22 @@ impl PlannedAnswer {
 
 impl Flow<'_> {
     /// Removes the `planned` answers, and those of earlier runs that were interrupted. One
-    /// that cannot be removed stays in the journal for the next run.
+    /// that cannot be removed stays in the journal for the next run, and for no other.
     pub(super) async fn clean_up(&self, planned: &[PlannedAnswer], journal: &mut dyn Journal) {
         let stored = journal.answers();
-        let is_stored = |answer: &Answer| stored.contains(&presented(answer));
-        let others = planned.iter().filter(|one| !is_stored(&one.answer));
-        let others = others.map(|one| clean_up(one.solver.as_ref(), &one.answer));
+        let own: Vec<_> = planned.iter().map(|one| presented(&one.answer)).collect();
+        let others = planned.iter().zip(&own);
+        let others = others.filter(|(_, presented)| !stored.contains(presented));
+        let others = others.map(|(one, _)| clean_up(one.solver.as_ref(), &one.answer));
         join_all(others).await;
         if stored.is_empty() {
             return;
         }
         let removals = join_all(stored.iter().map(|answer| self.clean_up_stored(answer))).await;
         let left = stored.into_iter().zip(removals);
-        let left = left.filter_map(|(answer, is_removed)| (!is_removed).then_some(answer));
-        if let Err(error) = journal.save_answers(left.collect()).await {
+        let left = left.filter(|(answer, is_removed)| !is_removed && own.contains(answer));
+        let left = left.map(|(answer, _)| answer).collect();
+        if let Err(error) = journal.save_answers(left).await {
             tracing::warn!(error, "the clean-up of challenge answers was not stored");
         }
     }
@@ -150,6 +152,7 @@ async fn clean_up(solver: &dyn Solver, answer: &Answer) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
 
@@ -159,11 +162,11 @@ mod tests {
     use crate::challenge::ChallengeKind;
     use crate::identifier::Identifier;
 
-    /// Keeps its answers in a place that outlives a process, and fails for one token.
+    /// Keeps its answers where they outlive a process.
     #[derive(Default)]
     struct Lasting {
         there: Mutex<Vec<String>>,
-        stuck: Mutex<Option<String>>,
+        fails: AtomicBool,
     }
 
     #[async_trait]
@@ -177,10 +180,8 @@ mod tests {
         }
 
         async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
-            self.there
-                .lock()
-                .unwrap()
-                .push(answer.token.as_str().to_owned());
+            let token = answer.token.as_str().to_owned();
+            self.there.lock().unwrap().push(token);
             Ok(())
         }
 
@@ -189,13 +190,11 @@ mod tests {
         }
 
         async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
-            if self.stuck.lock().unwrap().as_deref() == Some(answer.token.as_str()) {
+            if self.fails.load(Ordering::Relaxed) {
                 return Err(SolverError::Token);
             }
-            self.there
-                .lock()
-                .unwrap()
-                .retain(|token| token != answer.token.as_str());
+            let mut there = self.there.lock().unwrap();
+            there.retain(|token| token != answer.token.as_str());
             Ok(())
         }
     }
@@ -212,43 +211,32 @@ mod tests {
     #[tokio::test]
     async fn answers_are_stored_before_and_removed_after_also_for_earlier_runs() {
         let (ca, solver) = (FakeCa::new(), Arc::new(Lasting::default()));
-        let (old, stuck) = (
-            "an-answer-of-an-earlier-run",
-            "an-answer-that-cannot-be-removed",
-        );
-        solver
-            .there
-            .lock()
-            .unwrap()
-            .extend([old.to_owned(), stuck.to_owned()]);
-        *solver.stuck.lock().unwrap() = Some(stuck.to_owned());
+        let old = "an-answer-of-an-earlier-run";
+        solver.there.lock().unwrap().push(old.to_owned());
         let mut options = ca.settings();
         options.solvers = vec![solver.clone()];
         let client = Client::new(options).unwrap();
         let mut journal = Memory {
             answers: vec![
                 left(old, "http-01"),
-                left(stuck, "http-01"),
                 left("of-another-kind-of-challenge", "dns-01"),
             ],
             ..Memory::default()
         };
-        client
-            .issue(pending(&["a.example"]), &mut journal)
-            .await
-            .unwrap();
-        // What cannot be removed is kept for the next run; a solver that is gone cannot help.
-        assert_eq!(*solver.there.lock().unwrap(), [stuck]);
-        assert_eq!(journal.answers, [left(stuck, "http-01")]);
-        let before = &journal.saved_answers[0];
-        assert_eq!((before.len(), journal.saved_answers.len()), (4, 2));
-        *solver.stuck.lock().unwrap() = None;
-        // An order without challenges cleans up too.
-        ca.issue_at_once();
-        client
-            .issue(pending(&["a.example"]), &mut journal)
-            .await
-            .unwrap();
+        let order = || pending(&["a.example"]);
+        client.issue(order(), &mut journal).await.unwrap();
+        assert!(solver.there.lock().unwrap().is_empty() && journal.answers.is_empty());
+        let saved: Vec<usize> = journal.saved_answers.iter().map(Vec::len).collect();
+        assert_eq!(saved, [3, 0], "before the first is presented, and after");
+        // What cannot be removed is kept for the next run.
+        solver.fails.store(true, Ordering::Relaxed);
+        client.issue(order(), &mut journal).await.unwrap();
+        assert_eq!(
+            (solver.there.lock().unwrap().len(), journal.answers.len()),
+            (1, 1)
+        );
+        solver.fails.store(false, Ordering::Relaxed);
+        client.issue(order(), &mut journal).await.unwrap();
         assert!(solver.there.lock().unwrap().is_empty() && journal.answers.is_empty());
     }
 }

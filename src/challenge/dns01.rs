@@ -29,7 +29,7 @@ use super::{Answer, ChallengeKind, Report, Solver, SolverError, SolverSettings, 
 use crate::certificate::Secret;
 use crate::identifier::Identifier;
 use crate::net::dns::ServerAddress;
-use crate::net::dns::lookup::{Place, Resolver};
+use crate::net::dns::lookup::{LookupError, Place, Resolver};
 
 pub(crate) use self::provider::{fields, names, unknown, variable};
 
@@ -173,8 +173,8 @@ impl From<Failed> for SolverError {
 struct Dns {
     provider: Result<Arc<dyn Provider>, Failed>,
     resolver: Resolver,
-    /// Where the records of the presented answers are.
-    places: Mutex<HashMap<String, Place>>,
+    /// Where the records of the presented answers are, and who found that.
+    places: Mutex<HashMap<String, (Place, Resolver)>>,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -188,7 +188,8 @@ impl Dns {
                 "the name is too long for DNS-01: use http-01",
             )
         })?;
-        let found = timeout(DEADLINE, self.resolver.place(&parsed)).await;
+        let provider = self.provider.clone()?;
+        let found = timeout(DEADLINE, self.find(provider.as_ref(), &parsed)).await;
         let late = |_| {
             Failed::new(
                 format!(
@@ -198,19 +199,36 @@ impl Dns {
                 "check this machine's DNS, or name a resolver with --resolver ADDR:PORT",
             )
         };
-        let needs_zone = self.provider.clone()?.needs_zone();
-        let place = match found.map_err(late)? {
-            Err(error) if !needs_zone && error.is_about_the_zone() => {
+        let found = match found.map_err(late)? {
+            Err(error) if !provider.needs_zone() && error.is_about_the_zone() => {
                 tracing::warn!("{error}; the record is changed all the same, and not looked for");
-                Place::unknown(parsed)
+                (Place::unknown(parsed), self.resolver.clone())
             }
-            place => place.map_err(|error| Failed::new(error.to_string(), error.hint()))?,
+            found => found.map_err(|error| Failed::new(error.to_string(), error.hint()))?,
         };
-        self.lock().insert(key(answer), place.clone());
-        Ok(place)
+        self.lock().insert(key(answer), found.clone());
+        Ok(found.0)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Place>> {
+    /// By the resolvers, else by the provider's own server, for a zone that is private.
+    async fn find(
+        &self,
+        provider: &dyn Provider,
+        name: &Name,
+    ) -> Result<(Place, Resolver), LookupError> {
+        let error = match self.resolver.place(name).await {
+            Err(error) if error.is_about_the_zone() => error,
+            found => return Ok((found?, self.resolver.clone())),
+        };
+        let Some(own) = provider.resolver() else {
+            return Err(error);
+        };
+        let own = Resolver::new(Some(own));
+        let found = own.place(name).await;
+        found.map(|place| (place, own)).map_err(|_| error)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Place, Resolver)>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -274,13 +292,13 @@ impl Solver for Dns {
     }
 
     async fn visible(&self, answer: &Answer, report: &Report) -> Result<(), SolverError> {
-        let place = self.lock().get(&key(answer)).cloned();
-        let (Some(place), Ok(provider)) = (place, &self.provider) else {
+        let found = self.lock().get(&key(answer)).cloned();
+        let (Some((place, resolver)), Ok(provider)) = (found, &self.provider) else {
             return Ok(());
         };
         let txt = Txt::new(challenge_name(&answer.identifier), &place, value(answer));
         provider.reaches(&txt).await?;
-        propagation::wait(&self.resolver, &place, &txt.value, report).await;
+        propagation::wait(&resolver, &place, &txt.value, report).await;
         Ok(())
     }
 
@@ -291,7 +309,7 @@ impl Solver for Dns {
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
         let known = self.lock().remove(&key(answer));
         let place = match known {
-            Some(place) => place,
+            Some((place, _)) => place,
             // An earlier run has added it.
             None => self.place(answer).await?,
         };

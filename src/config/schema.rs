@@ -61,12 +61,7 @@ pub(crate) fn schema() -> String {
     let description = root["deploy"]["description"].clone();
     let deploy = json!({ "anyOf": [one_or_many, targets], "description": description });
     root.insert("deploy".to_owned(), deploy);
-    let provider = json!({ "enum": dns01::names() });
-    let value = json!({ "type": ["string", "boolean", "integer"] });
-    let credentials = json!({ "type": "object", "properties": { PROVIDER: provider },
-        "additionalProperties": value });
-    let tables = json!({ "type": "object", "additionalProperties": credentials });
-    let dns = json!({ "anyOf": [{ "type": "string" }, tables], "description": root["dns"]["description"] });
+    let dns = dns(&root["dns"]["description"]);
     root.insert("dns".to_owned(), dns);
     let certificates = json!({ "type": "array", "description": "The certificates",
         "items": { "$ref": "#/$defs/Certificate" } });
@@ -98,4 +93,14 @@ fn endpoints() -> Value {
         },
     }] });
     json!({ "anyOf": [one, { "type": "array", "items": one }] })
+}
+
+/// The name of a provider, or the tables of several.
+fn dns(description: &Value) -> Value {
+    let provider = json!({ "enum": dns01::names() });
+    let value = json!({ "type": ["string", "boolean", "integer"] });
+    let credentials = json!({ "type": "object", "properties": { PROVIDER: provider },
+        "additionalProperties": value });
+    let tables = json!({ "type": "object", "additionalProperties": credentials });
+    json!({ "anyOf": [{ "type": "string" }, tables], "description": description })
 }

@@ -120,10 +120,12 @@ impl Bind {
             _servers: servers,
             _addresses: added,
         };
-        until("BIND", || bind.ask(address, "SOA", "example.com") != "");
+        until("BIND", || {
+            !bind.ask(address, "SOA", "example.com").is_empty()
+        });
         if lagging {
             until("the secondary BIND", || {
-                bind.ask(second, "SOA", "example.com") != ""
+                !bind.ask(second, "SOA", "example.com").is_empty()
             });
         }
         Some(bind)

@@ -20,7 +20,7 @@ use super::super::responses::Responses;
 use super::Failed;
 use crate::certificate::Secret;
 use crate::net::dns::lookup::{Place, Resolver};
-use crate::net::dns::shown;
+use crate::net::dns::{ServerAddress, shown};
 use crate::text::{nearest, printable};
 
 /// The provider that answers by itself.
@@ -147,6 +147,11 @@ pub(super) trait Provider: Send + Sync {
     /// Whether it can only change a name whose zone is known.
     fn needs_zone(&self) -> bool {
         true
+    }
+
+    /// A server that knows its zones, also those that the resolvers of this machine do not.
+    fn resolver(&self) -> Option<ServerAddress> {
+        None
     }
 
     /// Fails if a server of the zone will certainly not answer with the value.

@@ -248,6 +248,13 @@ impl Provider for Rfc2136 {
         KIND.name
     }
 
+    fn resolver(&self) -> Option<ServerAddress> {
+        match self.server {
+            Server::Address(address) => Some(ServerAddress(address)),
+            Server::Host(..) => None,
+        }
+    }
+
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
         self.change(txt, true).await
     }
