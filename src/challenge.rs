@@ -9,6 +9,7 @@ pub mod responses;
 pub mod tls_alpn01;
 pub mod webroot;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::str::FromStr;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::listen::Listen;
-use self::responses::Responses;
+use self::responses::{Reserved, Responses};
 use crate::identifier::Identifier;
 
 /// The kinds of challenge that solvers answer.
@@ -220,6 +221,12 @@ pub trait Solver: Send + Sync {
     /// What to check when the CA does not see a presented answer.
     fn hint(&self) -> &'static str {
         HTTP_HINT
+    }
+
+    /// Waits until no other order answers for one of these names, if an answer is found by its
+    /// name alone, and keeps them from other orders until the returned value is dropped.
+    async fn reserve(&self, _names: &BTreeSet<Identifier>) -> Option<Reserved> {
+        None
     }
 
     /// Presents the answer. When it returns, the CA can fetch it, as far as this process

@@ -1,8 +1,9 @@
 //! TLS-ALPN-01: by our own listener, and behind servers that have port 443 and forward by ALPN.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::Command;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Pebble, Running, certs, free_port, listens, program, run, text, until};
@@ -140,4 +141,38 @@ fn sidecar_without_its_listener_says_which_one_is_missing() {
     let printed = text(&output);
     assert_eq!(output.status.code(), Some(2), "{printed}");
     assert!(printed.contains("no listener for TLS-ALPN-01"), "{printed}");
+}
+
+/// A configuration for this CA and these certificates.
+fn configured(ca: &EmbeddedCa, certificates: &str) -> PathBuf {
+    let file = ca.path("certs.toml");
+    let text = format!(
+        "ca = '{}'\nca_root = '{}'\nagree_tos = true\nchallenge = 'tls-alpn-01'\nadmin.listen = 'off'\n\
+         tls_listen = ['127.0.0.1:{}']\nhttp_listen = ['127.0.0.1:{}']\n{certificates}",
+        ca.server.directory_url(),
+        ca.path("root.pem").display(),
+        ca.tls_port,
+        ca.http_port,
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[test]
+fn certificates_that_share_names_are_validated_side_by_side() {
+    let ca = EmbeddedCa::start();
+    let of_each = (1..=6).map(|number| {
+        format!(
+            "[[certificate]]\nname = 'n{number}'\n\
+             names = ['x.example.com', 'y.example.com', 'n{number}.example.com']\n"
+        )
+    });
+    let file = configured(&ca, &of_each.collect::<String>());
+    let mut renew = certs(&ca.path(""));
+    let printed = run(renew.arg("renew").env("CERTS_CONFIG", file), 0);
+    assert_eq!(
+        printed.matches("issued; generation 0001").count(),
+        6,
+        "{printed}"
+    );
 }

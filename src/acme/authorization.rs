@@ -47,6 +47,10 @@ struct PlannedAnswer {
 impl Flow<'_> {
     /// Answers the pending authorizations and waits until the order is not pending.
     pub(super) async fn authorize(&self, order: &mut PlacedOrder) -> Result<(), Cause> {
+        let mut reserved = Vec::new();
+        for solver in &self.client.settings.solvers {
+            reserved.push(solver.reserve(&order.identifiers).await);
+        }
         let planned = self.plan(order).await?;
         let mut result = self.answer(order, &planned).await;
         if result.is_ok() && order.state.status == OrderStatus::Invalid {
@@ -58,6 +62,7 @@ impl Flow<'_> {
             result = Err(cause.with_notes(&seen));
         }
         join_all(planned.iter().map(clean_up)).await;
+        drop(reserved);
         let hint = planned.first().map(|planned| planned.solver.hint());
         result.map_err(|cause| match hint {
             Some(hint) => cause.with_hint(hint),

@@ -146,6 +146,7 @@ fn certificate(identifier: &Identifier, answer: &str) -> Result<CertifiedKey, St
 mod tests {
     use std::sync::Mutex;
 
+    use futures_util::FutureExt;
     use rustls::pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -244,6 +245,40 @@ mod tests {
             "answered", refused, refused, refused, unknown, unknown, unknown,
         ];
         assert_eq!(*counted, expected);
+    }
+
+    #[tokio::test]
+    async fn orders_that_share_a_name_answer_one_after_the_other() {
+        let responses = Responses::default();
+        let solver = Settings::default().solver(&responses);
+        let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+        let first = solver.reserve(&names(&["a.example", "b.example"])).await;
+        let apart = solver.reserve(&names(&["c.example"])).now_or_never();
+        assert!(apart.is_some());
+        let wanted = names(&["b.example", "d.example"]);
+        let mut second = solver.reserve(&wanted);
+        assert!((&mut second).now_or_never().is_none());
+        // It keeps no name while it waits.
+        let other = solver.reserve(&names(&["d.example"])).now_or_never();
+        drop((other, first));
+        assert!(second.await.is_some());
+        let http = responses.solver(ChallengeKind::Http01);
+        assert!(http.reserve(&wanted).await.is_none(), "found by its token");
+    }
+
+    #[tokio::test]
+    async fn answer_replaces_one_of_the_same_name() {
+        let responses = Responses::default();
+        let solver = Settings::default().solver(&responses);
+        let mut live = answer("a.example");
+        solver.present(&live).await.unwrap();
+        live.token = Token::parse(&"b".repeat(22)).unwrap();
+        live.key_authorization = format!("{}.thumbprint", "b".repeat(22));
+        solver.present(&live).await.unwrap();
+        let found = responses.find(ChallengeKind::TlsAlpn01, |name| *name == live.identifier);
+        assert_eq!(found.unwrap().1, live.key_authorization);
+        solver.clean_up(&live).await.unwrap();
+        assert_eq!(responses.find(ChallengeKind::TlsAlpn01, |_| true), None);
     }
 
     #[tokio::test]
