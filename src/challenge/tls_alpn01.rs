@@ -248,6 +248,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn request_in_the_last_part_of_a_handshake_is_not_served() {
+        let responses = Responses::default();
+        let address = serve(&responses, Arc::new(|_| {}));
+        let solver = Settings::default().solver(&responses);
+        solver.present(&answer("example.com")).await.unwrap();
+        let mut config = tls::accepting_any().unwrap();
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let name = ServerName::try_from("example.com").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut received = [0; 8192];
+        while client.is_handshaking() {
+            let mut sent = Vec::new();
+            client.write_tls(&mut sent).unwrap();
+            stream.write_all(&sent).await.unwrap();
+            let length = stream.read(&mut received).await.unwrap();
+            assert!(length > 0);
+            client.read_tls(&mut &received[..length]).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        let mut last = Vec::new();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        std::io::Write::write_all(&mut client.writer(), request).unwrap();
+        while client.wants_write() {
+            client.write_tls(&mut last).unwrap();
+        }
+        stream.write_all(&last).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert_eq!(rest, b"");
+    }
+
+    #[tokio::test]
     async fn orders_that_share_a_name_answer_one_after_the_other() {
         let responses = Responses::default();
         let solver = Settings::default().solver(&responses);
