@@ -228,12 +228,14 @@ impl CertificateLayer {
     }
 }
 
-/// The strongest source that names a kind of challenge, or sets one of its keys, decides
+/// The strongest source that names a kind of challenge, or sets keys of one kind alone, decides
 /// the kind; the strongest that sets a key of this kind decides how it is answered.
 fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
     let named = |layer: &&CertificateLayer| {
         let named = layer.challenge.as_ref().map(|kind| kind.value);
-        named.or_else(|| layer.challenges().next().map(|settings| settings.kind()))
+        let mut kinds = layer.challenges().map(|settings| settings.kind());
+        let first = kinds.next();
+        named.or_else(|| first.filter(|first| kinds.all(|kind| kind == *first)))
     };
     let kind = layers.iter().find_map(named);
     let kind = kind.unwrap_or_else(|| ChallengeSettings::default().kind());
