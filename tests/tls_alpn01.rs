@@ -176,3 +176,21 @@ fn certificates_that_share_names_are_validated_side_by_side() {
         "{printed}"
     );
 }
+
+#[test]
+fn commands_that_end_meanwhile_leave_the_port_to_others() {
+    let ca = EmbeddedCa::start();
+    for round in 0..4 {
+        let names = ["a", "b", "c"].map(|name| format!("{name}{round}.example.com"));
+        let port = format!("--tls-listen=127.0.0.1:{}", ca.tls_port);
+        let started = names.map(|name| {
+            let mut command = ca.issue(&[&name, "--challenge", "tls-alpn-01", &port]);
+            let piped = command.stdout(Stdio::null()).stderr(Stdio::piped());
+            piped.spawn().unwrap()
+        });
+        for command in started {
+            let output = command.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", text(&output));
+        }
+    }
+}

@@ -15,6 +15,8 @@ use crate::net::systemd;
 /// How long a command waits for another command of ours to release the port.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 const BETWEEN_TRIES: Duration = Duration::from_millis(250);
+/// The further tries where no command of ours is found to have the port.
+const UNOWNED_TRIES: u32 = 3;
 
 /// The sockets of a process, and the addresses that it could not get.
 #[derive(Default)]
@@ -130,6 +132,7 @@ impl ChallengeSockets {
 async fn bind(listen: &Listen, responses: &Responses) -> Result<Listener, BindError> {
     let begun = tokio::time::Instant::now();
     let mut is_announced = false;
+    let mut unowned = 0;
     loop {
         let error = match Listener::bind(listen, responses) {
             Err(error) => error,
@@ -146,7 +149,10 @@ async fn bind(listen: &Listen, responses: &Responses) -> Result<Listener, BindEr
                     );
                 }
                 tokio::time::sleep(BETWEEN_TRIES).await;
+                unowned = 0;
             }
+            // Its owner may have ended since.
+            _ if unowned < UNOWNED_TRIES => unowned += 1,
             _ => return Err(error),
         }
     }
