@@ -194,3 +194,40 @@ fn commands_that_end_meanwhile_leave_the_port_to_others() {
         }
     }
 }
+
+#[test]
+fn socket_of_one_protocol_is_none_of_the_other() {
+    let ca = EmbeddedCa::start();
+    let own = "[[certificate]]\nnames = ['a.example.com']\n";
+    let file = configured(&ca, own);
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, ca.tls_port)).unwrap();
+    // As systemd starts it: descriptor 3, and the pid of the process. The log is its output.
+    let log = ca.path("run.log");
+    let mut command = Command::new("/bin/sh");
+    let script = "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null 2>\"$LOG\"";
+    command
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_certs")])
+        .args(["run", "--harden=off"])
+        .env_clear()
+        .env("LOG", &log)
+        .env("CERTS_DATA_DIR", ca.path("data"))
+        .env("CERTS_CONFIG", &file)
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "https");
+    let sidecar = Running::start_with(&mut command, OwnedFd::from(socket).into());
+    let logged = |text: &str| {
+        let read = || std::fs::read_to_string(&log).unwrap_or_default();
+        until(text, || read().contains(text));
+    };
+    logged("issued lineage=a.example.com");
+    // The address of its own protocol is the service manager's matter.
+    let moved = std::fs::read_to_string(&file).unwrap();
+    let moved = moved.replace(&format!("127.0.0.1:{}'", ca.tls_port), "127.0.0.1:1'");
+    std::fs::write(&file, moved).unwrap();
+    sidecar.signal(rustix::process::Signal::HUP);
+    logged("the configuration was reloaded");
+    let other = format!("{own}[[certificate]]\nnames = ['b.example.com']\nchallenge = 'http-01'\n");
+    configured(&ca, &other);
+    sidecar.signal(rustix::process::Signal::HUP);
+    logged("the addresses of the challenge listeners change only at a restart");
+}

@@ -24,6 +24,8 @@ pub(super) struct ChallengeSockets {
     /// One for each protocol.
     pub(super) listeners: Vec<Listener>,
     pub(super) refused: Refused,
+    /// The protocols whose sockets the service manager has bound.
+    pub(super) passed: Vec<Protocol>,
 }
 
 /// The addresses that could not be bound. Only the certificates that need one fail.
@@ -93,10 +95,11 @@ pub(super) async fn listeners(
         };
         let listener = match passed.is_empty() {
             true => bound.bind(&own, responses).await,
-            false => Some(
-                Listener::from_sockets(protocol, passed, responses)
-                    .map_err(|error| Failure::usage(error.to_string(), error.hint()))?,
-            ),
+            false => {
+                bound.passed.push(protocol);
+                let listener = Listener::from_sockets(protocol, passed, responses);
+                Some(listener.map_err(|error| Failure::usage(error.to_string(), error.hint()))?)
+            }
         };
         bound.listeners.extend(listener);
     }
