@@ -13,6 +13,7 @@ pub mod webroot;
 mod zones;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::str::FromStr;
@@ -24,7 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::protocol::Listen;
-use self::responses::Responses;
+use self::responses::{Reserved, Responses};
 use crate::identifier::Identifier;
 
 /// The kinds of challenge that solvers answer.
@@ -277,6 +278,12 @@ impl Report {
 pub trait Solver: Send + Sync {
     /// Whether it answers challenges of `kind` for `identifier`.
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool;
+
+    /// Waits until no other order answers for one of these names, if an answer is found by its
+    /// name alone, and keeps them from other orders until the returned value is dropped.
+    async fn reserve(&self, _names: &BTreeSet<Identifier>) -> Option<Reserved> {
+        None
+    }
 
     /// Presents the answer. When it returns, the CA can fetch it, as far as this process
     /// can know.

@@ -19,7 +19,7 @@
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
 //!   each CA.
-//! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
+//! - [`challenge`]: proving control of a name: solvers and the listeners on ports 80 and 443.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, the reload of servers, verification by handshake.
 //! - [`install`]: an existing nginx: its configuration is read, edited and restored.
@@ -76,7 +76,7 @@
 //! | session | a record, locked by its lease, during a pass |
 //! | lease | a time-limited lock on a record; it saves work, and is never needed for correctness |
 //! | services | the injected parts: store, output, verifier, keys, clock ([`manage::Services`]) |
-//! | preflight | the check, before port 80 is opened, that a pass may order at all |
+//! | preflight | the check, before a challenge port is opened, that a pass may order at all |
 //! | permit | the right to run one of a bounded number of passes at once |
 //! | output | the directory with the live pairs for consumers ([`deploy::output`]) |
 //! | publish | make a generation the live one in the output |

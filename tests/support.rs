@@ -46,11 +46,13 @@ pub(crate) struct Running(Child);
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let quiet = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self(quiet.spawn().unwrap())
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// With this standard input.
+    pub(crate) fn start_with(command: &mut Command, input: Stdio) -> Self {
+        let quiet = command.stdin(input).stdout(Stdio::null());
+        Self(quiet.stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Appends its error output to `log`.

@@ -1,8 +1,9 @@
 //! TLS-ALPN-01: by our own listener, and behind servers that have port 443 and forward by ALPN.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::Command;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Pebble, Running, certs, free_port, listens, program, run, text, until};
@@ -140,4 +141,93 @@ fn sidecar_without_its_listener_says_which_one_is_missing() {
     let printed = text(&output);
     assert_eq!(output.status.code(), Some(2), "{printed}");
     assert!(printed.contains("no listener for TLS-ALPN-01"), "{printed}");
+}
+
+/// A configuration for this CA and these certificates.
+fn configured(ca: &EmbeddedCa, certificates: &str) -> PathBuf {
+    let file = ca.path("certs.toml");
+    let text = format!(
+        "ca = '{}'\nca_root = '{}'\nagree_tos = true\nchallenge = 'tls-alpn-01'\nadmin.listen = 'off'\n\
+         tls_listen = ['127.0.0.1:{}']\nhttp_listen = ['127.0.0.1:{}']\n{certificates}",
+        ca.server.directory_url(),
+        ca.path("root.pem").display(),
+        ca.tls_port,
+        ca.http_port,
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[test]
+fn certificates_that_share_names_are_validated_side_by_side() {
+    let ca = EmbeddedCa::start();
+    let of_each = (1..=6).map(|number| {
+        format!(
+            "[[certificate]]\nname = 'n{number}'\n\
+             names = ['x.example.com', 'y.example.com', 'n{number}.example.com']\n"
+        )
+    });
+    let file = configured(&ca, &of_each.collect::<String>());
+    let mut renew = certs(&ca.path(""));
+    let printed = run(renew.arg("renew").env("CERTS_CONFIG", file), 0);
+    assert_eq!(
+        printed.matches("issued; generation 0001").count(),
+        6,
+        "{printed}"
+    );
+}
+
+#[test]
+fn commands_that_end_meanwhile_leave_the_port_to_others() {
+    let ca = EmbeddedCa::start();
+    for round in 0..4 {
+        let names = ["a", "b", "c"].map(|name| format!("{name}{round}.example.com"));
+        let port = format!("--tls-listen=127.0.0.1:{}", ca.tls_port);
+        let started = names.map(|name| {
+            let mut command = ca.issue(&[&name, "--challenge", "tls-alpn-01", &port]);
+            let piped = command.stdout(Stdio::null()).stderr(Stdio::piped());
+            piped.spawn().unwrap()
+        });
+        for command in started {
+            let output = command.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", text(&output));
+        }
+    }
+}
+
+#[test]
+fn socket_of_one_protocol_is_none_of_the_other() {
+    let ca = EmbeddedCa::start();
+    let own = "[[certificate]]\nnames = ['a.example.com']\n";
+    let file = configured(&ca, own);
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, ca.tls_port)).unwrap();
+    // As systemd starts it: descriptor 3, and the pid of the process. The log is its output.
+    let log = ca.path("run.log");
+    let mut command = Command::new("/bin/sh");
+    let script = "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null 2>\"$LOG\"";
+    command
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_certs")])
+        .args(["run", "--harden=off"])
+        .env_clear()
+        .env("LOG", &log)
+        .env("CERTS_DATA_DIR", ca.path("data"))
+        .env("CERTS_CONFIG", &file)
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "https");
+    let sidecar = Running::start_with(&mut command, OwnedFd::from(socket).into());
+    let logged = |text: &str| {
+        let read = || std::fs::read_to_string(&log).unwrap_or_default();
+        until(text, || read().contains(text));
+    };
+    logged("issued lineage=a.example.com");
+    // The address of its own protocol is the service manager's matter.
+    let moved = std::fs::read_to_string(&file).unwrap();
+    let moved = moved.replace(&format!("127.0.0.1:{}'", ca.tls_port), "127.0.0.1:1'");
+    std::fs::write(&file, moved).unwrap();
+    sidecar.signal(rustix::process::Signal::HUP);
+    logged("the configuration was reloaded");
+    let other = format!("{own}[[certificate]]\nnames = ['b.example.com']\nchallenge = 'http-01'\n");
+    configured(&ca, &other);
+    sidecar.signal(rustix::process::Signal::HUP);
+    logged("the addresses of the challenge listeners change only at a restart");
 }

@@ -44,6 +44,10 @@ impl Flow<'_> {
         order: &mut PlacedOrder,
         journal: &mut dyn Journal,
     ) -> Result<(), Cause> {
+        let mut reserved = Vec::new();
+        for solver in &self.client.settings.solvers {
+            reserved.push(solver.reserve(&order.identifiers).await);
+        }
         let planned = self.plan(order).await?;
         announce(&planned, journal).await?;
         let mut result = self.answer(order, &planned, journal).await;
@@ -56,6 +60,7 @@ impl Flow<'_> {
             result = Err(cause.with_notes(&seen));
         }
         self.clean_up(&planned, journal).await;
+        drop(reserved);
         let kind = planned.first().map(|planned| planned.answer.kind);
         result.map_err(|cause| cause.advised_by(kind))
     }

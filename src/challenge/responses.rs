@@ -1,7 +1,7 @@
 //! The live answers that our own listeners give, shared between the orders that present
 //! them and the listeners that serve them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
@@ -20,6 +20,23 @@ pub struct Responses {
     /// The answers of DNS-01, for our own name server.
     zones: Zones,
     runner: Arc<OnceLock<Arc<dyn Runner>>>,
+    reserved: Arc<watch::Sender<BTreeSet<Identifier>>>,
+}
+
+/// The names of one order, for which no other order presents an answer. Dropping it lets the
+/// next one go on.
+#[derive(Debug)]
+pub struct Reserved {
+    names: BTreeSet<Identifier>,
+    all: Arc<watch::Sender<BTreeSet<Identifier>>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let names = &self.names;
+        self.all
+            .send_modify(|all| all.retain(|name| !names.contains(name)));
+    }
 }
 
 struct Live {
@@ -102,6 +119,27 @@ impl Solver for Presenter {
         kind == self.kind && !identifier.is_wildcard()
     }
 
+    /// A client of TLS-ALPN-01 sends a name and no token: two answers for a name could not be
+    /// distinguished. All names or none, so that two orders never wait for each other.
+    async fn reserve(&self, names: &BTreeSet<Identifier>) -> Option<Reserved> {
+        if self.kind != ChallengeKind::TlsAlpn01 {
+            return None;
+        }
+        let all = self.responses.reserved.clone();
+        let mut changes = all.subscribe();
+        let reserve = |all: &mut BTreeSet<Identifier>| {
+            let is_free = all.is_disjoint(names);
+            all.extend(names.iter().filter(|_| is_free).cloned());
+            is_free
+        };
+        while !all.send_if_modified(reserve) {
+            tracing::debug!("another order answers TLS-ALPN-01 for one of these names: waiting");
+            let _ = changes.changed().await;
+        }
+        let names = names.clone();
+        Some(Reserved { names, all })
+    }
+
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
         let live = Live {
             identifier: answer.identifier.clone(),
@@ -109,7 +147,12 @@ impl Solver for Presenter {
             fetched: watch::Sender::new(false),
             asked_as: None,
         };
-        self.responses.lock().insert(key(answer), live);
+        let mut all = self.responses.lock();
+        if self.kind == ChallengeKind::TlsAlpn01 {
+            // Of an order that was dropped before it could clean up.
+            all.retain(|(kind, _), one| *kind != self.kind || one.identifier != live.identifier);
+        }
+        all.insert(key(answer), live);
         Ok(())
     }
 

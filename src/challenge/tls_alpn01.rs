@@ -146,6 +146,7 @@ fn certificate(identifier: &Identifier, answer: &str) -> Result<CertifiedKey, St
 mod tests {
     use std::sync::Mutex;
 
+    use futures_util::FutureExt;
     use rustls::pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -244,6 +245,73 @@ mod tests {
             "answered", refused, refused, refused, unknown, unknown, unknown,
         ];
         assert_eq!(*counted, expected);
+    }
+
+    #[tokio::test]
+    async fn request_in_the_last_part_of_a_handshake_is_not_served() {
+        let responses = Responses::default();
+        let address = serve(&responses, Arc::new(|_| {}));
+        let solver = Settings::default().solver(&responses);
+        solver.present(&answer("example.com")).await.unwrap();
+        let mut config = tls::accepting_any().unwrap();
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let name = ServerName::try_from("example.com").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut received = [0; 8192];
+        while client.is_handshaking() {
+            let mut sent = Vec::new();
+            client.write_tls(&mut sent).unwrap();
+            stream.write_all(&sent).await.unwrap();
+            let length = stream.read(&mut received).await.unwrap();
+            assert!(length > 0);
+            client.read_tls(&mut &received[..length]).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        let mut last = Vec::new();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        std::io::Write::write_all(&mut client.writer(), request).unwrap();
+        while client.wants_write() {
+            client.write_tls(&mut last).unwrap();
+        }
+        stream.write_all(&last).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert_eq!(rest, b"");
+    }
+
+    #[tokio::test]
+    async fn orders_that_share_a_name_answer_one_after_the_other() {
+        let responses = Responses::default();
+        let solver = Settings::default().solver(&responses);
+        let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+        let first = solver.reserve(&names(&["a.example", "b.example"])).await;
+        let apart = solver.reserve(&names(&["c.example"])).now_or_never();
+        assert!(apart.is_some());
+        let wanted = names(&["b.example", "d.example"]);
+        let mut second = solver.reserve(&wanted);
+        assert!((&mut second).now_or_never().is_none());
+        // It keeps no name while it waits.
+        let other = solver.reserve(&names(&["d.example"])).now_or_never();
+        drop((other, first));
+        assert!(second.await.is_some());
+        let http = responses.solver(ChallengeKind::Http01);
+        assert!(http.reserve(&wanted).await.is_none(), "found by its token");
+    }
+
+    #[tokio::test]
+    async fn answer_replaces_one_of_the_same_name() {
+        let responses = Responses::default();
+        let solver = Settings::default().solver(&responses);
+        let mut live = answer("a.example");
+        solver.present(&live).await.unwrap();
+        live.token = Token::parse(&"b".repeat(22)).unwrap();
+        live.key_authorization = format!("{}.thumbprint", "b".repeat(22));
+        solver.present(&live).await.unwrap();
+        let found = responses.find(ChallengeKind::TlsAlpn01, |name| *name == live.identifier);
+        assert_eq!(found.unwrap().1, live.key_authorization);
+        solver.clean_up(&live).await.unwrap();
+        assert_eq!(responses.find(ChallengeKind::TlsAlpn01, |_| true), None);
     }
 
     #[tokio::test]

@@ -138,7 +138,9 @@ pub(crate) async fn work(
     }
     let responses = Responses::default();
     let needed = needed_listeners(settings, task).await?;
-    let ChallengeSockets { listeners, refused } = listeners(call, &needed, &responses).await?;
+    let ChallengeSockets {
+        listeners, refused, ..
+    } = listeners(call, &needed, &responses).await?;
     if let Some(failure) = refused.failure(&settings.certificates) {
         return Err(failure);
     }

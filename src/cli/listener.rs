@@ -16,6 +16,8 @@ use crate::net::systemd;
 /// How long a command waits for another command of ours to release the port.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 const BETWEEN_TRIES: Duration = Duration::from_millis(250);
+/// The further tries where no command of ours is found to have the port.
+const UNOWNED_TRIES: u32 = 3;
 
 /// The sockets of a process, and the addresses that it could not get.
 #[derive(Default)]
@@ -23,6 +25,8 @@ pub(super) struct ChallengeSockets {
     /// One for each protocol.
     pub(super) listeners: Vec<Listener>,
     pub(super) refused: Refused,
+    /// The protocols whose sockets the service manager has bound.
+    pub(super) passed: Vec<Protocol>,
 }
 
 /// The addresses that could not be bound. Only the certificates that need one fail.
@@ -94,10 +98,11 @@ pub(super) async fn listeners(
         };
         let listener = match passed.is_empty() {
             true => bound.bind(&own, responses).await,
-            false => Some(
-                Listener::from_sockets(protocol, passed, responses)
-                    .map_err(|error| Failure::usage(error.to_string(), error.hint()))?,
-            ),
+            false => {
+                bound.passed.push(protocol);
+                let listener = Listener::from_sockets(protocol, passed, responses);
+                Some(listener.map_err(|error| Failure::usage(error.to_string(), error.hint()))?)
+            }
         };
         bound.listeners.extend(listener);
     }
@@ -133,6 +138,7 @@ impl ChallengeSockets {
 async fn bind(listen: &Listen, responses: &Responses) -> Result<Listener, BindError> {
     let begun = tokio::time::Instant::now();
     let mut is_announced = false;
+    let mut unowned = 0;
     loop {
         let error = match Listener::bind(listen, responses) {
             Err(error) => error,
@@ -149,7 +155,10 @@ async fn bind(listen: &Listen, responses: &Responses) -> Result<Listener, BindEr
                     );
                 }
                 tokio::time::sleep(BETWEEN_TRIES).await;
+                unowned = 0;
             }
+            // Its owner may have ended since.
+            _ if unowned < UNOWNED_TRIES => unowned += 1,
             _ => return Err(error),
         }
     }

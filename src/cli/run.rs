@@ -27,6 +27,7 @@ use super::listener::{Refused, listeners};
 use super::meant;
 use super::volume;
 use crate::challenge::listen::Listener;
+use crate::challenge::protocol::Protocol;
 use crate::challenge::responses::Responses;
 use crate::config::{Origin, Purpose, Settings};
 use crate::control::Control;
@@ -67,7 +68,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         requested: Vec::new(),
         not_kept,
         announced: BTreeSet::new(),
-        socket_activated: call.environment.contains_key("LISTEN_FDS"),
+        passed: std::mem::take(&mut bound.passed),
         notifier: notifier.clone(),
         call: &call,
     };
@@ -133,6 +134,7 @@ struct Bound {
     responses: Responses,
     challenges: Vec<Listener>,
     refused: Refused,
+    passed: Vec<Protocol>,
     admin: Option<TcpListener>,
     hosts: HostNames,
     control: Control,
@@ -142,8 +144,7 @@ impl Bound {
     async fn new(call: &Call, settings: &Settings) -> Result<Self, Failure> {
         let responses = Responses::default();
         let bound = listeners(call, &settings.listens(), &responses).await?;
-        let (challenges, refused) = (bound.listeners, bound.refused);
-        check_listener(&refused, settings)?;
+        check_listener(&bound.refused, settings)?;
         let admin = bind_admin(settings.admin_listen).await?;
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
@@ -156,8 +157,9 @@ impl Bound {
         Ok(Self {
             store,
             responses,
-            challenges,
-            refused,
+            challenges: bound.listeners,
+            refused: bound.refused,
+            passed: bound.passed,
             admin,
             hosts,
             control,

@@ -256,8 +256,8 @@ pub(super) const NAMING: [Key; 2] = [
 pub(super) const EXCLUSIVE: &[&str] = &["webroot", "http_listen"];
 
 impl CertificateLayer {
-    /// How challenges are answered, if this source chooses it: each of these for another
-    /// kind of challenge, and the first one for the kind that it implies.
+    /// How challenges are answered, as far as this source says it: the first one of each kind of
+    /// challenge holds.
     pub(super) fn challenges(&self) -> impl Iterator<Item = ChallengeSettings> {
         let stored = self
             .stored_challenge

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use thiserror::Error;
 
-pub(super) use self::links::remove_links;
+pub(super) use self::links::{is_of_another, remove_links};
 use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};

@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::output::{OutputError, at, remove_links};
+use super::output::{OutputError, at, is_of_another, remove_links};
 use crate::files::DirectoryOwner;
 use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
@@ -30,7 +30,10 @@ impl Emptied {
     pub(crate) fn present(&self, lineage: &Lineage) -> Result<Vec<PathBuf>, OutputError> {
         let _acting = self.owner.act();
         let mut found = Vec::new();
-        for path in places(&self.root, lineage) {
+        let live = part(&self.root, "live").ok().flatten();
+        let is_anothers = live.is_some_and(|live| is_of_another(&live, lineage));
+        let places = places(&self.root, lineage);
+        for path in places.into_iter().skip(usize::from(is_anothers)) {
             match path.symlink_metadata() {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(at("read", &path)(error)),
@@ -52,7 +55,10 @@ impl Emptied {
             let removed = live.remove(format!(".{lineage}.new"));
             let removed = removed
                 .and_then(|()| remove_links(&live, lineage, |_| false))
-                .and_then(|()| live.remove(name))
+                .and_then(|()| match is_of_another(&live, lineage) {
+                    true => Ok(()),
+                    false => live.remove(name),
+                })
                 .and_then(|()| live.sync());
             removed.map_err(at("remove", &link))?;
         }

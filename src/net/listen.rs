@@ -232,7 +232,9 @@ impl Connections {
                         }
                         None => Some(stream.into_stream()),
                     };
-                    if let Some(stream) = stream {
+                    // Nothing follows some handshakes, also if it has arrived with the last part.
+                    let may_converse = limits.connection > Duration::ZERO;
+                    if let Some(stream) = stream.filter(|_| may_converse) {
                         converse(stream, limits, peer, router).await;
                     }
                 })

@@ -18,7 +18,7 @@ const REQUESTS: Family = (
     "acme_requests",
     "Requests to a CA, by endpoint and HTTP status (0: no reply)",
 );
-const CHALLENGES: Family = ("challenge_requests", "Requests on the HTTP-01 port");
+const CHALLENGES: Family = ("challenge_requests", "Requests to the challenge listeners");
 const TOKENS: Family = (
     "ledger_tokens",
     "Remaining tokens of a CA's rate limits, by our own count; full limits are not listed",
@@ -96,7 +96,7 @@ impl Metrics {
         self.count(REQUESTS, &labels);
     }
 
-    /// Counts a request on the HTTP-01 port.
+    /// Counts a request to a challenge listener.
     pub(crate) fn challenge_request(&self, result: &'static str) {
         self.count(CHALLENGES, &[("result", result)]);
     }
@@ -233,7 +233,7 @@ certs_deployments_total{target="exec:\"a\\b\n\"",result="failure"} 1
 # TYPE certs_acme_requests counter
 certs_acme_requests_total{ca="https://ca",endpoint="finalize",status="0"} 1
 certs_acme_requests_total{ca="https://ca",endpoint="new-order",status="201"} 2
-# HELP certs_challenge_requests Requests on the HTTP-01 port.
+# HELP certs_challenge_requests Requests to the challenge listeners.
 # TYPE certs_challenge_requests counter
 certs_challenge_requests_total{result="answered"} 1
 # HELP certs_ledger_tokens Remaining tokens of a CA's rate limits, by our own count; full limits are not listed.

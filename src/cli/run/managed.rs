@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
-use crate::challenge::protocol::Listen;
+use crate::challenge::protocol::{Listen, Protocol};
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
 use crate::cli::factory::Factory;
@@ -35,8 +35,8 @@ pub(super) struct ManagedCertificates<'a> {
     pub(super) not_kept: NotKept,
     /// Those of them that the log names already.
     pub(super) announced: BTreeSet<Lineage>,
-    /// Whether the service manager bound the challenge listener.
-    pub(super) socket_activated: bool,
+    /// The protocols whose challenge listeners the service manager bound, wherever that is.
+    pub(super) passed: Vec<Protocol>,
     pub(super) notifier: Arc<Notifier>,
 }
 
@@ -53,8 +53,10 @@ impl ManagedCertificates<'_> {
         })?;
         let not_kept = keep_stored(&sources, &mut read, &self.labels).await?;
         let bound = self.at_start.listens();
-        let is_bound = |needed: &Listen| bound.iter().any(|one| one.serves(needed));
-        if !self.socket_activated && !read.listens().iter().all(is_bound) {
+        let is_bound = |needed: &Listen| {
+            self.passed.contains(&needed.protocol) || bound.iter().any(|one| one.serves(needed))
+        };
+        if !read.listens().iter().all(is_bound) {
             let message = "the addresses of the challenge listeners change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
         }

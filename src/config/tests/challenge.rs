@@ -3,6 +3,7 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
+use crate::challenge::ChallengeKind;
 use crate::challenge::protocol::Protocol;
 use crate::challenge::tls_alpn01;
 
@@ -94,6 +95,26 @@ fn strongest_source_names_the_kind_and_its_own_keys_say_how() {
     let listens = case.settings(&Purpose::All).listens();
     let shown = listens.iter().map(|one| (one.protocol, one.address.port()));
     assert_eq!(shown.collect::<Vec<_>>(), [(Protocol::Tls, 443); 2]);
+}
+
+#[test]
+fn addresses_of_listeners_change_no_stored_kind() {
+    let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n";
+    let mut stored = Case::new(file)
+        .settings(&Purpose::All)
+        .certificates
+        .remove(0);
+    stored.challenge = ChallengeKind::TlsAlpn01.into();
+    let stored = Remembered::Whole(Box::new(stored));
+    let listens = |case: &Case| {
+        let kept = case.sources().remembered(&stored).unwrap();
+        let first = kept.challenge.listens()[0];
+        (first.protocol, first.address.port())
+    };
+    let case = Case::new("").set("CERTS_HTTP_LISTEN", "127.0.0.1:5002");
+    assert_eq!(listens(&case), (Protocol::Tls, 443));
+    let case = case.set("CERTS_TLS_LISTEN", "127.0.0.1:5001");
+    assert_eq!(listens(&case), (Protocol::Tls, 5001));
 }
 
 #[test]

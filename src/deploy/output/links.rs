@@ -74,7 +74,11 @@ fn keep_link(live: &Directory, lineage: &Lineage, name: &Lineage, takes: bool) -
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let found = live.read_link(name.as_str());
             let found = found.map_err(|_| io::Error::other(format!("{name} is not a link")))?;
-            let moves = takes && found != target && linked_lineage(&found).is_some();
+            let is_linked = linked_lineage(&found).is_some();
+            if !is_linked && !found.starts_with("../archive") {
+                return Err(io::Error::other(format!("{name} is a link to elsewhere")));
+            }
+            let moves = takes && found != target && is_linked;
             if moves {
                 move_link(live, name, target)?;
             }
@@ -94,6 +98,13 @@ fn warn_of(lineage: &Lineage, live: &Directory, done: io::Result<()>) {
         let live = live.path().display();
         tracing::warn!(%lineage, "a name of it has no link in {live}: {error}; hint: move away what has that name there");
     }
+}
+
+/// Whether the link of that name is for a further name of another certificate.
+pub(in crate::deploy) fn is_of_another(live: &Directory, lineage: &Lineage) -> bool {
+    let target = live.read_link(lineage.as_str()).ok();
+    let other = target.and_then(|target| linked_lineage(&target));
+    other.is_some_and(|other| other != *lineage)
 }
 
 /// Removes the links to `lineage`, but those whose name `stays`.
@@ -193,6 +204,16 @@ mod tests {
         output.restore_links(&Lineage::parse("a.example").unwrap(), &all);
         assert!(live.join("www.a.example/privkey.pem").exists());
         assert!(live.join("mail.a.example").is_dir());
+        // Both are reported.
+        let [lineage, mail, ftp] = ["a.example", "mail.a.example", "ftp.a.example"]
+            .map(|name| Lineage::parse(name).unwrap());
+        std::os::unix::fs::symlink("/srv/elsewhere", live.join("ftp.a.example")).unwrap();
+        let opened = Directory::open(&live).unwrap();
+        for name in [mail, ftp] {
+            assert!(keep_link(&opened, &lineage, &name, true).is_err(), "{name}");
+        }
+        let target = std::fs::read_link(live.join("ftp.a.example"));
+        assert_eq!(target.unwrap(), Path::new("/srv/elsewhere"));
     }
 
     #[test]
@@ -220,9 +241,14 @@ mod tests {
         assert_eq!(links(&output)[2].1, "../archive/www.a.example/0001");
         assert_eq!(output.live(&www).unwrap(), Some(Generation(1)));
         let emptied = Emptied::new(output.root.clone(), DirectoryOwner::default());
+        assert_eq!(emptied.present(&www).unwrap().len(), 2);
         emptied.remove(&www).unwrap();
         publish(&output, "a.example", 2, "a.example www.a.example");
         assert_eq!(links(&output)[2].1, "a.example");
+        // Without a pair of its own, it leaves that of another certificate.
+        emptied.remove(&www).unwrap();
+        assert_eq!(links(&output)[2].1, "a.example");
+        assert!(emptied.present(&www).unwrap().is_empty());
         // Its links go with a certificate.
         emptied.remove(&a).unwrap();
         assert_eq!(shown(&output), "b.example ../archive/b.example/0001");
