@@ -17,8 +17,9 @@ use super::output::{say, say_json};
 use crate::config::{ISSUE, KeyOptions, Settings};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::install::journal::Journals;
-use crate::install::program::Program;
+use crate::install::journal::{Journals, Undone};
+use crate::install::program::{Program, forget_copy};
+use crate::lineage::Known;
 
 /// The server to configure.
 #[derive(Debug, Subcommand)]
@@ -124,6 +125,7 @@ impl Work<'_> {
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {
+            forget_copy(main);
             let reload =
                 |program: &Program| program.test(main).is_ok() && program.reload(main).is_ok();
             reloaded.push(program.as_ref().is_ok_and(reload));

@@ -161,7 +161,7 @@ impl Journals {
         Ok(true)
     }
 
-    /// Writes all changes or none.
+    /// Writes all changes or none. Until [`Self::finish`] the install counts as cut off.
     ///
     /// # Errors
     /// All files are as before.
@@ -177,7 +177,15 @@ impl Journals {
             self.undo_one(number)?;
             return Err(error);
         }
-        let directory = self.directory(number);
+        Ok(())
+    }
+
+    /// Ends the newest install: nginx serves what it has written.
+    pub(crate) fn finish(&self) -> Result<(), Failure> {
+        let directory = self.directory(self.newest()?);
+        if !directory.exists() || directory.join(DONE).exists() {
+            return Ok(());
+        }
         files::write_new(&directory.join(DONE), 0o600, b"")
             .and_then(|()| files::sync(&directory))
             .map_err(store_error(&directory))

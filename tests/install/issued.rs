@@ -13,7 +13,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{certs, listens, run, until};
 
 /// A CA that validates at the machine's nginx.
-fn ca_of(machine: &Machine) -> EmbeddedCa {
+pub(super) fn ca_of(machine: &Machine) -> EmbeddedCa {
     let port = machine.http;
     EmbeddedCa::with(|settings| {
         settings.validation = Validation::Connect {
@@ -24,7 +24,7 @@ fn ca_of(machine: &Machine) -> EmbeddedCa {
 }
 
 /// `certs install nginx` that orders from this CA.
-fn whole(machine: &Machine, ca: &EmbeddedCa, arguments: &[&str]) -> Command {
+pub(super) fn whole(machine: &Machine, ca: &EmbeddedCa, arguments: &[&str]) -> Command {
     let mut command = machine.install(&["--agree-tos", "--ca", &ca.server.directory_url()]);
     command.arg("--ca-root").arg(ca.path("root.pem"));
     command.args(arguments);

@@ -53,6 +53,7 @@ impl Case {
         self.journals
             .write(subject(), &self.changes(), &links)
             .unwrap();
+        self.journals.finish().unwrap();
     }
 }
 
