@@ -42,11 +42,13 @@ impl Work<'_> {
             tracing::warn!("an install that was cut off has been undone");
         }
         program.test(&main).map_err(|error| {
+            let hint = match error.contains("(13: Permission denied)") {
+                true => "run as the user who starts nginx, usually root",
+                false => "fix the reported error first, or name another main file with --conf FILE",
+            };
             let main = main.display();
-            Failure::usage(
-                format!("nginx refuses {main} as it is; nothing was changed:\n{error}"),
-                "fix the reported error first, or name another main file with --conf FILE",
-            )
+            let message = format!("nginx refuses {main} as it is; nothing was changed:\n{error}");
+            Failure::usage(message, hint)
         })?;
         let before = self.journals.newest()?;
         let mut run = Run {
