@@ -246,6 +246,9 @@ fn commands_and_options_in_texts_exist() {
         "--renew-hook",
         "--standalone",
         "--conf-path",
+        "--prefix",
+        "--pid-path",
+        "--error-log-path",
         "--serve",
     ];
     let mut wrong = Vec::new();
