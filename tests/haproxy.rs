@@ -2,6 +2,7 @@
 //! the distribution's version and 3.x.
 
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -137,7 +138,7 @@ fn haproxy_gets_pair_through_every_form_of_its_sockets() {
 #[test]
 fn haproxy_port_of_another_user_gets_no_key() {
     const LISTEN: &str = "import socket, sys\n\
-        server = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+        server = socket.create_server(('', int(sys.argv[1])))\n\
         while True:\n    client, _ = server.accept()\n    client.recv(65536)\n    client.close()\n";
     if !rustix::process::geteuid().is_root() {
         return eprintln!("SKIPPED: another user needs root");
@@ -153,9 +154,16 @@ fn haproxy_port_of_another_user_gets_no_key() {
         .current_dir("/");
     let _listens = Running::start(listen.uid(NOBODY).gid(NOBODY));
     until("the port", || listens(port));
-    let deploy = format!("--deploy=haproxy:127.0.0.1:{port}");
-    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy]), 7);
-    assert!(printed.contains("is of user 65534"), "{printed}");
+    // Any address of this machine leads there; no packet is sent to find one.
+    let outward = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    let own = outward.connect(("192.0.2.1", 9));
+    let own = own.and_then(|()| outward.local_addr());
+    let own = own.ok().map(|own| own.ip().to_string());
+    for address in ["127.0.0.1".to_owned()].into_iter().chain(own) {
+        let deploy = format!("--deploy=haproxy:{address}:{port}");
+        let printed = run(&mut ca.issue(&[NAME, "--force", &deploy]), 7);
+        assert!(printed.contains("is of user 65534"), "{printed}");
+    }
 }
 
 #[test]

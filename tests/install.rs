@@ -1,6 +1,7 @@
 //! `certs install nginx` on a real nginx: its edits, its refusals, the site that clients then get, and an
 //! undo that restores every byte.
 
+mod cut_off;
 mod issued;
 
 use std::collections::BTreeMap;

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::Call;
 use super::output::{say, say_json};
+use super::{Call, meant};
 use crate::config::{ISSUE, KeyOptions, Settings};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::install::journal::Journals;
-use crate::install::program::Program;
+use crate::install::journal::{Journals, Undone};
+use crate::install::program::{Program, forget_copy};
+use crate::lineage::Known;
 
 /// The server to configure.
 #[derive(Debug, Subcommand)]
@@ -83,7 +84,7 @@ pub(super) async fn run(call: &Call, verb: Install) -> Result<(), Failure> {
         journals: Journals::new(&settings.data_dir),
     };
     match options.undo {
-        true => work.undo(),
+        true => work.undo().await,
         false => work.install().await,
     }
 }
@@ -101,7 +102,7 @@ impl Work<'_> {
         Program::read(&self.options.nginx, directories.map_or("", String::as_str))
     }
 
-    fn undo(&self) -> Result<(), Failure> {
+    async fn undo(&self) -> Result<(), Failure> {
         let main = self.options.conf.as_deref().map(absolute);
         let domain = self.options.domain.as_deref().map(|name| {
             let parsed = Identifier::parse(name).map(|name| name.to_string());
@@ -124,6 +125,7 @@ impl Work<'_> {
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {
+            forget_copy(main);
             let reload =
                 |program: &Program| program.test(main).is_ok() && program.reload(main).is_ok();
             reloaded.push(program.as_ref().is_ok_and(reload));
@@ -151,6 +153,24 @@ impl Work<'_> {
             )),
             (false, true) => say("nginx was reloaded"),
             (false, false) => say("nginx is not running or failed to reload: see nginx -t"),
+        }
+        self.say_renewed(&undone).await
+    }
+
+    /// Names the certificates that are still renewed, through an nginx that no longer answers
+    /// their challenges.
+    async fn say_renewed(&self, undone: &[Undone]) -> Result<(), Failure> {
+        let stored = meant::stored(&self.settings.data_dir).await?;
+        let is_of = |known: &&Known| {
+            let mut names = undone.iter().map(|one| &one.subject.name);
+            names.any(|name| *name == known.lineage.as_str())
+        };
+        for known in stored.iter().filter(is_of) {
+            let name = &known.lineage;
+            let delete = self.call.terminal.hint(&format!("certs delete {name}"));
+            say(format_args!(
+                "{name}: the certificate is still renewed; to stop that: {delete}"
+            ));
         }
         Ok(())
     }

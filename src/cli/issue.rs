@@ -173,7 +173,7 @@ pub(crate) async fn work(
 
 /// The failure of a command that a user or the service manager ends. Its work is dropped, and
 /// with it the challenge answers in other directories.
-async fn interrupted() -> Failure {
+pub(super) async fn interrupted() -> Failure {
     let wait = |kind, number: u8| async move {
         match signal(kind) {
             Ok(mut signal) => signal.recv().await,

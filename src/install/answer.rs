@@ -16,6 +16,11 @@ pub(crate) const WITHIN: Duration = Duration::from_secs(6);
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// Half a second without an old worker.
 pub(crate) const REPEATED: u32 = 5;
+/// The statuses of `limit_req` and `limit_conn`, which say nothing about the location: many
+/// names of one block are asked for at once.
+const LIMITED: [&str; 2] = ["HTTP/1.1 429", "HTTP/1.1 503"];
+const LIMITED_PAUSE: Duration = Duration::from_millis(300);
+const LIMITED_WITHIN: Duration = Duration::from_secs(30);
 const LARGEST: u64 = 16 * 1024;
 const TOKEN: &str = "certs-install-checks-this-location";
 
@@ -51,10 +56,19 @@ fn wait(
     is_expected: impl Fn(&str) -> bool,
     is_over: impl Fn() -> bool,
 ) -> Option<String> {
-    let (mut passed, mut seen) = (Duration::ZERO, 0);
+    let (mut passed, mut limited, mut seen) = (Duration::ZERO, Duration::ZERO, 0);
+    let mut ask = |reach: &Reach| loop {
+        let reply = fetch(reach, path).unwrap_or_else(|error| error.to_string());
+        let is_limited = LIMITED.iter().any(|status| reply.starts_with(status));
+        if !is_limited || limited >= LIMITED_WITHIN {
+            return reply;
+        }
+        std::thread::sleep(LIMITED_PAUSE);
+        limited += LIMITED_PAUSE;
+    };
     loop {
         let other = at.iter().find_map(|reach| {
-            let reply = fetch(reach, path).unwrap_or_else(|error| error.to_string());
+            let reply = ask(reach);
             let status = reply.lines().next().unwrap_or("no HTTP reply");
             let other = format!("{} at {}: {status}", reach.name, reach.address);
             (!is_expected(&reply) && reply != UNREACHABLE).then_some(other)
@@ -111,8 +125,8 @@ mod tests {
 
     use super::*;
 
-    /// A server whose first replies are a 404, and then the file.
-    fn serve(webroot: &Path, refusals: usize) -> SocketAddr {
+    /// A server whose first replies have that status, and then the file.
+    fn serve(webroot: &Path, refusals: usize, status: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let file = webroot.join(".well-known/acme-challenge").join(TOKEN);
@@ -125,7 +139,7 @@ mod tests {
                 assert!(asked.starts_with("PROXY UNKNOWN\r\nGET /"), "{asked}");
                 assert!(asked.contains("Host: example.com\r\n"));
                 let reply = match count < refusals {
-                    true => "HTTP/1.1 404 Not Found\r\n\r\n".to_owned(),
+                    true => format!("HTTP/1.1 {status}\r\n\r\n"),
                     false => {
                         let body = std::fs::read_to_string(&file).unwrap_or_default();
                         format!("HTTP/1.1 200 OK\r\n\r\n{body}")
@@ -149,8 +163,13 @@ mod tests {
             };
             wait_for_answers(webroot.path(), &[reach], || is_over).unwrap()
         };
-        assert_eq!(answered(serve(webroot.path(), 3), false), None);
-        let wrong = answered(serve(webroot.path(), usize::MAX), true).unwrap();
+        let serve = |refusals, status| serve(webroot.path(), refusals, status);
+        assert_eq!(answered(serve(3, "404 Not Found"), false), None);
+        // A limit on requests is no answer.
+        for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+            assert_eq!(answered(serve(1, status), true), None);
+        }
+        let wrong = answered(serve(usize::MAX, "404 Not Found"), true).unwrap();
         assert!(wrong.ends_with(": HTTP/1.1 404 Not Found"), "{wrong}");
         let left = webroot.path().join(".well-known/acme-challenge");
         assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);

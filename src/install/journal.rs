@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::configured::{
-    open, put_in_place, remove, remove_aside, restore, store_original, write_aside,
+    changed_by_hand, is_other, open, put_in_place, remove, remove_aside, restore, store_original,
+    write_aside,
 };
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
@@ -161,7 +162,7 @@ impl Journals {
         Ok(true)
     }
 
-    /// Writes all changes or none.
+    /// Writes all changes or none. Until [`Self::finish`] the install counts as cut off.
     ///
     /// # Errors
     /// All files are as before.
@@ -177,7 +178,15 @@ impl Journals {
             self.undo_one(number)?;
             return Err(error);
         }
-        let directory = self.directory(number);
+        Ok(())
+    }
+
+    /// Ends the newest install: nginx serves what it has written.
+    pub(crate) fn finish(&self) -> Result<(), Failure> {
+        let directory = self.directory(self.newest()?);
+        if !directory.exists() || directory.join(DONE).exists() {
+            return Ok(());
+        }
         files::write_new(&directory.join(DONE), 0o600, b"")
             .and_then(|()| files::sync(&directory))
             .map_err(store_error(&directory))
@@ -264,7 +273,8 @@ impl Journals {
                 continue;
             }
             if found.as_ref() != Some(&entry.after) {
-                return Err(changed_by_hand(entry, &original));
+                let later = self.later(number, &entry.path)?;
+                return Err(changed_by_hand(entry, &original, later.as_ref()));
             }
             changed.push((entry, original));
         }
@@ -291,6 +301,17 @@ impl Journals {
             subject: intent.subject,
             files: intent.entries.into_iter().map(|entry| entry.path).collect(),
         })
+    }
+
+    /// The newest install after this one that changed the same file.
+    fn later(&self, number: u64, path: &Path) -> Result<Option<Subject>, Failure> {
+        for later in self.numbers()?.into_iter().rev() {
+            let intent = self.intent(later)?;
+            if later > number && intent.entries.iter().any(|entry| entry.path == path) {
+                return Ok(Some(intent.subject));
+            }
+        }
+        Ok(None)
     }
 
     fn intent(&self, number: u64) -> Result<Intent, Failure> {
@@ -347,30 +368,6 @@ fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
         })?;
     }
     Ok(())
-}
-
-/// Whether there is no link: nothing, or a file.
-fn is_other(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
-    )
-}
-
-fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
-    let (path, original) = (entry.path.display(), original.display());
-    if entry.before.is_none() {
-        return Failure::usage(
-            format!("{path}: written by certs install and changed since then"),
-            format!("remove {path} by hand if you do not need it"),
-        );
-    }
-    Failure::usage(
-        format!("{path}: changed since certs install; the original is in {original}"),
-        format!(
-            "compare the two (diff {original} {path}) and, if you want the original, copy it back by hand"
-        ),
-    )
 }
 
 fn remove_all(path: &Path) -> io::Result<()> {

@@ -151,6 +151,7 @@ pub(crate) fn names_beside(tree: &Tree, name: &str) -> Result<Vec<String>, Failu
 fn is_name(name: &str) -> bool {
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
     name.contains('.')
+        && !name.ends_with('.')
         && name.bytes().all(is_of_name)
         && matches!(Identifier::parse(name), Ok(Identifier::Dns(_)))
 }
@@ -272,7 +273,8 @@ impl Planner<'_> {
             return Ok(());
         }
         let is_plain = self.listens_on_http(server);
-        if !is_plain && found.iter().any(|one| self.listens_on_http(one)) {
+        let is_wanted = |one: &ServerBlock| self.listens_on_http(one) && self.has_content(one);
+        if !self.has_content(server) || !is_plain && found.iter().any(|one| is_wanted(one)) {
             return Ok(());
         }
         if let Some(at) = redirect::to_itself(self.tree, server) {

@@ -20,6 +20,10 @@ const DEFAULT_PREFIX: &str = "/usr/share/nginx";
 const DEFAULT_PID_FILE: &str = "/run/nginx.pid";
 const DEFAULT_LOG: &str = "/var/log/nginx/error.log";
 const MOST_OF_LOG: u64 = 64 * 1024;
+/// The copy of the main file under test, beside it.
+const COPY: &str = ".certs-test.conf";
+/// In the title of a process that obeys `nginx -s`.
+const MASTER: &str = ": master process ";
 
 /// An nginx that can be started.
 #[derive(Clone, Debug)]
@@ -132,7 +136,30 @@ impl Program {
 
     /// Reloads a running nginx; the error is nginx's message, usually that it does not run.
     pub(crate) fn reload(&self, main: &Path) -> Result<(), String> {
+        self.check_pid_file(main)?;
         self.run(main, &["-s", "reload"])
+    }
+
+    /// `nginx -s` signals whatever process has the number in its pid file, and HUP ends most.
+    fn check_pid_file(&self, main: &Path) -> Result<(), String> {
+        let Ok(tree) = Tree::load(main, &Overlay::new()) else {
+            return Ok(());
+        };
+        let file = self.of_main(&tree, "pid");
+        let file = file.unwrap_or_else(|| self.pid_file.clone());
+        let pid = std::fs::read_to_string(&file).unwrap_or_default();
+        let title = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).ok();
+        let title = pid.trim().parse().ok().and_then(title);
+        // nginx itself reports a missing file or process.
+        match title {
+            Some(title) if !String::from_utf8_lossy(&title).contains(MASTER) => {
+                let (file, pid) = (file.display(), pid.trim());
+                Err(format!(
+                    "{file} is stale: process {pid} is another program, and nginx does not run"
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// nginx loads the modules that `main` names into its own process, which is root's.
@@ -171,8 +198,7 @@ impl Program {
             ));
         }
         // Relative paths are relative to the main file's directory.
-        let name = format!(".certs-test-{}.conf", std::process::id());
-        let copy = main.with_file_name(name);
+        let copy = main.with_file_name(COPY);
         let copies = staged(&tree, overlay, &copy, scratch);
         let written = copies.iter().try_for_each(|(number, path)| {
             let (place, name) = Directory::of(path)?;
@@ -202,10 +228,15 @@ impl Program {
                 )
             })
         });
-        // nginx ignores a leftover, and the next run overwrites it.
-        let _ = Directory::of(&copy).and_then(|(place, name)| place.remove(name));
+        forget_copy(main);
         tested
     }
+}
+
+/// Removes the copy of this main file that a test left when it was killed; nginx ignores it.
+pub(crate) fn forget_copy(main: &Path) {
+    let copy = main.with_file_name(COPY);
+    let _ = Directory::of(&copy).and_then(|(place, name)| place.remove(name));
 }
 
 /// The path of the copy of each file that must be copied.

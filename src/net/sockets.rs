@@ -56,9 +56,11 @@ pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
 }
 
 /// The user, neither root nor ours, that listens on a port of this machine to which a
-/// connection to `address` may lead. Any user may listen on a port above 1023.
+/// connection from `own` to `address` may lead. Any user may listen on a port above 1023.
 #[must_use]
-pub(crate) fn foreign_listener(address: SocketAddr) -> Option<u32> {
+pub(crate) fn foreign_listener(address: SocketAddr, own: IpAddr) -> Option<u32> {
+    // The kernel connects to each address of this machine from that same address.
+    let is_here = address.ip().is_loopback() || address.ip() == own;
     let leads_to = |to: IpAddr| {
         let is_any = [
             IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -70,10 +72,7 @@ pub(crate) fn foreign_listener(address: SocketAddr) -> Option<u32> {
     let mut users = listening
         .filter(|socket| socket.address.port() == address.port() && leads_to(socket.address.ip()))
         .map(|socket| socket.user);
-    address
-        .ip()
-        .is_loopback()
-        .then(|| users.find(|user| !trust::is_ours(*user)))?
+    is_here.then(|| users.find(|user| !trust::is_ours(*user)))?
 }
 
 fn descriptors(pid: u32) -> Option<BTreeSet<String>> {

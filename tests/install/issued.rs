@@ -13,7 +13,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{certs, listens, run, until};
 
 /// A CA that validates at the machine's nginx.
-fn ca_of(machine: &Machine) -> EmbeddedCa {
+pub(super) fn ca_of(machine: &Machine) -> EmbeddedCa {
     let port = machine.http;
     EmbeddedCa::with(|settings| {
         settings.validation = Validation::Connect {
@@ -24,7 +24,7 @@ fn ca_of(machine: &Machine) -> EmbeddedCa {
 }
 
 /// `certs install nginx` that orders from this CA.
-fn whole(machine: &Machine, ca: &EmbeddedCa, arguments: &[&str]) -> Command {
+pub(super) fn whole(machine: &Machine, ca: &EmbeddedCa, arguments: &[&str]) -> Command {
     let mut command = machine.install(&["--agree-tos", "--ca", &ca.server.directory_url()]);
     command.arg("--ca-root").arg(ca.path("root.pem"));
     command.args(arguments);
@@ -361,6 +361,47 @@ fn whole_site_redirects_once_it_is_issued() {
     let moved = machine.ask("http://new.example.com:HTTP/", &["--resolve", &host]);
     assert!(moved.contains(" 308 "), "{moved}");
     run(&mut machine.install(&["--undo"]), 0);
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn block_on_another_port_gets_tls_itself() {
+    let Some(machine) = Machine::new("") else {
+        return;
+    };
+    let port = crate::support::free_port();
+    machine.write_site(&format!(
+        "server {{ listen 127.0.0.1:{port}; server_name www.example.com; location / {{ return 200 'content'; }} }}\n\
+         server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:HTTP; server_name other.example.com other.example.com.;\n\
+         location / {{ return 200 'other'; }} }}\n"
+    ));
+    let ca = ca_of(&machine);
+    machine.start();
+    let before = machine.files();
+    let arguments = ["--domain", "www.example.com"];
+    run(&mut whole(&machine, &ca, &arguments), 0);
+    let shown = machine.ask("https://www.example.com:HTTPS/", &[]);
+    assert!(shown.ends_with("content"), "{shown}");
+    let moved = machine.ask("http://www.example.com:HTTP/", &[]);
+    assert!(moved.contains(" 308 "), "{moved}");
+    let printed = run(&mut whole(&machine, &ca, &arguments), 0);
+    assert!(printed.contains("nothing to change"), "{printed}");
+    // The redirect is for port 80 alone: another proxy may use the other one.
+    run(
+        &mut whole(&machine, &ca, &["--domain", "other.example.com"]),
+        0,
+    );
+    let moved = machine.ask("http://other.example.com:HTTP/", &[]);
+    assert!(moved.contains(" 308 "), "{moved}");
+    let host = format!("other.example.com:{port}:127.0.0.1");
+    let inside = format!("http://other.example.com:{port}/");
+    let inside = machine.ask(&inside, &["--resolve", &host]);
+    assert!(inside.ends_with("other"), "{inside}");
+    let printed = run(&mut machine.install(&["--undo"]), 0);
+    assert!(
+        printed.contains("certs delete www.example.com"),
+        "{printed}"
+    );
     assert_eq!(machine.files(), before);
 }
 

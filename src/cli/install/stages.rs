@@ -4,6 +4,7 @@
 
 use serde_json::json;
 
+use super::super::issue::interrupted;
 use super::super::output::{say, say_json};
 use super::draft::Draft;
 use super::proof::{Looks, check_free};
@@ -41,11 +42,13 @@ impl Work<'_> {
             tracing::warn!("an install that was cut off has been undone");
         }
         program.test(&main).map_err(|error| {
+            let hint = match error.contains("(13: Permission denied)") {
+                true => "run as the user who starts nginx, usually root",
+                false => "fix the reported error first, or name another main file with --conf FILE",
+            };
             let main = main.display();
-            Failure::usage(
-                format!("nginx refuses {main} as it is; nothing was changed:\n{error}"),
-                "fix the reported error first, or name another main file with --conf FILE",
-            )
+            let message = format!("nginx refuses {main} as it is; nothing was changed:\n{error}");
+            Failure::usage(message, hint)
         })?;
         let before = self.journals.newest()?;
         let mut run = Run {
@@ -55,7 +58,12 @@ impl Work<'_> {
             report: Report::default(),
             trusts_locations: true,
         };
-        let plan = match run.stages().await {
+        let ended = tokio::select! {
+            biased;
+            failure = interrupted() => Err(failure),
+            ended = run.stages() => ended,
+        };
+        let plan = match ended {
             Ok(plan) => plan,
             Err(failure) => return Err(run.undone(before, failure)),
         };
@@ -187,7 +195,10 @@ impl Run<'_> {
                         "start nginx, which answers the CA; then run this command again",
                     ));
                 }
-                Some(_) => return Ok(self.noted(draft)),
+                Some(_) => {
+                    self.work.journals.finish()?;
+                    return Ok(self.noted(draft));
+                }
             }
         }
         match self.look(stage, &draft, &looks).await {
@@ -197,7 +208,11 @@ impl Run<'_> {
                 self.trusts_locations = false;
                 Box::pin(self.stage(stage)).await
             }
-            looked => looked.map(|()| self.noted(draft)),
+            looked => {
+                looked?;
+                self.work.journals.finish()?;
+                Ok(self.noted(draft))
+            }
         }
     }
 

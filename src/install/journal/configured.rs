@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
 
-use super::{Change, Entry, NO_OWNER, store_error};
+use super::{Change, Entry, NO_OWNER, Subject, store_error};
 use crate::failure::Failure;
 use crate::files;
 use crate::files::beneath::Directory;
@@ -137,4 +137,38 @@ pub(super) fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> 
             "run as a user who may read the file",
         )),
     }
+}
+
+/// The failure for a file that has another content than the install wrote; `later` has written
+/// it, too.
+pub(super) fn changed_by_hand(entry: &Entry, original: &Path, later: Option<&Subject>) -> Failure {
+    let kept = original.parent().unwrap_or(original);
+    let (path, original) = (entry.path.display(), original.display());
+    if let Some(Subject { name, .. }) = later {
+        return Failure::usage(
+            format!("{path}: the later install for {name} changed it, too"),
+            format!("undo that first: certs install nginx --undo --domain {name}"),
+        );
+    }
+    if entry.before.is_none() {
+        return Failure::usage(
+            format!("{path}: written by certs install and changed since then"),
+            format!("remove {path} by hand if you do not need it"),
+        );
+    }
+    Failure::usage(
+        format!("{path}: changed since certs install; the original is in {original}"),
+        format!(
+            "compare the two (diff {original} {path}); copy the original back by hand, or remove {} to keep the file as it is",
+            kept.display()
+        ),
+    )
+}
+
+/// Whether there is no link: nothing, or a file.
+pub(super) fn is_other(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
 }

@@ -53,6 +53,7 @@ impl Case {
         self.journals
             .write(subject(), &self.changes(), &links)
             .unwrap();
+        self.journals.finish().unwrap();
     }
 }
 
@@ -94,17 +95,30 @@ fn lock_refuses_second_install() {
 fn undo_finds_install_by_any_name_of_server() {
     let case = Case::new();
     let names = ["x.example".to_owned(), "www.x.example".to_owned()];
-    let subject = Subject {
+    let named = Subject {
         names: names.into(),
         ..subject()
     };
-    case.journals.write(subject, &case.changes(), &[]).unwrap();
+    case.journals.write(named, &case.changes(), &[]).unwrap();
     assert!(
         case.journals
             .undo(Some("y.x.example"), None)
             .unwrap()
             .is_empty()
     );
+    // A later one is undone first.
+    let later = Subject {
+        name: "y.example".to_owned(),
+        ..subject()
+    };
+    let path = case.path("a");
+    let content = b"newer a".to_vec();
+    let change = Change { path, content };
+    case.journals.write(later, &[change], &[]).unwrap();
+    let refused = case.journals.undo(Some("www.x.example"), None);
+    let refused = refused.unwrap_err().in_a_line();
+    assert!(refused.contains("--undo --domain y.example"), "{refused}");
+    case.journals.undo(Some("y.example"), None).unwrap();
     let undone = case.journals.undo(Some("www.x.example"), None).unwrap();
     assert_eq!(undone.len(), 1);
     assert_eq!(case.text("a").as_deref(), Some("old a"));
@@ -122,6 +136,16 @@ fn undo_never_overwrites_change_by_hand() {
     std::fs::write(case.path("b"), "old b").unwrap();
     case.journals.undo(None, None).unwrap();
     assert_eq!(case.text("a").as_deref(), Some("old a"));
+    // The other remedy in the hint keeps the change.
+    case.install();
+    std::fs::write(case.path("b"), "mine").unwrap();
+    let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
+    let kept = case.journals.directory(1);
+    let remedy = format!("remove {} to keep", kept.display());
+    assert!(refused.contains(&remedy), "{refused}");
+    std::fs::remove_dir_all(kept).unwrap();
+    assert!(!case.journals.recover().unwrap());
+    assert_eq!(case.text("b").as_deref(), Some("mine"));
 }
 
 #[test]

@@ -14,6 +14,8 @@ use crate::identifier::Identifier;
 
 /// Where our answers are beside a location of the user.
 const ASIDE: &str = "/.certs-answers/";
+/// The start of a block that is for challenges alone.
+const OURS: &str = "server { # by certs install: port 80";
 /// Directives that decide before a location is chosen.
 const EARLY: [&str; 3] = ["return", "rewrite", "if"];
 
@@ -202,8 +204,7 @@ impl Planner<'_> {
         lines.push("}".to_owned());
         let lines = lines.iter().map(|line| format!("{outer}{STEP}{line}{end}"));
         let lines: String = lines.collect();
-        let block =
-            format!("server {{ # by certs install: port 80{end}{lines}{outer}}}{end}{end}{outer}");
+        let block = format!("{OURS}{end}{lines}{outer}}}{end}{end}{outer}");
         self.edit(server.at.file, start..start, block);
         let place = self.tree.place(server.at);
         let shown = listed(names);
@@ -213,6 +214,12 @@ impl Planner<'_> {
         let reaches = self.reaches(&listeners, names);
         self.plan.plain.extend(reaches);
         Ok(())
+    }
+
+    /// Whether a block has content of the user, and not only our answers.
+    pub(super) fn has_content(&self, server: &ServerBlock) -> bool {
+        let text = &self.tree.files[server.at.file].text;
+        !text[server.at.directive.span.clone()].starts_with(OURS.as_bytes())
     }
 
     /// Clients ask for the A-labels of a name that is written in Unicode.

@@ -66,9 +66,11 @@ impl Planner<'_> {
                 _ => groups.push(name),
             }
         }
-        let set = "set $certs_plain $scheme://$host;".to_owned();
+        // A block may also listen on a port for another proxy, which redirects would lead back.
+        let set = "set $certs_plain $scheme://$host:$server_port;".to_owned();
+        let plain = self.options.http_port;
         let ifs = groups.into_iter().map(|group| {
-            format!("if ($certs_plain ~ \"^http://({group})$\") {{ return 308 https://$host{port}$request_uri; }}")
+            format!("if ($certs_plain ~ \"^http://({group}):{plain}$\") {{ return 308 https://$host{port}$request_uri; }}")
         });
         std::iter::once(set).chain(ifs).collect()
     }

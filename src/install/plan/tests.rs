@@ -102,8 +102,8 @@ fn redirect_follows_the_certificate_and_its_names() {
     assert!(!tls.contains("308"), "{tls}");
     let issued = ["example.com"];
     let (made, plan) = planned(&tls, &issued, Stage::Redirect).unwrap();
-    let rules = "    if ($uri ~ ^/\\.well-known/acme-challenge/) { break; }\n    set $certs_plain $scheme://$host;\n    \
-                 if ($certs_plain ~ \"^http://(example\\.com)$\") { return 308 https://$host$request_uri; }\n";
+    let rules = "    if ($uri ~ ^/\\.well-known/acme-challenge/) { break; }\n    set $certs_plain $scheme://$host:$server_port;\n    \
+                 if ($certs_plain ~ \"^http://(example\\.com):80$\") { return 308 https://$host$request_uri; }\n";
     assert!(made.contains(rules), "{made}");
     assert!(
         plan.notes

@@ -182,7 +182,7 @@ async fn connect(socket: &Address) -> io::Result<Box<dyn Stream>> {
     };
     let stream = TcpStream::connect(address).await?;
     let foreign = match geteuid().is_root() {
-        true => sockets::foreign_listener(stream.peer_addr()?),
+        true => sockets::foreign_listener(stream.peer_addr()?, stream.local_addr()?.ip()),
         false => None,
     };
     match foreign {
