@@ -11,6 +11,7 @@
 //! [`Journal`] does) and trusts no reply of the CA.
 
 mod account;
+mod account_change;
 mod answers;
 mod authorization;
 #[cfg(test)]
@@ -35,12 +36,14 @@ mod problem;
 mod rate;
 mod renewal_info;
 mod retry;
+mod revoke;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use account::AccountSettings;
+pub use account::{AccountSettings, is_registered};
+pub use account_change::{AccountChange, AccountState};
 pub use client::{Client, ClientSettings};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, OutsideValidity, Phase};
 pub use exchange::Exchange;
@@ -49,7 +52,7 @@ pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account}
 pub use rate::Limiters;
 
 use crate::certificate::Secret;
-use crate::record::{PendingOrder, PresentedAnswer, Window};
+use crate::record::{PendingOrder, PresentedAnswer, RevocationReason, Window};
 use crate::time::Timestamp;
 
 /// Stores intent before each irreversible step.
@@ -79,8 +82,13 @@ pub trait Journal: Send {
     /// the key that another process stored first.
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError>;
 
-    /// Stores account credentials, with the account's URL.
-    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError>;
+    /// Stores changed account credentials, if `before` are still the stored ones: another
+    /// process may have changed the key.
+    async fn save_account(
+        &mut self,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), JournalError>;
 }
 
 /// An error of the journal's owner.
@@ -130,6 +138,17 @@ impl ClockReading {
     }
 }
 
+/// A certificate to revoke.
+#[derive(Clone, Copy, Debug)]
+pub struct RevocationRequest<'r> {
+    /// The certificate in PEM; issuers after it do not matter.
+    pub chain_pem: &'r str,
+    /// The reason.
+    pub reason: RevocationReason,
+    /// Its key, to sign with; else the account signs.
+    pub key_pem: Option<&'r Secret>,
+}
+
 /// A CA that issues certificates.
 #[async_trait]
 pub trait Issuer: Send + Sync {
@@ -144,6 +163,19 @@ pub trait Issuer: Send + Sync {
     /// Sends changed settings of a registered account to the CA.
     async fn update_account(&self, _journal: &mut dyn Journal) -> Result<(), AcmeError> {
         Ok(())
+    }
+
+    /// Has the CA revoke a certificate; one that is revoked already counts as done.
+    async fn revoke(
+        &self,
+        _request: &RevocationRequest<'_>,
+        _journal: &mut dyn Journal,
+    ) -> Result<(), AcmeError> {
+        Err(AcmeError {
+            ca: String::new(),
+            phase: Phase::Revocation,
+            cause: Cause::Protocol("the CA revokes nothing".into()),
+        })
     }
 
     /// Both clocks at the CA's last reply; `None` before the first reply, and for a CA

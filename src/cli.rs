@@ -2,6 +2,7 @@
 //! and the configuration, runs one command, and turns its result into messages and
 //! an exit code.
 
+mod account;
 pub(crate) mod args;
 mod ca;
 mod catalog;
@@ -20,7 +21,10 @@ mod listener;
 mod meant;
 mod output;
 mod progress;
+mod remote;
+mod rename;
 mod renew;
+mod revoke;
 mod run;
 mod simulate;
 mod status;
@@ -140,7 +144,7 @@ fn cannot_rehearse(verb: &Verb) -> bool {
         Verb::Renew(renew) => renew.force,
         verb => matches!(
             verb,
-            Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
+            Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. } | Verb::Revoke(_)
         ),
     }
 }
@@ -149,7 +153,7 @@ async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Issue(options) => issue::issue(&call, options.task()).await,
         Verb::Run(_) => run::run(call).await,
-        Verb::Renew(options) => renew::renew(&call, &options).await,
+        Verb::Renew(options) => renew::renew(&call, &options.names, options.task()).await,
         Verb::Reload { names } => renew::reload(&call, &names).await,
         Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
         Verb::Status {
@@ -161,6 +165,9 @@ async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
         Verb::Ca(verb) => ca::run(&call, verb).await,
         Verb::Import(options) => import::import(&call, &options).await,
         Verb::Delete(options) => delete::delete(&call, &options).await,
+        Verb::Rename(options) => rename::rename(&call, &options).await,
+        Verb::Revoke(options) => revoke::revoke(&call, &options).await,
+        Verb::Account(verb) => account::account(&call, &verb).await,
         Verb::Install(verb) => install::run(&call, verb).await,
         Verb::Helper { serve: false } => sandbox::helper::keep().await,
         Verb::Helper { serve: true } => sandbox::helper::serve().await,

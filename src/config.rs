@@ -48,7 +48,7 @@ pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
 pub(crate) use check::shared_file;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
-pub(crate) use key::{EVERY, IMPORT, ISSUE, RUN};
+pub(crate) use key::{ACCOUNT, EVERY, IMPORT, ISSUE, RUN, UPDATE};
 pub(crate) use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
 pub(crate) use origin::Origin;
 pub(crate) use problem::ConfigProblem;

@@ -33,9 +33,11 @@ use crate::manage::{ManageError, Outcome, Trigger};
 use crate::net::http::{HttpError, Longest, Origin};
 use crate::net::listen::{self, Limits, Peer, Socket};
 use crate::net::unix;
+use crate::record::Renaming;
 
 const WORK: &str = "/v1/work";
 const DELETE: &str = "/v1/delete";
+const RENAME: &str = "/v1/rename";
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
 /// A pass may wait for hours, for example for the tokens of a rate limit.
@@ -90,6 +92,9 @@ pub(crate) trait Worker: Send + Sync {
 
     /// Deletes a certificate and no longer manages it; returns whether it was stored.
     async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure>;
+
+    /// Renames a certificate, and manages it by its new name.
+    async fn rename(&self, renaming: &Renaming) -> Result<(), Failure>;
 }
 
 /// A one-shot command's request.
@@ -145,7 +150,8 @@ impl Control {
     /// Serves until the future is dropped.
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
         let router = Router::new().route(WORK, post(work));
-        let router = router.route(DELETE, post(deletion)).with_state(worker);
+        let router = router.route(DELETE, post(deletion));
+        let router = router.route(RENAME, post(renamed)).with_state(worker);
         listen::serve_within(LIMITS, Socket::Unix(self.listener), None, router).await;
         drop(self.path);
     }
@@ -193,6 +199,17 @@ async fn deletion(
         return StatusCode::FORBIDDEN.into_response();
     }
     Json(worker.delete(&asked.lineage, asked.keep_files).await).into_response()
+}
+
+async fn renamed(
+    Extension(peer): Extension<Peer>,
+    State(worker): State<Arc<dyn Worker>>,
+    Json(asked): Json<Renaming>,
+) -> Response {
+    if !is_trusted(&peer) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    Json(worker.rename(&asked).await).into_response()
 }
 
 /// Whether a sidecar accepts connections on `data_dir`.
@@ -258,6 +275,11 @@ pub(crate) async fn delete(
         keep_files,
     };
     request(data_dir, DELETE, lineage, &asked).await
+}
+
+/// The same for the rename of a certificate.
+pub(crate) async fn rename(data_dir: &Path, renaming: &Renaming) -> Result<(), Failure> {
+    request(data_dir, RENAME, &renaming.from, renaming).await
 }
 
 async fn request<T: DeserializeOwned>(

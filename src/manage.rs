@@ -22,6 +22,8 @@ pub(crate) mod preflight;
 pub(crate) mod probes;
 pub(crate) mod proof;
 pub(crate) mod rehearse;
+pub(crate) mod rename;
+mod revoke;
 mod rollback;
 pub(crate) mod schedule;
 mod services;

@@ -2,6 +2,8 @@
 //! and deployed, what was seen served, and what is in progress. It is the whole
 //! input of a decision, and it is stored as one value.
 
+mod revocation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -14,6 +16,8 @@ use crate::lineage::Lineage;
 use crate::net::url::{SecretUrl, normalized};
 use crate::text::origins;
 use crate::time::Timestamp;
+
+pub use revocation::{Revocation, RevocationReason, Revoked, ToRevoke};
 
 /// Counts the certificates of a lineage, from 1; 0 is the placeholder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -99,6 +103,27 @@ pub struct Record {
     /// The last deployment that was rolled back, since the last verified one.
     #[serde(default, rename = "taken_back")]
     pub rolled_back: Option<RolledBack>,
+    /// The certificates that are to be revoked.
+    #[serde(default)]
+    pub revocation: Option<Revocation>,
+    /// The revoked ones among the stored generations.
+    #[serde(default)]
+    pub revoked: BTreeMap<Generation, Revoked>,
+    /// The rename in progress.
+    #[serde(default)]
+    pub renaming: Option<Renaming>,
+}
+
+/// A rename in progress. It is stored before the first step, and with the new name until the
+/// files of the old one are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renaming {
+    /// The old name.
+    pub from: Lineage,
+    /// The new name.
+    pub to: Lineage,
+    /// Whether the old live name stays, as a link to the new one.
+    pub keep_link: bool,
 }
 
 /// A deployment that was rolled back.
@@ -148,6 +173,9 @@ impl Record {
             rollback_to: None,
             drift: Failures::default(),
             rolled_back: None,
+            revocation: None,
+            revoked: BTreeMap::new(),
+            renaming: None,
         }
     }
 

@@ -37,6 +37,10 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("{lineage} is stored already")]
+    Taken { lineage: Lineage },
+    #[error("the account of {ca} was changed by another process")]
+    AccountChanged { ca: String },
     #[error("generation {generation} of {lineage} already exists")]
     GenerationExists {
         lineage: Lineage,
@@ -87,6 +91,15 @@ pub trait Store: Send + Sync {
     /// anything, also a rest of an earlier call that a crash interrupted.
     async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError>;
 
+    /// Gives all that is stored of `from` the name `to`, in one step, if the stored revision
+    /// is still `expected` and nothing has that name. The loaded record has its new name.
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError>;
+
     /// Every lineage with a record, sorted.
     async fn list(&self) -> Result<Vec<Lineage>, StoreError>;
 
@@ -103,8 +116,17 @@ pub trait Store: Send + Sync {
     /// returns the stored ones: processes that start at once all use one account.
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError>;
 
-    /// Stores account credentials and replaces earlier ones.
-    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError>;
+    /// Replaces the stored credentials of an account, if these are still `before`: a stale
+    /// writer must not put an old key back.
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError>;
+
+    /// Forgets an account, if its stored credentials are still `before`.
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError>;
 
     /// The state of the CA with that directory URL, and the revision to save it
     /// against; the default and `Revision(0)` if none is stored.
@@ -140,6 +162,14 @@ pub(crate) fn deletable(
     match loaded {
         Err(StoreError::Corrupt { .. }) => Ok(Revision::default()),
         loaded => Ok(loaded?.map(|(_, revision)| revision).unwrap_or_default()),
+    }
+}
+
+/// Compares the credentials that were read with the stored ones.
+fn check_account(ca: &str, stored: Option<&Secret>, before: &Secret) -> Result<(), StoreError> {
+    match stored == Some(before) {
+        true => Ok(()),
+        false => Err(StoreError::AccountChanged { ca: ca.to_owned() }),
     }
 }
 

@@ -189,7 +189,11 @@ impl certs::acme::Journal for OneAccountJournal {
         panic!("there is an account");
     }
 
-    async fn save_account(&mut self, _: &Secret) -> Result<(), certs::acme::JournalError> {
+    async fn save_account(
+        &mut self,
+        _: &Secret,
+        _: &Secret,
+    ) -> Result<(), certs::acme::JournalError> {
         panic!("the account is known");
     }
 }

@@ -5,6 +5,7 @@
 // A test may cover one long scenario.
 #![allow(clippy::too_many_lines)]
 
+mod account;
 mod admin;
 mod attacks;
 mod ca;
@@ -48,8 +49,10 @@ mod power;
 mod proofs;
 mod protocols;
 mod races;
+mod rename;
 mod renew;
 mod repeated;
+mod revoke;
 mod secrets;
 mod served;
 mod sidecar;

@@ -226,7 +226,7 @@ fn external_account_binding_is_needed_once_and_has_its_own_hint() {
 fn changed_email_is_sent_to_the_ca() {
     let ca = EmbeddedCa::start();
     run(&mut ca.issue(&[NAME, "--email=a@example.com"]), 0);
-    let others = ca.script.count(Endpoint::Other);
+    let others = ca.script.count(Endpoint::Account);
     run(
         &mut ca.issue(&[NAME, "--email=b@example.com", "--force"]),
         0,
@@ -235,12 +235,12 @@ fn changed_email_is_sent_to_the_ca() {
         &mut ca.issue(&[NAME, "--email=b@example.com", "--force"]),
         0,
     );
-    assert_eq!(ca.script.count(Endpoint::Other), others + 1);
+    assert_eq!(ca.script.count(Endpoint::Account), others + 1);
     // Nothing is due.
     let orders = ca.script.count(Endpoint::NewOrder);
     run(&mut ca.issue(&[NAME, "--email=c@example.com"]), 0);
     run(&mut ca.issue(&[NAME, "--email=c@example.com"]), 0);
-    assert_eq!(ca.script.count(Endpoint::Other), others + 2);
+    assert_eq!(ca.script.count(Endpoint::Account), others + 2);
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders);
     assert_eq!(ca.script.accounts(), 1);
 }

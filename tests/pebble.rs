@@ -241,6 +241,7 @@ impl certs::acme::Journal for EmptyJournal {
     async fn save_account(
         &mut self,
         _: &certs::certificate::Secret,
+        _: &certs::certificate::Secret,
     ) -> Result<(), certs::acme::JournalError> {
         Ok(())
     }

@@ -251,6 +251,10 @@ fn help_pages_match_snapshots() {
         "simulate",
         "install nginx",
         "import",
+        "revoke",
+        "account",
+        "account update",
+        "rename",
     ] {
         let arguments: Vec<&str> = verb.split_whitespace().chain(["--help"]).collect();
         let (output, _) = run(&arguments, &[]);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Journal;
 use super::error::Cause;
-use super::jws::{AccountKey, encode};
+use super::jws::{AccountKey, decode, encode};
 use crate::certificate::{Secret, SecretBytes};
 
 /// The registration at the CA.
@@ -26,6 +26,8 @@ pub(super) struct Account {
     pub(super) key: AccountKey,
     /// The account's URL.
     pub(super) id: String,
+    /// As it was stored when it was opened.
+    pub(super) credentials: Secret,
 }
 
 /// The stored form. instant-acme can read it if it has an `id` and a P-256 key.
@@ -44,6 +46,10 @@ pub(super) struct StoredAccount {
     /// before a registration.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) is_foreign: bool,
+    /// The key of a rollover, stored before the CA gets it, until it is known that the CA
+    /// has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) next_key_pkcs8: Option<Secret>,
 }
 
 impl StoredAccount {
@@ -53,9 +59,56 @@ impl StoredAccount {
     }
 }
 
+/// An account, and the credentials in the store from which it was read.
+pub(super) struct Kept {
+    pub(super) account: StoredAccount,
+    pub(super) credentials: Secret,
+}
+
+impl Kept {
+    pub(super) fn of(credentials: Secret) -> Result<Self, Cause> {
+        let account = serde_json::from_str(credentials.expose()).map_err(|_| unreadable())?;
+        Ok(Self {
+            account,
+            credentials,
+        })
+    }
+
+    /// The stored account, if there is one.
+    pub(super) async fn load(journal: &mut dyn Journal) -> Result<Option<Self>, Cause> {
+        let stored = journal.account().await.map_err(Cause::Journal)?;
+        stored.map(Self::of).transpose()
+    }
+
+    /// Stores its changes.
+    pub(super) async fn save(&mut self, journal: &mut dyn Journal) -> Result<(), Cause> {
+        let changed = self.account.to_json()?;
+        let saved = journal.save_account(&changed, &self.credentials).await;
+        saved.map_err(Cause::Journal)?;
+        self.credentials = changed;
+        Ok(())
+    }
+
+    pub(super) fn key(&self) -> Result<AccountKey, Cause> {
+        key_of(&self.account.key_pkcs8)
+    }
+}
+
+/// A stored key.
+pub(super) fn key_of(stored: &Secret) -> Result<AccountKey, Cause> {
+    let key = decode(stored.expose()).and_then(|der| AccountKey::from_pkcs8(&der));
+    key.ok_or_else(unreadable)
+}
+
 /// Parses stored credentials.
 pub(super) fn read(credentials: &Secret) -> Result<StoredAccount, Cause> {
-    serde_json::from_str(credentials.expose()).map_err(|_| unreadable())
+    Ok(Kept::of(credentials.clone())?.account)
+}
+
+/// Whether these credentials are of an account that the CA knows, as far as is stored.
+#[must_use]
+pub fn is_registered(credentials: &Secret) -> bool {
+    read(credentials).is_ok_and(|stored| stored.id.is_some() || stored.is_foreign)
 }
 
 impl Account {
@@ -66,24 +119,27 @@ impl Account {
 }
 
 /// The stored account of the CA, or a new key, stored before its registration.
-pub(super) async fn stored_or_new(
-    ca: &str,
-    journal: &mut dyn Journal,
-) -> Result<StoredAccount, Cause> {
-    if let Some(stored) = journal.account().await.map_err(Cause::Journal)? {
-        return read(&stored);
+pub(super) async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<Kept, Cause> {
+    if let Some(stored) = Kept::load(journal).await? {
+        return Ok(stored);
     }
-    let key = AccountKey::generate()
-        .map_err(|_| Cause::Journal("the account key could not be generated".into()))?;
     let credentials = StoredAccount {
         id: None,
-        key_pkcs8: Secret::new(encode(&key)),
+        key_pkcs8: new_key()?,
         directory: Some(ca.to_owned()),
         email: None,
         is_foreign: false,
+        next_key_pkcs8: None,
     };
     let stored = journal.create_account(&credentials.to_json()?).await;
-    read(&stored.map_err(Cause::Journal)?)
+    Kept::of(stored.map_err(Cause::Journal)?)
+}
+
+/// A new key in its stored form.
+pub(super) fn new_key() -> Result<Secret, Cause> {
+    let key = AccountKey::generate()
+        .map_err(|_| Cause::Journal("the account key could not be generated".into()))?;
+    Ok(Secret::new(encode(&key)))
 }
 
 pub(super) fn unreadable() -> Cause {

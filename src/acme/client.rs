@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::account::{self, Account, AccountSettings, StoredAccount};
+use super::account::{self, Account, AccountSettings, Kept};
 use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Reply, Transport, https};
-use super::jws::{AccountKey, Signer, decode};
+use super::jws::{AccountKey, Signer};
 use super::rate::Limiters;
 use super::retry::patiently;
-use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
+use super::{ClockReading, Issuer, Journal, Observer, RevocationRequest, renewal_info};
+use crate::certificate::Secret;
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
@@ -93,7 +94,7 @@ impl Client {
     }
 
     /// The directory. Concurrent callers wait for one request.
-    async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
+    pub(super) async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
         let mut cached = self.directory.lock().await;
         let now = self.settings.clock.stopwatch();
         if let Some((at, directory)) = cached.as_ref()
@@ -126,14 +127,17 @@ impl Client {
 
     /// The account, opened once. An account `forgotten` by the CA is registered
     /// again, unless a concurrent order has done so.
-    async fn account(
+    pub(super) async fn account(
         &self,
         directory: &Directory,
         journal: &mut dyn Journal,
         forgotten: Option<&Arc<Account>>,
     ) -> Result<Arc<Account>, AcmeError> {
         let mut cached = self.account.lock().await;
+        // A command may have changed its key.
+        let stored = self.stored_account(journal).await?;
         if let Some(account) = cached.as_ref()
+            && stored.is_none_or(|stored| stored == account.credentials)
             && forgotten.is_none_or(|forgotten| !Arc::ptr_eq(forgotten, account))
         {
             return Ok(account.clone());
@@ -144,6 +148,11 @@ impl Client {
         Ok(account)
     }
 
+    async fn stored_account(&self, journal: &mut dyn Journal) -> Result<Option<Secret>, AcmeError> {
+        let stored = journal.account().await;
+        stored.map_err(|error| self.at(Phase::Account)(Cause::Journal(error)))
+    }
+
     /// The stored account, or a new one. If the CA has forgotten it, its key is
     /// registered again.
     async fn open_account(
@@ -152,17 +161,22 @@ impl Client {
         journal: &mut dyn Journal,
         is_forgotten: bool,
     ) -> Result<Account, Cause> {
-        let mut stored = account::stored_or_new(&self.settings.directory, journal).await?;
-        let key = decode(stored.key_pkcs8.expose())
-            .and_then(|der| AccountKey::from_pkcs8(&der))
-            .ok_or_else(account::unreadable)?;
-        if let (Some(id), false) = (&stored.id, is_forgotten) {
-            let id = id.clone();
-            let account = Account { key, id };
-            self.update_email(directory, &account, &mut stored, journal)
+        let mut kept = account::stored_or_new(&self.settings.directory, journal).await?;
+        self.settle_rollover(directory, &mut kept, journal).await?;
+        let key = kept.key()?;
+        if let (Some(id), false) = (&kept.account.id, is_forgotten) {
+            let (id, credentials) = (id.clone(), kept.credentials.clone());
+            let mut account = Account {
+                key,
+                id,
+                credentials,
+            };
+            self.update_email(directory, &account, &mut kept, journal)
                 .await;
+            account.credentials = kept.credentials;
             return Ok(account);
         }
+        let stored = &mut kept.account;
         let found = self.register(directory, &key, stored.is_foreign).await;
         let is_known = stored.is_foreign && found.is_ok();
         let id = match found {
@@ -177,9 +191,13 @@ impl Client {
             stored.email.clone_from(&self.settings.account.email);
         }
         stored.is_foreign = false;
-        let saved = journal.save_account(&stored.to_json()?).await;
-        saved.map_err(Cause::Journal)?;
-        Ok(Account { key, id })
+        kept.save(journal).await?;
+        let credentials = kept.credentials;
+        Ok(Account {
+            key,
+            id,
+            credentials,
+        })
     }
 
     /// Sends a changed e-mail address to the CA (section 7.3.2). A failure is only logged: no
@@ -188,26 +206,19 @@ impl Client {
         &self,
         directory: &Directory,
         account: &Account,
-        stored: &mut StoredAccount,
+        kept: &mut Kept,
         journal: &mut dyn Journal,
     ) {
         let email = self.settings.account.email.as_ref();
-        let Some(email) = email.filter(|email| stored.email.as_ref() != Some(email)) else {
+        let Some(email) = email.filter(|email| kept.account.email.as_ref() != Some(email)) else {
             return;
         };
         let payload = json!({"contact": [format!("mailto:{email}")]});
-        let signer = Signer::Account(&account.key, &account.id);
-        let (new_nonce, payload) = (&directory.new_nonce, Some(&payload));
-        let sent = self
-            .transport
-            .post("account", &account.id, signer, new_nonce, payload);
+        let sent = self.post_to_account(directory, account, Some(&payload));
         let saved = match sent.await {
             Ok(_) => {
-                stored.email = Some(email.clone());
-                match stored.to_json() {
-                    Ok(json) => journal.save_account(&json).await.map_err(Cause::Journal),
-                    Err(cause) => Err(cause),
-                }
+                kept.account.email = Some(email.clone());
+                kept.save(journal).await
             }
             Err(cause) => Err(cause),
         };
@@ -223,7 +234,7 @@ impl Client {
 
     /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
     /// the account's URL.
-    async fn register(
+    pub(super) async fn register(
         &self,
         directory: &Directory,
         key: &AccountKey,
@@ -280,6 +291,15 @@ impl Client {
             Err(error) if error.cause.refusal() == Some("accountDoesNotExist") => {
                 let account = self.account(directory, journal, Some(&account)).await?;
                 flow(&account).run(&mut pending, journal).await
+            }
+            // A command may have changed its key or ended it meanwhile.
+            Err(error) if error.cause.refusal().is_some() => {
+                let stored = self.stored_account(journal).await?;
+                if stored.as_ref() == Some(&account.credentials) {
+                    return Err(error);
+                }
+                let now = self.account(directory, journal, Some(&account)).await?;
+                flow(&now).run(&mut pending, journal).await
             }
             result => result,
         }
@@ -352,6 +372,14 @@ impl Issuer for Client {
             self.account(&directory, journal, None).await?;
         }
         Ok(())
+    }
+
+    async fn revoke(
+        &self,
+        request: &RevocationRequest<'_>,
+        journal: &mut dyn Journal,
+    ) -> Result<(), AcmeError> {
+        self.send_revocation(request, journal).await
     }
 
     fn clocks(&self) -> Option<ClockReading> {

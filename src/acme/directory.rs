@@ -21,6 +21,12 @@ pub(super) struct Directory {
     /// Present if the CA suggests renewal windows (RFC 9773). An unusable URL is ignored.
     #[serde(default, deserialize_with = "optional")]
     pub(super) renewal_info: Option<String>,
+    /// Present if the CA revokes certificates.
+    #[serde(default, deserialize_with = "optional")]
+    pub(super) revoke_cert: Option<String>,
+    /// Present if the CA changes the keys of accounts.
+    #[serde(default, deserialize_with = "optional")]
+    pub(super) key_change: Option<String>,
     #[serde(default, deserialize_with = "meta")]
     pub(super) meta: Meta,
 }
@@ -64,8 +70,14 @@ impl Directory {
             *url = reply.absolute(url);
             https(url)?;
         }
-        let renewal_info = directory.renewal_info.map(|url| reply.absolute(&url));
-        directory.renewal_info = renewal_info.filter(|url| https(url).is_ok());
+        for url in [
+            &mut directory.renewal_info,
+            &mut directory.revoke_cert,
+            &mut directory.key_change,
+        ] {
+            let absolute = url.take().map(|url| reply.absolute(&url));
+            *url = absolute.filter(|url| https(url).is_ok());
+        }
         Ok(directory)
     }
 
@@ -80,7 +92,8 @@ impl Directory {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn urls(&self) -> impl Iterator<Item = &String> {
         let required = [&self.new_nonce, &self.new_account, &self.new_order];
-        required.into_iter().chain(&self.renewal_info)
+        let optional = [&self.renewal_info, &self.revoke_cert, &self.key_change];
+        required.into_iter().chain(optional.into_iter().flatten())
     }
 }
 
@@ -102,6 +115,9 @@ impl Cause {
         let identity = meta.caa_identities.first().map(|name| printable(name));
         let hint = match (explained.kind.as_ref(), terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
+            ("unauthorized", ..) if phase == Phase::Revocation => Some(Cow::Borrowed(
+                "this account may not revoke it; its own key may, as compromised: certs revoke --cert-file CERT --key-file KEY",
+            )),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA: add `0 issue \"{name}\"`, or use a CA that they allow"
             ))),
@@ -111,7 +127,9 @@ impl Cause {
             }
             // Without a page of its own, the terms are what the user can read.
             ("userActionRequired", Some(terms), _) if !explained.message.contains("://") => {
-                let hint = format!("read {terms} and agree to them at the CA, then try again");
+                let hint = format!(
+                    "read {terms}, then agree to them: certs account update --agree-tos; then try again"
+                );
                 Some(Cow::Owned(hint))
             }
             _ => None,

@@ -27,6 +27,8 @@ pub enum Phase {
     Finalize,
     Certificate,
     RenewalInfo,
+    AccountChange,
+    Revocation,
 }
 
 impl fmt::Display for Phase {
@@ -39,6 +41,8 @@ impl fmt::Display for Phase {
             Self::Finalize => "finalizing the order",
             Self::Certificate => "downloading the certificate",
             Self::RenewalInfo => "fetching the renewal window",
+            Self::AccountChange => "changing the account",
+            Self::Revocation => "revoking the certificate",
         })
     }
 }
@@ -435,7 +439,7 @@ fn refusal_hint(kind: &str) -> &'static str {
             "the CA does not sign one of these names: remove that name, or use another CA"
         }
         "userActionRequired" => {
-            "open the URL in the message, follow its instructions, then try again"
+            "open the URL in the message and follow its instructions, or agree to new terms: certs account update --agree-tos; then try again"
         }
         "paused" => {
             "the CA paused these names after too many failed validations: make sure that port 80 of each reaches this machine, then open the URL in the message to unpause them"
@@ -444,8 +448,9 @@ fn refusal_hint(kind: &str) -> &'static str {
             "this CA requires an external account binding: get a key from its web site, then set --eab-kid and --eab-hmac-file (for a fallback CA, --fallback-eab-kid and --fallback-eab-hmac-file)"
         }
         "unauthorized" | "accountDoesNotExist" => {
-            "the account may be deactivated or revoked: check it at the CA, or move its file below accounts/ away to register a new one"
+            "the account may be deactivated or revoked: certs account show shows it, and certs account deactivate forgets it, so that the next order registers a new one"
         }
+        "badRevocationReason" => "the CA does not take this reason: give another --reason",
         "badPublicKey" | "badCSR" => {
             "the CA rejects this kind of key: use another --key, without --reuse-key"
         }

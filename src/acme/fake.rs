@@ -183,6 +183,11 @@ impl FakeCa {
         self.lock().valid_at_once = true;
     }
 
+    /// Forgets the scripts that were not used.
+    pub(super) fn forget_scripts(&self) {
+        self.lock().scripts.clear();
+    }
+
     /// Forgets every account.
     pub(super) fn forget_accounts(&self) {
         self.lock().accounts.clear();
@@ -257,7 +262,9 @@ impl FakeCa {
         match endpoint {
             "directory" => directory(),
             "new-nonce" => Scripted(200, "", String::new(), vec![]),
-            "new-account" => state.register(&protected),
+            "new-account" => state.register(&protected, &payload),
+            "key-change" => state.change_key(&payload),
+            "revoke-cert" => Scripted(200, "", String::new(), vec![]),
             "account" => Scripted::json(&json!({"status": "valid"})),
             "new-order" => state.place(&payload),
             "renewal-info" => Scripted::json(&json!({"suggestedWindow": {
@@ -328,9 +335,24 @@ impl State {
         nonce
     }
 
-    fn register(&mut self, protected: &Value) -> Scripted {
+    /// Trusts the inner request, whose signature it does not check.
+    fn change_key(&mut self, inner: &Value) -> Scripted {
+        let part = |name: &str| -> Value {
+            serde_json::from_slice(&decode(inner[name].as_str().unwrap()).unwrap()).unwrap()
+        };
+        let (old, new) = (part("payload")["oldKey"].to_string(), part("protected"));
+        let id = self.accounts.remove(&old).unwrap();
+        assert_eq!(part("payload")["account"], id);
+        self.accounts.insert(new["jwk"].to_string(), id);
+        Scripted::json(&json!({"status": "valid"}))
+    }
+
+    fn register(&mut self, protected: &Value, payload: &Value) -> Scripted {
         let next = format!("https://ca.test/account/{}", self.accounts.len());
         let key = protected["jwk"].to_string();
+        if payload["onlyReturnExisting"] == true && !self.accounts.contains_key(&key) {
+            return Scripted::problem(400, "accountDoesNotExist");
+        }
         let id = self.accounts.entry(key).or_insert(next).clone();
         Scripted(201, "application/json", "{}".into(), vec![("location", id)])
     }
@@ -385,7 +407,7 @@ fn directory() -> Scripted {
     let url = |endpoint: &str| format!("https://ca.test/{endpoint}");
     Scripted::json(&json!({
         "newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
-        "renewalInfo": url("renewal-info"),
+        "renewalInfo": url("renewal-info"), "revokeCert": url("revoke-cert"), "keyChange": url("key-change"),
         "meta": {"profiles": {"classic": "90 days", "shortlived": "6 days"}, "caaIdentities": ["ca.test"]},
     }))
 }
@@ -490,11 +512,17 @@ impl Journal for Memory {
     }
 
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
-        self.save_account(credentials).await?;
+        self.account = Some(credentials.clone());
+        self.accounts_saved += 1;
         Ok(credentials.clone())
     }
 
-    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+    async fn save_account(
+        &mut self,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), JournalError> {
+        assert_eq!(self.account.as_ref(), Some(before));
         self.account = Some(credentials.clone());
         self.accounts_saved += 1;
         Ok(())

@@ -72,6 +72,7 @@ pub fn foreign_account(
         directory: Some(ca.to_owned()),
         email: None,
         is_foreign: url.is_none(),
+        next_key_pkcs8: None,
     };
     Ok(ForeignAccount {
         credentials: credentials.to_json().map_err(|_| unusable())?,
@@ -86,7 +87,7 @@ pub fn is_same_account(one: &Secret, other: &Secret) -> bool {
     key(one).is_some_and(|one| Some(one) == key(other))
 }
 
-fn read(key: ForeignKey<'_>) -> Option<AccountKey> {
+pub(super) fn read(key: ForeignKey<'_>) -> Option<AccountKey> {
     match key {
         ForeignKey::Pem(text) => {
             let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?;

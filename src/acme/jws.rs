@@ -188,13 +188,29 @@ impl Signer<'_> {
             Self::Account(key, id) => (key, "kid", id.into()),
         };
         let protected = json!({"alg": key.algorithm(), "nonce": nonce, "url": url, name: signer});
-        let head = encode(protected.to_string().as_bytes());
         let body = payload.map_or_else(String::new, |value| encode(value.to_string().as_bytes()));
-        let signed = format!("{head}.{body}");
-        let signature = key.sign(signed.as_bytes())?;
-        let jws = json!({"protected": head, "payload": body, "signature": encode(&signature)});
-        Ok(jws.to_string().into_bytes())
+        Ok(signed(key, &protected, &body)?.to_string().into_bytes())
     }
+}
+
+/// The inner request of a key change (RFC 8555 section 7.3.5): the new key signs the account
+/// and its old key.
+pub(super) fn key_change(
+    new: &AccountKey,
+    old: &AccountKey,
+    account: &str,
+    url: &str,
+) -> Result<Value, Unspecified> {
+    let protected = json!({"alg": new.algorithm(), "jwk": new.jwk(), "url": url});
+    let payload = json!({"account": account, "oldKey": old.jwk()});
+    signed(new, &protected, &encode(payload.to_string().as_bytes()))
+}
+
+/// A flattened JWS.
+fn signed(key: &AccountKey, protected: &Value, body: &str) -> Result<Value, Unspecified> {
+    let head = encode(protected.to_string().as_bytes());
+    let signature = key.sign(format!("{head}.{body}").as_bytes())?;
+    Ok(json!({"protected": head, "payload": body, "signature": encode(&signature)}))
 }
 
 /// Base64url without padding.

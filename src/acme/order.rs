@@ -290,7 +290,7 @@ mod tests {
             let mut order = pending(&["a.example"]);
             order.replaces = Some("YQ.Yg".into());
             ca.script("new-order", Scripted::problem(status, kind));
-            let (result, journal) = run(&client, order.clone()).await;
+            let (result, mut journal) = run(&client, order.clone()).await;
             result.unwrap();
             let sent = ca.payloads("new-order");
             assert_eq!(sent.len(), 2, "{status}");
@@ -303,9 +303,10 @@ mod tests {
                 ca.script("new-order", Scripted::problem(status, kind));
             }
             let final_ones = if status == 500 { TRIES } else { 1 };
+            let refused = client.issue(order, &mut journal).await;
             assert!(matches!(
-                run(&client, order).await.0,
-                Err(Cause::Refused(_) | Cause::Unreachable(_))
+                refused.unwrap_err().cause,
+                Cause::Refused(_) | Cause::Unreachable(_)
             ));
             assert_eq!(ca.count("new-order"), 1 + final_ones);
         }

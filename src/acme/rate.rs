@@ -18,6 +18,7 @@ const LETS_ENCRYPT: &[(RateGroup, u32, u32)] = &[
     ("new-nonce", 20, 10),
     ("new-account", 5, 15),
     ("new-order", 300, 200),
+    ("revoke-cert", 10, 100),
     ("renewal-info", 1000, 100),
 ];
 /// The shared limit of all other requests below `/acme/`.

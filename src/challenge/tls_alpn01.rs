@@ -150,7 +150,7 @@ mod tests {
     use rustls::pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
-    use tokio_rustls::TlsConnector;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
     use crate::challenge::listen::Listener;
@@ -159,24 +159,18 @@ mod tests {
     const AUTHORIZATION: &str = "abcdefghijklmnopqrstuv.thumbprint";
 
     /// The leaf that a client with these offers gets for `name`.
-    async fn shown(address: SocketAddr, name: &str, offers: &[&[u8]]) -> Option<Vec<u8>> {
+    async fn shown(server: &Arc<ServerConfig>, name: &str, offers: &[&[u8]]) -> Option<Vec<u8>> {
         let mut config = tls::accepting_any().unwrap();
         config.alpn_protocols = offers.iter().map(|one| one.to_vec()).collect();
-        let stream = TcpStream::connect(address).await.unwrap();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let accepted = TlsAcceptor::from(server.clone()).accept(far);
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        let connected = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        let mut connected = connected.await.ok()?;
+        let connected = TlsConnector::from(Arc::new(config)).connect(name, near);
+        let (connected, _accepted) = tokio::join!(connected, accepted);
+        let connected = connected.ok()?;
         let (_, session) = connected.get_ref();
         assert_eq!(session.alpn_protocol(), Some(PROTOCOL));
-        let leaf = session.peer_certificates().unwrap()[0].to_vec();
-        // Nothing is served, whatever the client sends.
-        let _ = connected
-            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await;
-        let mut rest = Vec::new();
-        let _ = connected.read_to_end(&mut rest).await;
-        assert_eq!(rest, b"");
-        Some(leaf)
+        Some(session.peer_certificates().unwrap()[0].to_vec())
     }
 
     fn answer(identifier: &str) -> Answer {
@@ -202,15 +196,13 @@ mod tests {
         let responses = Responses::default();
         let counted = Arc::new(Mutex::new(Vec::new()));
         let tally = counted.clone();
-        let address = serve(
-            &responses,
-            Arc::new(move |one| tally.lock().unwrap().push(one)),
-        );
+        let tally = Arc::new(move |one| tally.lock().unwrap().push(one));
+        let server = config(responses.clone(), tally).unwrap();
         let solver = Settings::default().solver(&responses);
         let live = answer("example.com");
         solver.present(&live).await.unwrap();
         let (leaf, ()) = tokio::join!(
-            shown(address, "EXAMPLE.com", &[PROTOCOL]),
+            shown(&server, "EXAMPLE.com", &[PROTOCOL]),
             solver.observed(&live)
         );
         let leaf = leaf.unwrap();
@@ -232,13 +224,13 @@ mod tests {
             ("192.0.2.1", &[PROTOCOL]),
         ] {
             assert_eq!(
-                shown(address, name, offers).await,
+                shown(&server, name, offers).await,
                 None,
                 "{name} {offers:?}"
             );
         }
         solver.clean_up(&live).await.unwrap();
-        assert_eq!(shown(address, "example.com", &[PROTOCOL]).await, None);
+        assert_eq!(shown(&server, "example.com", &[PROTOCOL]).await, None);
         let counted = counted.lock().unwrap();
         let (refused, unknown) = ("refused", "unknown");
         let expected = [
@@ -317,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn address_is_asked_for_by_its_reverse_name() {
         let responses = Responses::default();
-        let address = serve(&responses, Arc::new(|_| {}));
+        let server = config(responses.clone(), Arc::new(|_| {})).unwrap();
         let solver = Settings::default().solver(&responses);
         for (identifier, name) in [
             ("192.0.2.7", "7.2.0.192.in-addr.arpa".to_owned()),
@@ -328,7 +320,7 @@ mod tests {
         ] {
             let live = answer(identifier);
             solver.present(&live).await.unwrap();
-            let leaf = shown(address, &name, &[PROTOCOL]).await;
+            let leaf = shown(&server, &name, &[PROTOCOL]).await;
             assert!(leaf.is_some(), "{name}");
             solver.clean_up(&live).await.unwrap();
         }

@@ -95,6 +95,13 @@ pub(super) enum Verb {
     },
     /// Forget a certificate: its record and its files
     Delete(super::delete::Delete),
+    /// Give a certificate another name of its own, and its files with it
+    Rename(super::rename::Rename),
+    /// Revoke a certificate, once its replacement is verified as served
+    Revoke(super::revoke::Revoke),
+    /// Show and change the accounts at CAs
+    #[command(subcommand)]
+    Account(super::account::Account),
     /// Check the configuration, or print its JSON Schema
     Config {
         #[command(subcommand)]
@@ -212,6 +219,16 @@ impl Issue {
     }
 }
 
+impl Renew {
+    pub(super) fn task(&self) -> Task {
+        match (self.dry_run, self.force) {
+            (true, _) => Task::Rehearsal,
+            (false, true) => Task::Pass(Trigger::Forced),
+            (false, false) => Task::Pass(Trigger::Scheduled),
+        }
+    }
+}
+
 impl Arguments {
     /// Applies the environment variables of the command's options, where the command
     /// line does not set them.
@@ -254,6 +271,8 @@ impl Arguments {
             }
             Verb::Import(import) => options.keys(&import.keys),
             Verb::Install(super::install::Install::Nginx(install)) => options.keys(&install.keys),
+            Verb::Revoke(revoke) => options.keys(&revoke.keys),
+            Verb::Account(verb) => verb.options(&mut options),
             Verb::Config {
                 verb: Config::Check { file: Some(file) },
             } => options.config(Some(file)),

@@ -59,7 +59,8 @@ pub(super) fn still_imported(
     stored: Option<&str>,
 ) -> CertificateSettings {
     let mut settings = settings.clone();
-    let stored = stored.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
+    let stored =
+        stored.and_then(|json| CertificateSettings::stored_as(&settings.lineage, json).ok());
     if let Some(stored) = stored {
         let lasting = stored.asked_by().filter(|origin| origin.lasts());
         settings.origin = lasting.or(settings.origin);
@@ -122,7 +123,7 @@ pub(super) async fn with_stored(
     let stored = store.options(lineage).await;
     let stored = stored.map_err(Failure::on(lineage.as_str()))?;
     // Damaged settings are replaced by those of the command.
-    let stored = stored.and_then(|json| serde_json::from_str(&json).ok());
+    let stored = stored.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     Ok(stored.map_or_else(
         || sources.clone(),
         |stored| {
@@ -294,7 +295,7 @@ async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, 
         detail,
     };
     if let Some(json) = store.options(lineage).await? {
-        let settings = serde_json::from_str(&json);
+        let settings = CertificateSettings::stored_as(lineage, &json);
         let settings = settings.map_err(|error| corrupt("options", error.to_string()))?;
         return Ok(Remembered::Whole(Box::new(settings)));
     }

@@ -2,7 +2,6 @@
 //! which servers were deployed to.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -55,7 +54,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let made_with = readable(store.options(lineage).await, &mut damaged).map_err(&failed)?;
     let is_remembered = made_with.is_some() || !damaged.is_empty();
     let made_with: Option<CertificateSettings> =
-        made_with.and_then(|json| serde_json::from_str(&json).ok());
+        made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     let output = emptied(made_with.as_ref(), &settings);
     let files = files(
         call,
@@ -274,18 +273,8 @@ fn confirm(
             format!("to delete it: certs delete {lineage} --yes{keep}"),
         )
     };
-    if !std::io::stdin().is_terminal() {
-        return Err(refused("there is no terminal to ask at"));
-    }
-    call.terminal.ask(&format!("Delete {lineage}? [y/N] "));
-    // A prompt has no end of line.
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    let read = std::io::stdin().read_line(&mut answer);
-    match (read, answer.trim()) {
-        (Ok(_), "y" | "Y" | "yes") => Ok(()),
-        _ => Err(refused("the answer was not yes")),
-    }
+    let question = format!("Delete {lineage}? [y/N] ");
+    call.terminal.confirmed(&question).map_err(refused)
 }
 
 fn listed(before: &str, paths: &[impl AsRef<Path>]) -> String {

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::net::sockets::reachable;
 use crate::time::Clock;
 
-const BASE_URL: &str = "https://embedded.certs.internal";
+pub(super) const BASE_URL: &str = "https://embedded.certs.internal";
 
 /// Opens the CA of `data_dir`. It validates at `answers_at`, or on port 80.
 pub(super) fn open(

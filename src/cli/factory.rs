@@ -1,6 +1,7 @@
 //! Builds services from settings: shared services once, and one client for each
 //! distinct CA, so that certificates can be added while the process runs.
 
+mod client;
 mod outputs;
 mod targets;
 
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
 
+pub(super) use self::client::{account_of, invalid, reached_by};
 pub(super) use self::outputs::{emptied, outputs_for};
 use self::outputs::{output_for, owner_of};
 use super::Call;
@@ -18,12 +20,12 @@ use super::embedded;
 use super::listener::Refused;
 use super::progress::Display;
 use super::watcher::Watcher;
-use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Issuer, Limiters};
+use crate::acme::{self, Client, Issuer, Limiters};
 use crate::ca;
 use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
 use crate::config::{
-    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings, Unusable,
+    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
 };
 use crate::control::{Done, Task};
 use crate::deploy::coalesce::{Coalesced, Gate};
@@ -37,15 +39,17 @@ use crate::lineage::Lineage;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
+use crate::manage::rename::rename;
 use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
     SPACING, SPREAD, Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
+use crate::record::Renaming;
 use crate::sandbox::Sandbox;
-use crate::store::Store;
 use crate::store::memory::MemoryStore;
+use crate::store::{Lease, Store};
 use crate::time::{SystemClock, Timestamp};
 
 /// Builds certificates with shared services.
@@ -270,6 +274,28 @@ impl Factory {
         self.done(settings, ended).await
     }
 
+    /// Renames a certificate that was made with these settings. Returns the leases of both
+    /// names.
+    pub(super) async fn rename(
+        &self,
+        renaming: &Renaming,
+        made_with: Option<&CertificateSettings>,
+    ) -> Result<[Box<dyn Lease>; 2], Failure> {
+        for lineage in [&renaming.from, &renaming.to] {
+            if let Some(made_with) = made_with {
+                self.publish_by(&CertificateSettings {
+                    lineage: lineage.clone(),
+                    ..made_with.clone()
+                })?;
+            }
+        }
+        let (services, emptied) = (&self.services, self.emptied(made_with));
+        let (store, output) = (services.store.as_ref(), services.output.as_ref());
+        let now = services.clock.now();
+        let renamed = rename(store, output, &emptied, renaming, now).await;
+        renamed.map_err(Failure::on(renaming.from.as_str()))
+    }
+
     /// The output of this process.
     pub(super) fn output(&self) -> &OutputSettings {
         &self.process.output
@@ -340,28 +366,9 @@ impl Factory {
         ca: &CaSettings,
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
-        let invalid = |message: String| Failure::usage(message, "check the file of --ca-root");
-        let unusable = |error: Unusable, option: &str| {
-            let hint = || format!("check the file of {option}: its path, owner and mode");
-            Failure::usage(error.message, error.hint.unwrap_or_else(hint))
-        };
-        let binding = ca.read_binding();
-        let binding = binding.map_err(|error| unusable(error, "--eab-hmac-file"))?;
-        let account = AccountSettings {
-            email: ca.email.clone(),
-            terms_agreed: ca.agree_tos,
-            external: binding.map(|(kid, key)| (kid, key.map_err(|error| error.message))),
-        };
+        let account = account_of(ca)?;
         let identity = ca.directory.identity().to_owned();
-        let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {
-            let server = self.embedded(settings)?;
-            (server.directory_url(), Arc::new(InProcess(server.router())))
-        } else {
-            let roots = ca.read_root();
-            let roots = roots.map_err(|error| unusable(error, "--ca-root"))?;
-            let https = Https::new(roots.as_deref()).map_err(invalid)?;
-            (identity.clone(), Arc::new(https))
-        };
+        let (directory, exchange) = reached_by(ca, || self.embedded(settings))?;
         let client = Client::new(acme::ClientSettings {
             directory,
             account,

@@ -283,7 +283,8 @@ pub(crate) fn print_failure(call: &Call, lineage: &str, task: Task, failure: &Fa
 
 /// Whether a timer's mail need not say it.
 fn is_well(outcome: &Outcome) -> bool {
-    outcome.excluded.is_empty() && outcome.proof.state != ProofState::NotProven
+    let is_served = outcome.revoked.contains_key(&outcome.generation);
+    outcome.excluded.is_empty() && outcome.proof.state != ProofState::NotProven && !is_served
 }
 
 fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
@@ -295,12 +296,14 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
             "left_out": outcome.excluded, "proof": outcome.proof.state,
             "proof_at": outcome.proof.at, "proof_detail": outcome.proof.detail,
+            "revoked": outcome.revoked,
         })),
         Done::Passed { outcome, .. } if call.terminal.is_quiet() && is_well(outcome) => {}
         Done::Passed { outcome, path } => {
             let result = match (outcome.issued, task) {
                 (true, _) => "issued",
                 (false, Task::Pass(trigger)) if trigger.never_orders() => "deployed again",
+                (false, Task::Pass(Trigger::Revoke { .. })) => "nothing was ordered",
                 (false, _) => "not due",
             };
             let (generation, path) = (outcome.generation, path.display());
@@ -310,6 +313,18 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 "{lineage}: {result}; generation {generation} in {path}, valid to {not_after}, renewal at {renewal}"
             ));
             say(format_args!("{lineage}: {}", outcome.proof.seen_at(now)));
+            for (generation, revoked) in &outcome.revoked {
+                let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
+                say(format_args!(
+                    "{lineage}: generation {generation} is revoked since {at} ({reason})"
+                ));
+            }
+            if outcome.revoked.contains_key(&outcome.generation) {
+                let line = format!(
+                    "{lineage}: the revoked certificate is still live; hint: certs renew {lineage} replaces it, certs delete {lineage} ends it"
+                );
+                say(call.terminal.hint(&line));
+            }
             for one in &outcome.excluded {
                 let retry_at = one.retry_at.unwrap_or(outcome.next).seen_at(now);
                 let (name, reason) = (&one.identifier, &one.reason);

@@ -36,8 +36,14 @@ pub(super) async fn named(sources: &Sources) -> Result<Settings, Failure> {
 /// The settings for `purpose`, with each certificate under its stored name.
 pub(super) async fn settings(sources: &Sources, purpose: &Purpose) -> Result<Settings, Failure> {
     let mut settings = sources.settings(purpose)?;
+    relate(sources, &mut settings).await?;
+    Ok(settings)
+}
+
+/// Gives each certificate of `settings` the name under which it is stored.
+pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result<(), Failure> {
     let stored = stored(&settings.data_dir).await?;
-    let mut taken: BTreeSet<Lineage> = lineages(&settings).collect();
+    let mut taken: BTreeSet<Lineage> = lineages(settings).collect();
     for certificate in &mut settings.certificates {
         let own = certificate.lineage.clone();
         if sources.names_itself(&own) {
@@ -57,7 +63,7 @@ pub(super) async fn settings(sources: &Sources, purpose: &Purpose) -> Result<Set
         }
         taken.insert(certificate.lineage.clone());
     }
-    Ok(settings)
+    Ok(())
 }
 
 fn lineages(settings: &Settings) -> impl Iterator<Item = Lineage> {
@@ -134,6 +140,24 @@ pub(super) async fn selected(data_dir: &Path, name: &str) -> Result<Vec<Lineage>
             "certs status lists the stored ones; certs issue obtains a new one",
         )),
         false => Ok(selected),
+    }
+}
+
+/// The one stored certificate that `name` selects, for a command after which it is `done`.
+///
+/// # Errors
+/// When there is none, or several.
+pub(super) async fn one(data_dir: &Path, name: &str, done: &str) -> Result<Lineage, Failure> {
+    match selected(data_dir, name).await?.as_slice() {
+        [only] => Ok(only.clone()),
+        several => {
+            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
+            let several = several.join(", ");
+            Err(Failure::usage(
+                format!("several certificates have {name}: {several}; nothing was {done}"),
+                "name one of them by its own name",
+            ))
+        }
     }
 }
 

@@ -173,7 +173,7 @@ impl Terminal {
     }
 
     /// Shows a question; the answer follows on its line.
-    pub(super) fn ask(&self, question: &str) {
+    fn ask(&self, question: &str) {
         self.write(printable_within(question, usize::MAX).as_bytes());
     }
 
@@ -195,6 +195,22 @@ impl Terminal {
             }
         };
         shown + "\n"
+    }
+
+    /// Asks `question`, which is to be answered with yes; or why there was no yes.
+    pub(super) fn confirmed(&self, question: &str) -> Result<(), &'static str> {
+        if !io::stdin().is_terminal() {
+            return Err("there is no terminal to ask at");
+        }
+        self.ask(question);
+        // A prompt has no end of line.
+        let _ = io::stderr().flush();
+        let mut answer = String::new();
+        let read = io::stdin().read_line(&mut answer);
+        match (read, answer.trim()) {
+            (Ok(_), "y" | "Y" | "yes") => Ok(()),
+            _ => Err("the answer was not yes"),
+        }
     }
 
     /// Writes whole lines.

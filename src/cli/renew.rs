@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 
 use super::Call;
-use super::args::Renew;
 use super::catalog::{none_in, recall};
 use super::issue::{at_staging, print_failure, work};
 use super::kept::skip_orphans;
@@ -21,13 +20,8 @@ use crate::record::Generation;
 use crate::sandbox;
 
 /// Renews what is due.
-pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
-    let task = match (options.dry_run, options.force) {
-        (true, _) => Task::Rehearsal,
-        (false, true) => Task::Pass(Trigger::Forced),
-        (false, false) => Task::Pass(Trigger::Scheduled),
-    };
-    pass(call, &options.names, task).await
+pub(super) async fn renew(call: &Call, names: &[String], task: Task) -> Result<(), Failure> {
+    pass(call, names, task).await
 }
 
 /// Deploys the latest generation again.
@@ -41,7 +35,8 @@ pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Resu
     pass(call, &[name], Task::Pass(trigger)).await
 }
 
-async fn pass(call: &Call, names: &[String], task: Task) -> Result<(), Failure> {
+/// `task` for the certificates that `names` select, or for all.
+pub(super) async fn pass(call: &Call, names: &[String], task: Task) -> Result<(), Failure> {
     let never_orders = matches!(task, Task::Pass(trigger) if trigger.never_orders());
     let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();

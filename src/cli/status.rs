@@ -129,7 +129,7 @@ async fn row(
     let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
     // Damaged settings fail the renewal, which names them.
     let made_with: Option<CertificateSettings> =
-        made_with.and_then(|json| serde_json::from_str(&json).ok());
+        made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     let requested = requested_by.as_ref();
     let sidecar_runs = control::is_running(&process.data_dir).await?;
     let why = made_with
@@ -273,6 +273,7 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
             rolled_back_to.seen_at(&status.name, now)
         ));
     }
+    changes(terminal, status, now);
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
@@ -308,6 +309,46 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
         .and_then(|outage| unreachable(outage, now))
     {
         say(format_args!("  {line}"));
+    }
+}
+
+/// What is revoked or to be revoked, and a rename that was cut off.
+fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
+    let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
+    for (generation, revoked) in &status.revoked {
+        let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
+        say(format_args!(
+            "  generation {generation} is revoked since {at} ({reason})"
+        ));
+    }
+    if status.is_revoked() {
+        let name = &status.name;
+        say(format_args!(
+            "  the certificate to be served is revoked; hint: certs renew {name} replaces it"
+        ));
+    }
+    if let Some(pending) = &status.to_be_revoked {
+        let generations = pending.generations.iter().map(ToString::to_string);
+        let generations = generations.collect::<Vec<_>>().join(", ");
+        let (reason, name) = (pending.reason, &status.name);
+        let when = match pending.at_once {
+            true => "",
+            false => " once its replacement is served",
+        };
+        say(format_args!(
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues"
+        ));
+    }
+    if let Some(renaming) = &status.renaming {
+        let (from, to) = (&renaming.from, &renaming.to);
+        let link = if renaming.keep_link {
+            " --keep-link"
+        } else {
+            ""
+        };
+        say(format_args!(
+            "  the rename of {from} to {to} was interrupted; hint: certs rename {from} {to}{link} finishes it"
+        ));
     }
 }
 

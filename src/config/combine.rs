@@ -11,7 +11,8 @@ use super::problem::{Given, Problems, SettingOrigin};
 use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{
-    CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, OutputSettings, Settings,
+    CaSettings, CertificateSettings, ConfigProblem, DEPLOY_HINT, DeployWhen, LogFormat,
+    OutputSettings, Settings,
 };
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
@@ -30,6 +31,26 @@ impl Sources {
             Strength::Table => [options, variables, own, file],
             Strength::Stored => [options, variables, file, own],
         }
+    }
+
+    /// The CA and the account that hold for all certificates, and whether a source names
+    /// the CA.
+    ///
+    /// # Errors
+    /// Every problem of reading the sources.
+    pub(crate) fn ca_settings(&self) -> Result<(CaSettings, bool), Vec<ConfigProblem>> {
+        let layers = self.shared_layers();
+        let directory = pick(&layers, |layer| &layer.ca);
+        let ca = CaSettings {
+            directory: value(directory).unwrap_or_default(),
+            root: value(pick(&layers, |layer| &layer.root)),
+            email: value(pick(&layers, |layer| &layer.email)),
+            agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
+            eab_kid: value(pick(&layers, |layer| &layer.eab_kid)),
+            eab_hmac_file: value(pick(&layers, |layer| &layer.eab_hmac_file)),
+            preferred_chain: None,
+        };
+        self.problems.clone().or((ca, directory.is_some()))
     }
 
     /// The named files, whether or not a certificate uses them yet.

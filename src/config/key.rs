@@ -78,6 +78,10 @@ pub(crate) const ISSUE: u8 = 2;
 pub(crate) const RUN: u8 = 4;
 /// `certs import`.
 pub(crate) const IMPORT: u8 = 8;
+/// `certs account` and `certs revoke`.
+pub(crate) const ACCOUNT: u8 = 16;
+/// `certs account update`.
+pub(crate) const UPDATE: u8 = 32;
 
 pub(super) const TEXT: Key = Key::new(ValueType::Text).hint("a text belongs here");
 pub(super) const PATH: Key = Key::new(ValueType::Text).hint("a path belongs here");

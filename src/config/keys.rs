@@ -14,8 +14,8 @@ use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
 use super::interval::Interval;
 use super::key::{
-    BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT,
-    choice, layer,
+    ACCOUNT, BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN,
+    Scope, TEXT, UPDATE, choice, layer,
 };
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
@@ -43,18 +43,18 @@ layer! {
         "ca", ca: DirectoryUrl, directory, TEXT
             .doc("The CA that issues")
             .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
-            .suggests(ca::names).default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
+            .suggests(ca::names).default("letsencrypt").option(ISSUE | RUN | ACCOUNT, "NAME|URL")
             => .ca.directory;
         "ca_root", root: PathBuf, path, PATH
             .doc("Trust this root (PEM) for the CA's directory, beside the public ones")
-            .option(ISSUE | RUN | IMPORT, "PEM")
+            .option(ISSUE | RUN | IMPORT | ACCOUNT, "PEM")
             => .ca.root;
         "email", email: String, email, TEXT.hint("for example admin@example.com")
-            .doc("The address that the CA may write to").option(ISSUE | RUN, "EMAIL")
+            .doc("The address that the CA may write to").option(ISSUE | RUN | UPDATE, "EMAIL")
             => .ca.email;
         "agree_tos", agree_tos: bool, boolean, BOOLEAN
             .doc("You have read and agree to the CA's terms of service")
-            .default("false").flag(ISSUE | RUN)
+            .default("false").flag(ISSUE | RUN | UPDATE)
             => .ca.agree_tos;
         "eab_kid", eab_kid: String, parsed, TEXT
             .doc("External account binding: the key identifier").option(ISSUE | RUN, "KID")
@@ -424,6 +424,19 @@ pub(crate) struct CertificateSettings {
 }
 
 impl CertificateSettings {
+    /// Reads what is stored for `lineage`: a rename moves what is stored and does not change
+    /// it.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(crate) fn stored_as(lineage: &Lineage, json: &str) -> serde_json::Result<Self> {
+        let stored: Self = serde_json::from_str(json)?;
+        Ok(Self {
+            lineage: lineage.clone(),
+            ..stored
+        })
+    }
+
     /// The defaults for a certificate.
     pub(super) fn new(lineage: Lineage, names: Vec<Identifier>) -> Self {
         Self {

@@ -41,7 +41,7 @@ pub(crate) enum Purpose {
 /// The three sources, read and not yet combined.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
-    problems: Problems,
+    pub(super) problems: Problems,
     pub(super) options: Layer,
     pub(super) named: Option<Entry>,
     pub(super) variables: Variables,

@@ -43,6 +43,33 @@ impl Emptied {
         Ok(found)
     }
 
+    /// Removes them, but leaves the live name as a link to that of another certificate if it
+    /// is given.
+    ///
+    /// # Errors
+    /// The first that cannot be removed or linked. The next call continues.
+    pub(crate) fn leave(
+        &self,
+        lineage: &Lineage,
+        link_to: Option<&Lineage>,
+    ) -> Result<(), OutputError> {
+        let Some(other) = link_to else {
+            return self.remove(lineage);
+        };
+        let _acting = self.owner.act();
+        let [link, archive] = places(&self.root, lineage);
+        let (name, aside) = (lineage.as_str(), format!(".{lineage}.new"));
+        if let Some(live) = part(&self.root, "live").map_err(at("open", &link))? {
+            let linked = live
+                .remove(&aside)
+                .and_then(|()| live.link(Path::new(other.as_str()), &aside))
+                .and_then(|()| live.rename(&aside, name))
+                .and_then(|()| live.sync());
+            linked.map_err(at("link", &link))?;
+        }
+        self.remove_archive(lineage, &archive)
+    }
+
     /// Removes them; succeeds if they do not exist.
     ///
     /// # Errors
@@ -62,9 +89,13 @@ impl Emptied {
                 .and_then(|()| live.sync());
             removed.map_err(at("remove", &link))?;
         }
-        if let Some(all) = part(&self.root, "archive").map_err(at("open", &archive))? {
-            let removed = remove_generations(&all, name).and_then(|()| all.sync());
-            removed.map_err(at("remove", &archive))?;
+        self.remove_archive(lineage, &archive)
+    }
+
+    fn remove_archive(&self, lineage: &Lineage, archive: &Path) -> Result<(), OutputError> {
+        if let Some(all) = part(&self.root, "archive").map_err(at("open", archive))? {
+            let removed = remove_generations(&all, lineage.as_str()).and_then(|()| all.sync());
+            removed.map_err(at("remove", archive))?;
         }
         Ok(())
     }

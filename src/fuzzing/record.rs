@@ -47,7 +47,7 @@ fn decided(record: &Record, now: Timestamp) {
             assert!(!matches!(again, Next::Draw(_)), "a second draw");
             assert_eq!(stored(&drawn), drawn);
         }
-        Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Halt => {}
+        Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Revoke | Next::Halt => {}
     }
 }
 
@@ -56,6 +56,12 @@ fn instants(record: &Record) -> Vec<Timestamp> {
     let mut named = vec![NOW, Timestamp::from_seconds(0)];
     named.extend(record.failures.retry_at);
     named.extend(record.deployment_failures.retry_at);
+    named.extend(
+        record
+            .revocation
+            .iter()
+            .filter_map(|it| it.failures.retry_at),
+    );
     if let Some(issued) = &record.issued {
         named.extend([issued.at, issued.facts.not_before, issued.facts.not_after]);
         named.extend(issued.renewable_from.into_iter().chain(issued.deploy_at));

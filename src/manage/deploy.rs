@@ -194,7 +194,7 @@ impl Pass<'_> {
         let (services, lineage) = (self.services, self.lineage());
         let (key, chain) = services.store.bundle(lineage, before).await.ok()??;
         let (facts, now) = (Facts::of_chain(&chain).ok()?, self.now());
-        if latest(&facts) <= now {
+        if latest(&facts) <= now || self.record.revoked.contains_key(&before) {
             return None;
         }
         let names = &facts.identifiers;

@@ -68,7 +68,7 @@ pub(crate) enum ManageError {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("{why}")]
-    CannotRollBack { why: String, hint: String },
+    Impossible { why: String, hint: String },
     #[error("it cannot be ordered: {}", .0.why)]
     CannotOrder(CannotOrder),
     #[error("the pass cannot continue: {0}")]
@@ -102,7 +102,7 @@ impl ManageError {
             Self::NotDueAtCa { .. } => {
                 "set this machine's clock, best by NTP; nothing was ordered".into()
             }
-            Self::CannotRollBack { hint, .. } => hint.clone(),
+            Self::Impossible { hint, .. } => hint.clone(),
             Self::CannotOrder(cause) => cause.hint.clone(),
             Self::ConfiguredDifferently { .. } => {
                 "change the configuration of `certs run` and send it SIGHUP, or issue another certificate with --name NAME".into()
@@ -116,7 +116,12 @@ impl ManageError {
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }
-            Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
+            Self::Store(StoreError::Taken { .. }) => "choose another name: certs list shows the stored ones".into(),
+            Self::Store(
+                StoreError::Conflict { .. }
+                | StoreError::AccountChanged { .. }
+                | StoreError::GenerationExists { .. },
+            ) => {
                 "another process was faster: run the same command again to continue from its result".into()
             }
             Self::Output(output) if output.is_refusal() => output.hint().into(),
@@ -158,7 +163,7 @@ impl ManageError {
             Self::ConfiguredDifferently { .. }
             | Self::NotDueAtCa { .. }
             | Self::CannotOrder(_)
-            | Self::CannotRollBack { .. } => 2,
+            | Self::Impossible { .. } => 2,
             Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
             Self::Deploy(deploy) if deploy.is_refusal() => 8,

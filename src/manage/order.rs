@@ -8,7 +8,7 @@ mod source;
 mod store;
 mod window;
 
-use self::journal::RecordJournal;
+pub(super) use self::journal::RecordJournal;
 use self::source::Source;
 use super::ca_state::{self, Intended, Operation, reach};
 use super::clock::ca_time;
@@ -167,6 +167,10 @@ impl Pass<'_> {
     ) -> Result<PendingOrder, ManageError> {
         let (services, wanted) = (self.services, &self.certificate.wanted);
         let key_pem = match self.key_to_reuse().await? {
+            Some(_) if self.record.must_replace() => {
+                tracing::warn!(lineage = %wanted.lineage, "a revoked certificate's key is not used again: this order ignores reuse_key");
+                services.keys.make(wanted.key).await?
+            }
             Some(_) if announces_revocation(&self.record) => {
                 tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
                 services.keys.make(wanted.key).await?

@@ -70,6 +70,14 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
+        if let Trigger::Revoke { reason, at_once } = self.trigger {
+            Box::pin(self.intend_revocation(reason, at_once)).await?;
+            if at_once {
+                Box::pin(self.revoke()).await?;
+                let now = self.now();
+                return self.outcome(false, now, now);
+            }
+        }
         if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
             return self.watch().await;
         }
@@ -116,6 +124,7 @@ impl Pass<'_> {
                 Next::Draw(_) if has_a_window(&self.record) => self.request_window().await?,
                 Next::Draw(renewal) => self.keep_drawn(renewal).await?,
                 Next::Deploy => stuck = Box::pin(self.deploy_or_note()).await.err(),
+                Next::Revoke => Box::pin(self.revoke()).await?,
                 Next::Wait(until) => match self.due_looks(now) {
                     Some(looks) => Box::pin(self.look(looks)).await?,
                     None => return self.end(stuck, issued, now, until),
@@ -297,6 +306,7 @@ impl Pass<'_> {
             renewal: renewal.map(|renewal| decide::due(newest, renewal)),
             excluded: excluded(record),
             proof: proof(record, now),
+            revoked: record.revoked.clone(),
         })
     }
 }

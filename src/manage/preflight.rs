@@ -22,6 +22,9 @@ pub(crate) fn may_order(
     if trigger.never_orders() {
         return false;
     }
+    if let Trigger::Revoke { at_once, .. } = trigger {
+        return !at_once;
+    }
     let (Some(record), false) = (record, trigger == Trigger::Forced) else {
         return true;
     };
@@ -39,6 +42,8 @@ pub(crate) fn may_order(
     match next(&record, now, random) {
         Next::Wait(until) => until <= now + PREFLIGHT_MARGIN,
         Next::Halt => false,
+        // What comes after it.
+        Next::Revoke => record.must_replace(),
         _ => true,
     }
 }

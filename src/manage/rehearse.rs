@@ -33,7 +33,7 @@ pub(crate) async fn rehearse(
         begun: clock.now(),
         counted: crate::ca_state::Counted::default(),
     };
-    let mut journal = Forgetful {
+    let mut journal = AccountJournal {
         store,
         ca: &wanted.ca,
     };
@@ -49,13 +49,15 @@ pub(crate) async fn rehearse(
     }
 }
 
-struct Forgetful<'a> {
-    store: &'a dyn Store,
-    ca: &'a str,
+/// Keeps the account in a store, and no order.
+pub(crate) struct AccountJournal<'a> {
+    pub(crate) store: &'a dyn Store,
+    /// The key of the account in the store.
+    pub(crate) ca: &'a str,
 }
 
 #[async_trait]
-impl Journal for Forgetful<'_> {
+impl Journal for AccountJournal<'_> {
     async fn order(&mut self, _order: &PendingOrder) -> Result<(), JournalError> {
         Ok(())
     }
@@ -68,7 +70,14 @@ impl Journal for Forgetful<'_> {
         Ok(self.store.create_account(self.ca, credentials).await?)
     }
 
-    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
-        Ok(self.store.save_account(self.ca, credentials).await?)
+    async fn save_account(
+        &mut self,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), JournalError> {
+        Ok(self
+            .store
+            .save_account(self.ca, credentials, before)
+            .await?)
     }
 }

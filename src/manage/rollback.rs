@@ -28,7 +28,7 @@ impl Pass<'_> {
     /// Pins `to`, or the generation before the served one, as the one to be served.
     ///
     /// # Errors
-    /// [`ManageError::CannotRollBack`] when that generation is not valid for long enough.
+    /// [`ManageError::Impossible`] when that generation is not valid for long enough.
     pub(super) async fn pin(&mut self, to: Option<Generation>) -> Result<(), ManageError> {
         let (services, lineage, now) = (self.services, self.lineage().clone(), self.now());
         let served = self.record.to_be_served(now).map(|(served, _)| served);
@@ -37,7 +37,7 @@ impl Pass<'_> {
         let newest = self.record.issued.as_ref().map(|issued| issued.generation);
         let newest = newest.unwrap_or(served);
         let hint = self.rollback_hint(served, newest).await;
-        let refused = |why: String| ManageError::CannotRollBack {
+        let refused = |why: String| ManageError::Impossible {
             why: format!("no rollback: {why}"),
             hint: hint.clone(),
         };
@@ -52,6 +52,12 @@ impl Pass<'_> {
             )),
         };
         let (_, chain) = pair.ok_or_else(missing)?;
+        if let Some(revoked) = self.record.revoked.get(&generation) {
+            let (reason, at) = (revoked.reason, revoked.at);
+            return Err(refused(format!(
+                "generation {generation} was revoked at {at} ({reason})"
+            )));
+        }
         let facts = Facts::of_chain(&chain).map_err(ManageError::Stored)?;
         let until = latest(&facts);
         if until <= now {
@@ -95,7 +101,7 @@ impl Pass<'_> {
 
 /// The failure to deploy a certificate before its first issuance.
 pub(super) fn nothing_issued(lineage: &Lineage) -> ManageError {
-    ManageError::CannotRollBack {
+    ManageError::Impossible {
         why: "nothing is issued yet".to_owned(),
         hint: format!(
             "certs renew {lineage} issues it; certs status {lineage} shows the last error"

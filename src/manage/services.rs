@@ -1,7 +1,7 @@
 //! The injected services of the flows: those that all flows share, and those of each
 //! certificate. The simulation replaces them. No flow is started here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
-use crate::record::{Generation, Record};
+use crate::record::{Generation, Record, Revoked};
 use crate::store::Store;
 use crate::store::fs::FileStore;
 use crate::time::{Clock, Timestamp};
@@ -248,6 +248,9 @@ pub(crate) struct Outcome {
     /// Whether its servers were seen to serve it.
     #[serde(default)]
     pub proof: Proof,
+    /// The revoked ones among the stored generations.
+    #[serde(default)]
+    pub revoked: BTreeMap<Generation, Revoked>,
 }
 
 impl Wanted {

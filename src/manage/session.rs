@@ -10,7 +10,7 @@ use super::status::status;
 use crate::certificate::Bundle;
 use crate::deploy::verify::VerifyError;
 use crate::lineage::Lineage;
-use crate::record::{Generation, Record, Revision};
+use crate::record::{Generation, Record, Revision, RevocationReason};
 use crate::renew::decide::is_verified;
 use crate::time::Timestamp;
 
@@ -34,6 +34,14 @@ pub(crate) enum Trigger {
     Redeploy,
     /// This generation, or the previous one, is deployed and pinned; nothing is ordered.
     Rollback(Option<Generation>),
+    /// The certificate is revoked: once its replacement is verified, or at once, and then
+    /// nothing is ordered.
+    Revoke {
+        /// The reason to give to the CA.
+        reason: RevocationReason,
+        /// Whether to revoke before a replacement is served.
+        at_once: bool,
+    },
 }
 
 impl Trigger {
@@ -124,6 +132,13 @@ mod tests {
             (Trigger::Forced, r#""force""#),
             (Trigger::Redeploy, r#""reload""#),
             (Trigger::Rollback(None), r#"{"rollback":null}"#),
+            (
+                Trigger::Revoke {
+                    reason: RevocationReason::KeyCompromise,
+                    at_once: true,
+                },
+                r#"{"revoke":{"reason":"keycompromise","at_once":true}}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&trigger).unwrap(), word);
             assert_eq!(serde_json::from_str::<Trigger>(word).unwrap(), trigger);

@@ -2,7 +2,7 @@
 //! reads no disk and asks no server.
 
 use super::proof::proof;
-use crate::observe::status::{Action, ExcludedName, ProofState, RolledBackTo, Status};
+use crate::observe::status::{Action, ExcludedName, ProofState, RolledBackTo, Status, ToBeRevoked};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, next};
@@ -42,6 +42,9 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         denied: Vec::new(),
         not_renewable: None,
         last_error: last_error(record),
+        revoked: record.revoked.clone(),
+        to_be_revoked: to_be_revoked(record),
+        renaming: record.renaming.clone(),
         requested_by: None,
     }
 }
@@ -53,6 +56,15 @@ fn rolled_back_to(record: &Record, now: Timestamp) -> Option<RolledBackTo> {
         generation: pinned.generation,
         not_after: pinned.facts.not_after,
         until: pinned.until,
+    })
+}
+
+/// The revocation that the operator wants.
+fn to_be_revoked(record: &Record) -> Option<ToBeRevoked> {
+    record.revocation.as_ref().map(|pending| ToBeRevoked {
+        generations: pending.certificates.keys().copied().collect(),
+        reason: pending.reason,
+        at_once: pending.at_once,
     })
 }
 
@@ -91,10 +103,12 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
         Next::Deploy => (Action::Deploy, now),
         Next::RefreshWindow | Next::Draw(_) => (Action::Refresh, now),
         Next::Halt => (Action::Halt, now),
+        Next::Revoke => (Action::Revoke, now),
         Next::Wait(until) => match next(record, until, random) {
             Next::Issue { .. } => (Action::Issue, until),
             Next::Deploy => (Action::Deploy, until),
             Next::Halt => (Action::Halt, until),
+            Next::Revoke => (Action::Revoke, until),
             // The operator wants to see the renewal, not the requests for windows before it.
             Next::RefreshWindow | Next::Draw(_) | Next::Wait(_) => {
                 let renewal = record.issued.as_ref().and_then(|issued| {
@@ -121,7 +135,11 @@ fn is_overdue(issued: &Issued, now: Timestamp) -> bool {
 
 fn last_error(record: &Record) -> Option<String> {
     let deployment = record.deployment_failures.last.clone();
-    deployment.or_else(|| last_failure(record))
+    let revocation = record.revocation.as_ref();
+    let revocation = || revocation.and_then(|pending| pending.failures.last.clone());
+    deployment
+        .or_else(|| last_failure(record))
+        .or_else(revocation)
 }
 
 #[cfg(test)]

@@ -181,6 +181,8 @@ fn complaint(status: &Status) -> Option<String> {
         Some(format!("denied: {}", status.denied.join(", ")))
     } else if status.generation_issued.is_none() {
         Some("not issued yet".to_owned())
+    } else if status.is_revoked() {
+        Some("revoked, and not replaced yet".to_owned())
     } else if proof.state == ProofState::NotProven {
         Some(format!("{}: {}", proof.state, proof.detail))
     } else if !status.complete {

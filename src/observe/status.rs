@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::record::{Generation, Served};
+use crate::record::{Generation, Renaming, RevocationReason, Revoked, Served};
 use crate::time::Timestamp;
 
 /// The next action for a certificate.
@@ -24,6 +24,8 @@ pub(crate) enum Action {
     Refresh,
     /// None before the operator acts.
     Halt,
+    /// Revoke what was replaced.
+    Revoke,
 }
 
 /// A requested name that is excluded for now.
@@ -57,6 +59,17 @@ impl RolledBackTo {
             "rolled back to generation {generation}, valid to {not_after}; the newest goes live again by certs reload {name}, with the next renewal, or at {until}"
         )
     }
+}
+
+/// Certificates that are to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ToBeRevoked {
+    /// Their generations.
+    pub generations: Vec<Generation>,
+    /// Why.
+    pub reason: RevocationReason,
+    /// Whether no replacement is waited for.
+    pub at_once: bool,
 }
 
 /// Whether a certificate was seen served.
@@ -208,6 +221,15 @@ pub(crate) struct Status {
     /// Why it cannot be renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_renewable: Option<String>,
+    /// The revoked ones among the stored generations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revoked: BTreeMap<Generation, Revoked>,
+    /// The certificates that are to be revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_be_revoked: Option<ToBeRevoked>,
+    /// The rename in progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renaming: Option<Renaming>,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
@@ -216,6 +238,13 @@ pub(crate) struct Status {
 }
 
 impl Status {
+    /// Whether the certificate to be served is revoked.
+    pub(crate) fn is_revoked(&self) -> bool {
+        let chosen = self.rolled_back_to.as_ref().map(|it| it.generation);
+        let served = chosen.or(self.generation_issued);
+        served.is_some_and(|served| self.revoked.contains_key(&served))
+    }
+
     /// Whether the certificate is complete, not overdue, and deployed, and no endpoint lacks
     /// it. Without an endpoint there is nothing to prove.
     pub(crate) fn is_ready(&self) -> bool {
@@ -224,6 +253,7 @@ impl Status {
             true => self.proof.state != ProofState::Proven,
             false => {
                 let is_good = self.complete && self.denied.is_empty() && !self.overdue;
+                let is_good = is_good && !self.is_revoked();
                 is_good && self.proof.state != ProofState::NotProven
             }
         }

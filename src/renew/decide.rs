@@ -27,6 +27,8 @@ pub(crate) enum Next {
     Issue(Plan),
     /// Deploy the newest generation and verify that it is served.
     Deploy,
+    /// Revoke the certificates that the operator wants revoked.
+    Revoke,
     /// Nothing can be done without the operator: the record names no identifier.
     Halt,
 }
@@ -69,6 +71,11 @@ pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next
     let Some(issued) = &record.issued else {
         return order(record, now);
     };
+    let pending = record.revocation.as_ref();
+    let at_once = pending.filter(|pending| pending.at_once);
+    if at_once.is_some_and(|pending| pause_end(&pending.failures, now).is_none()) {
+        return Next::Revoke;
+    }
     let renewal = match renew(record, issued, now, random) {
         Next::Wait(until) => Next::Wait(pin_end(record, now).map_or(until, |at| until.min(at))),
         other => other,
@@ -76,7 +83,10 @@ pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next
     let wanted = record.to_be_served(now);
     let expired = wanted.is_none_or(|(_, facts)| facts.not_after <= now);
     if expired || is_verified(record, now) {
-        return renewal;
+        return match renewal {
+            Next::Wait(until) => revocation(record, issued, now, until),
+            renewal => renewal,
+        };
     }
     // A stored certificate is deployed before another is ordered: it may already
     // be the better one. While its deployment backs off, the renewal proceeds.
@@ -84,6 +94,17 @@ pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next
         (None, _) => Next::Deploy,
         (Some(at), Next::Wait(until)) => Next::Wait(at.min(until)),
         (Some(_), renewal) => renewal,
+    }
+}
+
+/// The revocation of what a verified certificate has replaced, or the wait for its next try.
+fn revocation(record: &Record, issued: &Issued, now: Timestamp, until: Timestamp) -> Next {
+    let pending = record.revocation.as_ref();
+    let may = pending.filter(|it| it.at_once || it.generation < issued.generation);
+    match may.map(|pending| pause_end(&pending.failures, now)) {
+        None => Next::Wait(until),
+        Some(None) => Next::Revoke,
+        Some(Some(at)) => Next::Wait(until.min(at)),
     }
 }
 
@@ -141,7 +162,7 @@ pub(crate) fn is_due(record: &Record, now: Timestamp) -> bool {
     let usable = issued.facts.not_after > now;
     let renewal = issued.renewal.as_ref();
     let is_due = renewal.is_some_and(|renewal| due(issued, renewal) <= now);
-    !wanted || !usable || is_due
+    !wanted || !usable || is_due || record.must_replace()
 }
 
 /// Whether `issued` covers the wanted names and comes from the wanted CA, or
@@ -245,7 +266,8 @@ pub(crate) fn is_urgent(record: &Record, now: Timestamp) -> bool {
     record.issued.as_ref().is_some_and(|issued| {
         let renewal = issued.renewal.as_ref();
         let window = renewal.and_then(|renewal| renewal.window.as_ref());
-        window.is_some_and(|window| window.end <= now) || critical(&issued.facts) <= now
+        let is_past = window.is_some_and(|window| window.end <= now);
+        is_past || critical(&issued.facts) <= now || record.must_replace()
     })
 }
 

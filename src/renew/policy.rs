@@ -137,6 +137,8 @@ pub(crate) const CLOCK_TOLERANCE: Duration = SECOND.saturating_mul(30);
 pub(crate) const LONGEST_CLOCK_LEAD: Duration = DAY;
 /// The age up to which a reply corrects our clock. Ours: windows are requested daily.
 pub(crate) const OLDEST_READING: Duration = DAY;
+/// The pause after a failed revocation, which an operator can repeat at once. Ours.
+pub(crate) const REVOCATION_PAUSE: Duration = HOUR;
 /// The longest time by which a CA backdates a certificate: some date all certificates of
 /// a day from its midnight. Ours.
 pub(crate) const LONGEST_BACKDATING: Duration = HOUR.saturating_mul(25);

@@ -203,9 +203,29 @@ impl Store for NodeStore {
         memory.create_account(ca, credentials).await
     }
 
-    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError> {
         let memory = self.reach(KillPoint::Save).await?;
-        memory.save_account(ca, credentials).await
+        memory.save_account(ca, credentials, before).await
+    }
+
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.delete_account(ca, before).await
+    }
+
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError> {
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.rename(from, to, expected).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {

@@ -27,7 +27,7 @@ use self::single::{
     at, locked, make_directory, open_lock, read_json, read_text, remove_directory, replace,
     write_json,
 };
-use super::{Lease, Store, StoreError, check_save, deletable, next_revision};
+use super::{Lease, Store, StoreError, check_account, check_save, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::files::{self, DirectoryOwner};
@@ -115,6 +115,30 @@ impl FileStore {
         self.path_of("accounts", ca).exists()
     }
 
+    /// The directory URLs of all stored accounts, as far as they can be read.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn account_urls(&self) -> Result<Vec<String>, StoreError> {
+        let _acting = self.owner.act();
+        let accounts = self.root.join("accounts");
+        let files = match std::fs::read_dir(&accounts) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files.map_err(at("read", &accounts))?,
+        };
+        let mut urls = Vec::new();
+        for file in files {
+            let path = file.map_err(at("read", &accounts))?.path();
+            let is_json = path.extension().is_some_and(|end| end == "json");
+            let read = is_json
+                .then(|| read_json::<SpelledCa>(&path).ok())
+                .flatten();
+            urls.extend(read.flatten().map(|stored| stored.ca));
+        }
+        urls.sort();
+        Ok(urls)
+    }
+
     fn spelled_otherwise(&self, part: &str, ca: &str) -> Option<PathBuf> {
         let files = std::fs::read_dir(self.root.join(part)).ok()?;
         let files = files.filter_map(|file| Some(file.ok()?.path()));
@@ -184,7 +208,11 @@ impl Store for FileStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
         let _acting = self.owner.act();
         let stored: Option<Stored> = read_json(&self.directory(lineage).join("record.json"))?;
-        Ok(stored.map(|stored| (stored.record, stored.revision)))
+        Ok(stored.map(|mut stored| {
+            // A rename moves the directory only.
+            stored.record.lineage = lineage.clone();
+            (stored.record, stored.revision)
+        }))
     }
 
     async fn save(
@@ -262,6 +290,28 @@ impl Store for FileStore {
         Ok(was_there)
     }
 
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
+        let (directory, new) = (self.directory(from), self.directory(to));
+        let _locked = locked(&directory.join("lock"))?;
+        let found = self.load(from).await?.map(|(_, revision)| revision);
+        let subject = format!("the record of {from}");
+        next_revision(subject, expected, found.unwrap_or_default())?;
+        std::fs::rename(&directory, &new).map_err(|error| match error.kind() {
+            ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
+                let lineage = to.clone();
+                StoreError::Taken { lineage }
+            }
+            _ => at("rename", &directory)(error),
+        })?;
+        files::sync_parent(&new).map_err(at("rename", &new))
+    }
+
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
         let _acting = self.owner.act();
         let records = self.root.join("records");
@@ -311,14 +361,34 @@ impl Store for FileStore {
             files::sync(&accounts).map_err(at("write", &accounts))?;
             return Ok(stored);
         }
-        self.save_account(ca, credentials).await?;
+        let path = self.path_of("accounts", ca);
+        replace(&path, credentials.expose().as_bytes())?;
         Ok(credentials.clone())
     }
 
-    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError> {
         let _acting = self.owner.act();
+        let lock = self.path_of("authorities", ca).with_extension("lock");
+        let _locked = locked(&lock)?;
+        check_account(ca, self.account(ca).await?.as_ref(), before)?;
         let path = self.path_of("accounts", ca);
         replace(&path, credentials.expose().as_bytes())
+    }
+
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
+        let lock = self.path_of("authorities", ca).with_extension("lock");
+        let _locked = locked(&lock)?;
+        check_account(ca, self.account(ca).await?.as_ref(), before)?;
+        let path = self.path_of("accounts", ca);
+        files::remove_if_there(&path)
+            .and_then(|()| files::sync_parent(&path))
+            .map_err(at("remove", &path))
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {

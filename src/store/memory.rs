@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Lease, Store, StoreError, check_save, next_revision};
+use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -94,6 +94,37 @@ impl Store for MemoryStore {
         Ok(inside.records.remove(lineage).is_some() || had_options)
     }
 
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError> {
+        let mut inside = self.inside();
+        if inside.records.contains_key(to) || inside.options.contains_key(to) {
+            let lineage = to.clone();
+            return Err(StoreError::Taken { lineage });
+        }
+        let stored = inside.records.get(from).map(|(_, revision)| *revision);
+        let subject = format!("the record of {from}");
+        next_revision(subject, expected, stored.unwrap_or_default())?;
+        if let Some((mut record, revision)) = inside.records.remove(from) {
+            record.lineage = to.clone();
+            inside.records.insert(to.clone(), (record, revision));
+        }
+        if let Some(options) = inside.options.remove(from) {
+            inside.options.insert(to.clone(), options);
+        }
+        let bundles = std::mem::take(&mut inside.bundles).into_iter();
+        inside.bundles = bundles
+            .map(|((lineage, generation), pair)| match lineage == *from {
+                true => ((to.clone(), generation), pair),
+                false => ((lineage, generation), pair),
+            })
+            .collect();
+        Ok(())
+    }
+
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
         Ok(self.inside().records.keys().cloned().collect())
     }
@@ -123,9 +154,22 @@ impl Store for MemoryStore {
         Ok(stored.or_insert_with(|| credentials.clone()).clone())
     }
 
-    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError> {
         let accounts = &mut self.inside().accounts;
+        check_account(ca, accounts.get(ca), before)?;
         accounts.insert(ca.to_owned(), credentials.clone());
+        Ok(())
+    }
+
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
+        let accounts = &mut self.inside().accounts;
+        check_account(ca, accounts.get(ca), before)?;
+        accounts.remove(ca);
         Ok(())
     }
 

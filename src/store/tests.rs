@@ -20,6 +20,30 @@ pub(super) async fn check<S: Store>(make: impl Fn() -> S) {
     accounts_and_options_are_separate_and_replaceable(make()).await;
     ca_state_is_compared_and_swapped(make()).await;
     delete_removes_one_certificate_by_its_revision(make()).await;
+    rename_moves_all_of_one_certificate(make()).await;
+}
+
+async fn rename_moves_all_of_one_certificate(store: impl Store) {
+    let (old, other) = (record("old.example.com"), record("other.example.com"));
+    let (old, bundle) = issued(&old, 1);
+    let revision = store.save(&old, Revision(0), Some(&bundle)).await.unwrap();
+    store.save(&other, Revision(0), None).await.unwrap();
+    store.save_options(&old.lineage, "{}").await.unwrap();
+    let new = Lineage::parse("new").unwrap();
+    let taken = store.rename(&old.lineage, &other.lineage, revision).await;
+    assert!(matches!(taken, Err(StoreError::Taken { .. })));
+    let stale = store.rename(&old.lineage, &new, Revision(0)).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })));
+    store.rename(&old.lineage, &new, revision).await.unwrap();
+    let (moved, same) = store.load(&new).await.unwrap().unwrap();
+    assert_eq!((&moved.lineage, same), (&new, revision));
+    assert_eq!(store.options(&new).await.unwrap().as_deref(), Some("{}"));
+    let pair = store.bundle(&new, Generation(1)).await.unwrap();
+    assert!(pair.is_some());
+    assert!(store.load(&old.lineage).await.unwrap().is_none());
+    assert!(store.options(&old.lineage).await.unwrap().is_none());
+    store.save(&moved, revision, None).await.unwrap();
+    store.save(&old, Revision(0), Some(&bundle)).await.unwrap();
 }
 
 async fn delete_removes_one_certificate_by_its_revision(store: impl Store) {
@@ -164,11 +188,18 @@ async fn accounts_and_options_are_separate_and_replaceable(store: impl Store) {
         let created = store.create_account("https://ca", &secret).await.unwrap();
         assert_eq!(created.expose(), "first", "the first account stays");
     }
+    let mut before = Secret::new("first".into());
     for text in ["one", "two"] {
-        let secret = Secret::new(text.into());
-        store.save_account("https://ca", &secret).await.unwrap();
-        assert_eq!(store.account("https://ca").await.unwrap(), Some(secret));
+        let (ca, secret) = ("https://ca", Secret::new(text.into()));
+        store.save_account(ca, &secret, &before).await.unwrap();
+        let stale = store.save_account(ca, &before, &before).await;
+        assert!(matches!(stale, Err(StoreError::AccountChanged { .. })));
+        assert!(store.delete_account(ca, &before).await.is_err());
+        assert_eq!(store.account(ca).await.unwrap().as_ref(), Some(&secret));
+        before = secret;
     }
+    store.delete_account("https://ca", &before).await.unwrap();
+    assert_eq!(store.account("https://ca").await.unwrap(), None);
     assert_eq!(store.account("https://other").await.unwrap(), None);
     let lineage = record("example.com").lineage;
     assert_eq!(store.options(&lineage).await.unwrap(), None);

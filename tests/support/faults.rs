@@ -36,6 +36,9 @@ pub(crate) enum Endpoint {
     Finalize,
     Certificate,
     RenewalInfo,
+    Account,
+    KeyChange,
+    Revocation,
     Other,
 }
 
@@ -54,6 +57,9 @@ impl Endpoint {
             "order" => Self::Order,
             "certificate" => Self::Certificate,
             "renewal-info" => Self::RenewalInfo,
+            "account" => Self::Account,
+            "key-change" => Self::KeyChange,
+            "revoke-certificate" => Self::Revocation,
             _ if path == "/directory" => Self::Directory,
             _ => Self::Other,
         }

@@ -83,6 +83,8 @@ impl ManagedCertificates<'_> {
         configured
             .certificates
             .retain(|one| one.origin == Some(Origin::Configuration));
+        // A command may have renamed one.
+        meant::relate(&self.sources, &mut configured).await?;
         self.not_kept = keep_stored(&self.sources, &mut configured, &self.labels).await?;
         self.configured = configured;
         self.certificates()

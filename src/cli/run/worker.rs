@@ -13,6 +13,7 @@ use crate::control::{Done, Task, Worker};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
+use crate::record::Renaming;
 use crate::store::StoreError;
 use crate::supervise::Handle;
 
@@ -66,7 +67,7 @@ impl Sidecar {
             Err(StoreError::Corrupt { .. }) => None,
             stored => stored.map_err(Failure::on(lineage.as_str()))?,
         };
-        Ok(stored.and_then(|json| serde_json::from_str(&json).ok()))
+        Ok(stored.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok()))
     }
 }
 
@@ -129,5 +130,18 @@ impl Worker for Sidecar {
         self.restock().await;
         drop(lease);
         Ok(was_there)
+    }
+
+    async fn rename(&self, renaming: &Renaming) -> Result<(), Failure> {
+        let before = self.stored(&renaming.from).await?;
+        let stored = match before {
+            Some(stored) => Some(stored),
+            None => self.stored(&renaming.to).await?,
+        };
+        let leases = self.factory.rename(renaming, stored.as_ref()).await?;
+        // No pass may order the old name before the supervisor has forgotten it.
+        self.restock().await;
+        drop(leases);
+        Ok(())
     }
 }

@@ -9,13 +9,13 @@ use crate::manage::ca_state;
 use crate::manage::session::Pass;
 use crate::record::{PendingOrder, PresentedAnswer};
 
-pub(super) struct RecordJournal<'a, 'p> {
+pub(in crate::manage) struct RecordJournal<'a, 'p> {
     pass: &'a mut Pass<'p>,
     ca: String,
 }
 
 impl<'a, 'p> RecordJournal<'a, 'p> {
-    pub(super) fn new(pass: &'a mut Pass<'p>, ca: &str) -> Self {
+    pub(in crate::manage) fn new(pass: &'a mut Pass<'p>, ca: &str) -> Self {
         let ca = ca.to_owned();
         Self { pass, ca }
     }
@@ -56,8 +56,12 @@ impl Journal for RecordJournal<'_, '_> {
         Ok(services.store.create_account(&self.ca, credentials).await?)
     }
 
-    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+    async fn save_account(
+        &mut self,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), JournalError> {
         let store = &self.pass.services.store;
-        Ok(store.save_account(&self.ca, credentials).await?)
+        Ok(store.save_account(&self.ca, credentials, before).await?)
     }
 }

@@ -23,7 +23,8 @@ impl Pass<'_> {
         let early = early(record, facts, self.trigger, now);
         let predecessor = record.issued.as_ref();
         let generation = predecessor.map_or_else(Default::default, |issued| issued.generation);
-        let deploy_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
+        let deploy_at = maintenance_window(services, predecessor.map(|one| &one.facts), now)
+            .filter(|_| !record.must_replace());
         let renewable_from = window::renewable_from(facts, now, services.spacing, early);
         record.issued = Some(Issued {
             generation: generation.next(),

@@ -344,3 +344,62 @@ fn delayed_until_reports_a_step_that_backs_off() {
     unverified.deployed.clear();
     assert_eq!(delayed_until(&unverified, START), None);
 }
+
+#[test]
+fn replaced_certificate_is_revoked_once_its_successor_is_verified() {
+    use crate::record::{Failures, Revocation, RevocationReason};
+    let random = SeededRandom::new(1);
+    let mut record = record(90 * DAY);
+    record.issued.as_mut().unwrap().renewal = Some(Renewal {
+        at: START + Duration::from_secs(60 * DAY),
+        window: None,
+        refresh_at: None,
+        asked: None,
+    });
+    record.served.insert("a:443".into(), Served::none(START));
+    let set_served = |record: &mut Record, generation| {
+        record.served.get_mut("a:443").unwrap().generation = Generation(generation);
+    };
+    set_served(&mut record, 1);
+    assert!(matches!(next(&record, START, &random), Next::Wait(_)));
+    record.revocation = Some(Revocation {
+        reason: RevocationReason::KeyCompromise,
+        generation: Generation(1),
+        ca: "https://ca".into(),
+        certificates: std::collections::BTreeMap::default(),
+        at_once: false,
+        failures: Failures::default(),
+    });
+    // First a replacement, which may spend the reserve.
+    let Next::Issue(plan) = next(&record, START, &random) else {
+        panic!("no replacement is ordered");
+    };
+    assert!(plan.urgent);
+    // Nothing is revoked while its order backs off.
+    let retry_at = START + Duration::from_secs(60);
+    record.failures.retry_at = Some(retry_at);
+    assert_eq!(next(&record, START, &random), Next::Wait(retry_at));
+    record.failures.retry_at = None;
+    let renewal = record.issued.as_ref().unwrap().renewal.clone();
+    issue(&mut record, START, 90 * DAY);
+    record.issued.as_mut().unwrap().renewal = renewal;
+    assert_eq!(next(&record, START, &random), Next::Deploy);
+    set_served(&mut record, 2);
+    assert_eq!(next(&record, START, &random), Next::Revoke);
+    // A failure is retried later, and nothing else is held up.
+    let pause = START + Duration::from_secs(HOUR);
+    let pending = record.revocation.as_mut().unwrap();
+    pending.failures.retry_at = Some(pause);
+    assert_eq!(next(&record, START, &random), Next::Wait(pause));
+    assert_eq!(next(&record, pause, &random), Next::Revoke);
+    // At once means before any other step.
+    let pending = record.revocation.as_mut().unwrap();
+    (pending.at_once, pending.generation) = (true, Generation(2));
+    assert_eq!(next(&record, pause, &random), Next::Revoke);
+    record.note_revoked(Generation(2), pause);
+    record.revocation = None;
+    let Next::Issue(plan) = next(&record, pause, &random) else {
+        panic!("a revoked certificate is not replaced");
+    };
+    assert!(plan.urgent);
+}

@@ -78,7 +78,7 @@ fn save_lets_one_of_many_writers_win() {
 async fn stored_files_are_private_to_owner() {
     let (directory, store) = store();
     let secret = Secret::new("credentials".into());
-    store.save_account("https://ca", &secret).await.unwrap();
+    store.create_account("https://ca", &secret).await.unwrap();
     store
         .save(&record("example.com"), Revision(0), None)
         .await
@@ -150,7 +150,7 @@ async fn data_of_a_ca_is_found_under_another_spelling_of_its_url() {
         ))
     };
     store
-        .save_account(spelled, &credentials("1"))
+        .create_account(spelled, &credentials("1"))
         .await
         .unwrap();
     let outage: Outage = serde_json::from_value(serde_json::json!({
@@ -167,7 +167,8 @@ async fn data_of_a_ca_is_found_under_another_spelling_of_its_url() {
     let found = store.account(CA).await.unwrap().unwrap();
     assert_eq!(found.expose(), credentials("1").expose());
     store.create_account(CA, &credentials("2")).await.unwrap();
-    store.save_account(CA, &credentials("3")).await.unwrap();
+    let (changed, before) = (credentials("3"), credentials("1"));
+    store.save_account(CA, &changed, &before).await.unwrap();
     let accounts = directory.path().join("accounts").read_dir().unwrap();
     assert_eq!(accounts.count(), 1);
     let (state, revision) = store.ca_state(CA).await.unwrap();

@@ -184,7 +184,7 @@ async fn rollback_to_damaged_generation_changes_nothing() {
     std::fs::copy(key("0002"), key("0001")).unwrap();
     let refused = scenario.pass(Trigger::Rollback(None)).await.unwrap_err();
     assert!(
-        matches!(refused, ManageError::CannotRollBack { .. }),
+        matches!(refused, ManageError::Impossible { .. }),
         "{refused}"
     );
     assert!(
