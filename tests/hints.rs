@@ -240,7 +240,7 @@ fn commands_and_options_in_texts_exist() {
         words.any(|word| word == option)
     };
     // Of other programs.
-    const OTHERS: [&str; 13] = [
+    const OTHERS: [&str; 18] = [
         "--cert-path",
         "--key-path",
         "--now",
@@ -254,6 +254,11 @@ fn commands_and_options_in_texts_exist() {
         "--pid-path",
         "--error-log-path",
         "--serve",
+        "--lib",
+        "--offline",
+        "--locked",
+        "--format-version",
+        "--manifest-path",
     ];
     let mut wrong = Vec::new();
     for text in texts() {
