@@ -23,8 +23,7 @@ fn with(ca: &EmbeddedCa, arguments: &[&str]) -> Command {
 fn unknown_command_is_not_answered_with_another_one() {
     let directory = tempfile::tempdir().unwrap();
     for (word, hint) in [
-        ("revoke", "certbot revoke --cert-path cert.pem"),
-        ("account", "the accounts are files"),
+        ("csr", "certs issue makes its own key"),
         ("frobnicate", "certs --help lists the commands"),
     ] {
         let printed = run(certs(directory.path()).arg(word), 2);

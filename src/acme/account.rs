@@ -53,6 +53,10 @@ pub(super) struct StoredAccount {
 }
 
 impl StoredAccount {
+    fn has_keys_of(&self, other: &Self) -> bool {
+        (&self.key_pkcs8, &self.next_key_pkcs8) == (&other.key_pkcs8, &other.next_key_pkcs8)
+    }
+
     pub(super) fn to_json(&self) -> Result<Secret, Cause> {
         let json = serde_json::to_string(self).map_err(|e| Cause::Journal(e.into()))?;
         Ok(Secret::new(json))
@@ -83,7 +87,14 @@ impl Kept {
     /// Stores its changes.
     pub(super) async fn save(&mut self, journal: &mut dyn Journal) -> Result<(), Cause> {
         let changed = self.account.to_json()?;
-        let saved = journal.save_account(&changed, &self.credentials).await;
+        let mut saved = journal.save_account(&changed, &self.credentials).await;
+        if saved.is_err()
+            && let Some(stored) = Self::load(journal).await?
+            && stored.account.has_keys_of(&self.account)
+        {
+            // Another first contact has registered the same key meanwhile: the CA has one account of it.
+            saved = journal.save_account(&changed, &stored.credentials).await;
+        }
         saved.map_err(Cause::Journal)?;
         self.credentials = changed;
         Ok(())
@@ -152,6 +163,25 @@ mod tests {
     use super::super::{Client, Issuer};
     use super::*;
     use serde_json::{Value, json};
+
+    #[tokio::test]
+    async fn first_contacts_at_once_keep_one_account_and_a_stale_key_is_not_put_back() {
+        let mut journal = Memory::default();
+        let mut first = stored_or_new("https://ca.test/directory", &mut journal)
+            .await
+            .unwrap();
+        let mut second = Kept::load(&mut journal).await.unwrap().unwrap();
+        let mut stale = Kept::load(&mut journal).await.unwrap().unwrap();
+        first.account.id = Some("https://ca.test/account/0".into());
+        second.account.id.clone_from(&first.account.id);
+        second.account.email = Some("admin@example.com".into());
+        first.save(&mut journal).await.unwrap();
+        second.save(&mut journal).await.unwrap();
+        second.account.key_pkcs8 = new_key().unwrap();
+        second.save(&mut journal).await.unwrap();
+        assert!(stale.save(&mut journal).await.is_err());
+        assert_eq!(journal.account, Some(second.credentials));
+    }
 
     #[tokio::test]
     async fn stored_key_is_registered_again_after_a_lost_reply() {

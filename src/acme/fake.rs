@@ -522,7 +522,9 @@ impl Journal for Memory {
         credentials: &Secret,
         before: &Secret,
     ) -> Result<(), JournalError> {
-        assert_eq!(self.account.as_ref(), Some(before));
+        if self.account.as_ref() != Some(before) {
+            return Err("the account was changed".into());
+        }
         self.account = Some(credentials.clone());
         self.accounts_saved += 1;
         Ok(())

@@ -67,21 +67,7 @@ fn print(text: &[u8]) {
 }
 
 /// Commands of other clients, or of later versions, and what does their work meanwhile.
-const ELSEWHERE: [(&str, &str); 4] = [
-    (
-        "revoke",
-        "the key of a certificate may revoke it: certbot revoke --cert-path cert.pem --key-path privkey.pem with the files of its live directory; then certs renew NAME --force replaces it",
-    ),
-    (
-        "account",
-        "the accounts are files in the data directory; certs status NAME shows the CA",
-    ),
-    ("csr", "certs issue makes its own key"),
-    (
-        "rename",
-        "certs issue with its names and --name NEW makes another certificate, and certs delete NAME removes the first",
-    ),
-];
+const ELSEWHERE: [(&str, &str); 1] = [("csr", "certs issue makes its own key")];
 
 /// The answer to an unknown command that resembles none, whatever clap suggests for it.
 pub(super) fn unknown_command(error: &clap::Error) -> Option<Failure> {
