@@ -74,7 +74,7 @@ impl<'p> Pass<'p> {
         if self.trigger == Trigger::Requested {
             changed |= end_rollback(record);
         }
-        record.profile.clone_from(&wanted.profile);
+        record.profile.clone_from(&wanted.terms.profile);
         record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
