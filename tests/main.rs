@@ -35,6 +35,7 @@ mod import;
 mod imported;
 mod install;
 mod jumps;
+mod keys;
 mod kill;
 mod labels;
 mod language;
