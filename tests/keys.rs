@@ -406,6 +406,23 @@ fn certificate_of_a_signing_request_is_served_with_the_users_key_and_renewed() {
 }
 
 #[test]
+fn pending_order_of_another_signing_request_is_not_resumed() {
+    let ca = EmbeddedCa::start();
+    let (first, _) = request(&ca.path(""), &[NAME]);
+    let down = Fault::html(503);
+    ca.script.add(Endpoint::Finalize, Which::Every, down);
+    run(&mut csr(&ca, &first, &[]), 3);
+    ca.script.clear();
+    let (second, _) = request(&ca.path(""), &[NAME]);
+    run(&mut csr(&ca, &second, &[]), 0);
+    let lines = |path: &Path| -> Vec<String> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    };
+    assert_eq!(lines(&file(&ca, NAME, "request.pem")), lines(&second));
+}
+
+#[test]
 fn unfit_signing_request_exits_2_before_anything_is_sent() {
     let ca = EmbeddedCa::start();
     let (good, _) = request(&ca.path(""), &[NAME]);
