@@ -27,6 +27,7 @@ mod server;
 mod signed;
 mod signing;
 mod state;
+mod trust;
 mod validate;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use listen::{Identity, serve};
 pub use renewal::share;
 pub use server::Server;
 pub use signing::Signing;
+pub(crate) use trust::{Root, TrustError, TrustStore};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);

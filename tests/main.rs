@@ -66,6 +66,7 @@ mod takeover;
 mod targets;
 mod tls_alpn01;
 mod tokens;
+mod trust;
 mod usage;
 mod volumes;
 mod webrtc;
