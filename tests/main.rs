@@ -34,6 +34,7 @@ mod house;
 mod import;
 mod imported;
 mod install;
+mod interop;
 mod jumps;
 mod kill;
 mod labels;
