@@ -401,7 +401,7 @@ fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
     Some(parts.join("."))
 }
 
-fn pem(der: &CertificateDer<'_>) -> String {
+pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
     pem_block("CERTIFICATE", der)
 }
 

@@ -29,6 +29,7 @@ mod revoke;
 mod run;
 mod simulate;
 mod status;
+mod trust;
 mod volume;
 mod watcher;
 

@@ -120,8 +120,11 @@ fn der_in(content: &[u8]) -> Option<Vec<u8>> {
 fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
     match key.parsed() {
         Ok(PublicKey::RSA(rsa)) => {
-            let modulus = rsa.modulus.iter().skip_while(|byte| **byte == 0);
-            let bits = modulus.count() * 8;
+            let mut modulus = rsa.modulus.iter().skip_while(|byte| **byte == 0);
+            let first = modulus
+                .next()
+                .map_or(0, |first| 8 - first.leading_zeros() as usize);
+            let bits = modulus.count() * 8 + first;
             match (2048..=8192).contains(&bits) {
                 true => Ok(()),
                 false => Err(format!(
