@@ -25,6 +25,7 @@ mod keys;
 mod labels;
 mod layer;
 mod origin;
+mod presets;
 mod problem;
 mod read;
 mod remembered;

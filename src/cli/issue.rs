@@ -36,7 +36,9 @@ use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, task: Task) -> Result<(), Failure> {
-    let mut settings = meant::named(&call.sources).await?;
+    let mut sources = call.sources.clone();
+    sources.rehearses = task == Task::Rehearsal;
+    let mut settings = meant::named(&sources).await?;
     meant::check_command(&call.sources, &settings).await?;
     match task {
         Task::Rehearsal => {
