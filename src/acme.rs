@@ -14,8 +14,10 @@ mod account;
 mod account_change;
 mod answers;
 mod authorization;
+mod binding;
 #[cfg(test)]
 mod bounds;
+mod caa;
 pub mod client;
 mod directory;
 mod documents;

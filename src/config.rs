@@ -27,6 +27,7 @@ mod keys;
 mod labels;
 mod layer;
 mod origin;
+mod presets;
 mod problem;
 mod read;
 mod remembered;

@@ -1,12 +1,16 @@
-//! The network: one HTTP client ([`http`]), DNS ([`dns`]), the bounds of every listener ([`listen`]), the
-//! parameters of TLS ([`tls`]), connections to Unix sockets ([`unix`]), URLs with secrets
-//! ([`url`]), this machine's sockets, and those of the service manager.
+//! The network: one HTTP client ([`http`]), proxies ([`proxy`], [`connector`]), DNS ([`dns`]), the bounds of
+//! every listener ([`listen`]), the parameters of TLS ([`tls`]), the roots of this machine ([`roots`]),
+//! connections to Unix sockets ([`unix`]), URLs with secrets ([`url`]), this machine's sockets, and those of
+//! the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub(crate) mod connector;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod listen;
+pub(crate) mod proxy;
+pub(crate) mod roots;
 pub(crate) mod sockets;
 pub(crate) mod systemd;
 pub(crate) mod tls;

@@ -224,6 +224,7 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         clock: Arc::new(SystemClock),
         observer: seen.clone(),
         preferred_chain: None,
+        notice: None,
     });
     let order = certs::record::PendingOrder {
         ca: pebble.directory_url(),

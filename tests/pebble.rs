@@ -1,8 +1,11 @@
 //! From issuance to a served certificate, against Pebble and a real nginx.
 
 use std::path::Path;
+use std::process::Command;
 
-use crate::support::{Nginx, Pebble, Running, certs, loads, run};
+use crate::support::{
+    Nginx, Pebble, Running, certs, free_port, listens, loads, program, run, until,
+};
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
@@ -285,6 +288,7 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
         clock: Arc::new(SystemClock),
         observer: requests.clone(),
         preferred_chain: None,
+        notice: None,
     })
     .unwrap();
     let order = certs::record::PendingOrder {
@@ -319,4 +323,42 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     // A machine under load may have to poll the order a second time.
     seen.dedup();
     assert_eq!(seen, expected);
+}
+
+#[test]
+fn challenge_is_answered_behind_a_redirect_to_https() {
+    let Some(pebble) = Pebble::start(0) else {
+        return;
+    };
+    let Some(nginx) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let (root, ours) = (directory.path().display().to_string(), free_port());
+    let (http, tls) = (pebble.http_port, pebble.tls_port);
+    let made = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap();
+    std::fs::write(format!("{root}/cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(format!("{root}/key.pem"), made.signing_key.serialize_pem()).unwrap();
+    let config = format!(
+        "daemon off; pid {root}/pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
+         http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+         uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+         server {{ listen 127.0.0.1:{http}; location / {{ return 301 https://$host:{tls}$request_uri; }} }}\n\
+         server {{ listen 127.0.0.1:{tls} ssl; ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;\n\
+         location / {{ proxy_pass http://127.0.0.1:{ours}; proxy_set_header Host $host; }} }} }}\n"
+    );
+    std::fs::write(format!("{root}/nginx.conf"), config).unwrap();
+    let mut command = Command::new(nginx);
+    let _nginx = Running::start(command.arg("-c").arg(format!("{root}/nginx.conf")));
+    until("nginx", || listens(http) && listens(tls));
+    let mut issue = certs(&pebble.path(""));
+    issue.args([
+        "issue",
+        "example.com",
+        "--agree-tos",
+        "--ca",
+        &pebble.directory_url(),
+    ]);
+    issue.arg("--ca-root").arg(pebble.path("root.pem"));
+    run(issue.arg(format!("--http-listen=127.0.0.1:{ours}")), 0);
 }

@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod embedded;
 pub(crate) mod faults;
 pub(crate) mod oracle;
+pub(crate) mod proxy;
 pub(crate) mod renewal;
 pub(crate) mod replay;
 pub(crate) mod sidecar;

@@ -19,6 +19,8 @@ pub struct AccountSettings {
     /// The external account binding: key identifier and decoded HMAC key, or why it cannot
     /// be read. Only a registration needs it.
     pub external: Option<(String, Result<SecretBytes, String>)>,
+    /// The URL at which the CA gives such a binding for the e-mail address.
+    pub credentials_by_email: Option<String>,
 }
 
 /// A registered key.
@@ -291,6 +293,7 @@ mod tests {
             email: Some("me@example.com".into()),
             terms_agreed: true,
             external: Some(("customer".into(), Ok(SecretBytes::new(b"secret".to_vec())))),
+            credentials_by_email: None,
         };
         let sent = register(options).await;
         assert_eq!(

@@ -3,7 +3,7 @@
 //! decides whether to order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use super::retry::patiently;
 use super::{ClockReading, Issuer, Journal, Observer, RevocationRequest, renewal_info};
 use crate::certificate::Secret;
 use crate::challenge::Solver;
+use crate::net::dns::caa::CaaLookup;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
@@ -44,6 +45,8 @@ pub struct ClientSettings {
     pub observer: Arc<dyn Observer>,
     /// The common name of the topmost issuer to prefer among alternate chains.
     pub preferred_chain: Option<String>,
+    /// Logged before the first order, such as its price.
+    pub notice: Option<&'static str>,
 }
 
 /// An ACME client for one directory.
@@ -53,6 +56,10 @@ pub struct Client {
     /// The directory, and the stopwatch's time when it was read.
     directory: Mutex<Option<(Duration, Arc<Directory>)>>,
     account: Mutex<Option<Arc<Account>>>,
+    /// Whether the notice was logged.
+    is_noticed: AtomicBool,
+    /// Finds the CAA records of refused names.
+    pub(super) caa: Option<Arc<dyn CaaLookup>>,
 }
 
 /// One order in progress. Its steps are in [`super::order`], [`super::authorization`]
@@ -90,7 +97,24 @@ impl Client {
             settings,
             directory: Mutex::default(),
             account: Mutex::default(),
+            is_noticed: AtomicBool::new(false),
+            caa: None,
         })
+    }
+
+    /// The same, and looks up the CAA records of names that the CA refuses.
+    #[must_use]
+    pub(crate) fn with_caa(self, caa: Arc<dyn CaaLookup>) -> Self {
+        Self {
+            caa: Some(caa),
+            ..self
+        }
+    }
+
+    /// The URL of the account, once it is known.
+    pub(super) async fn known_account(&self) -> Option<String> {
+        let account = self.account.lock().await;
+        account.as_ref().map(|account| account.id.clone())
     }
 
     /// The directory. Concurrent callers wait for one request.
@@ -248,12 +272,8 @@ impl Client {
         if let Some(email) = &settings.email {
             payload["contact"] = json!([format!("mailto:{email}")]);
         }
-        if let Some((id, secret)) = &settings.external
-            && !only_existing
-        {
-            let secret = secret.as_ref();
-            let secret = secret.map_err(|why| Cause::Binding(why.clone()))?;
-            payload["externalAccountBinding"] = key.bind(id, secret.expose(), url);
+        if !only_existing && let Some((id, secret)) = self.external_account().await? {
+            payload["externalAccountBinding"] = key.bind(&id, secret.expose(), url);
         }
         let new_nonce = &directory.new_nonce;
         let send = || {
@@ -352,12 +372,20 @@ impl Issuer for Client {
         pending: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError> {
+        if let Some(notice) = self.settings.notice
+            && !self.is_noticed.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("{notice}");
+        }
         let directory = self.directory().await?;
+        let names = pending.identifiers.clone();
         let result = self.complete(&directory, pending, journal).await;
-        result.map_err(|error| {
-            let cause = error.cause.with_hint_from(&directory.meta, error.phase);
-            AcmeError { cause, ..error }
-        })
+        let Err(error) = result else {
+            return result;
+        };
+        let cause = error.cause.with_hint_from(&directory.meta, error.phase);
+        let error = AcmeError { cause, ..error };
+        Err(self.advise(error, &names, &directory.meta).await)
     }
 
     async fn update_account(&self, journal: &mut dyn Journal) -> Result<(), AcmeError> {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::Cause;
 use super::problem::from_value;
+use crate::time::Timestamp;
 
 /// Far above the kinds of challenges that exist.
 const MOST_CHALLENGES: usize = 32;
@@ -21,6 +22,12 @@ pub(super) fn order(body: &[u8]) -> Result<OrderState, Cause> {
     let mut state = OrderState::deserialize(order)?;
     state.error = error;
     Ok(state)
+}
+
+/// The end of an order's time, if its document tells a valid one.
+pub(super) fn expires(body: &[u8]) -> Option<Timestamp> {
+    let order: Value = serde_json::from_slice(body).ok()?;
+    Timestamp::deserialize(&order["expires"]).ok()
 }
 
 /// An authorization (RFC 8555 section 7.1.4), with the challenges that parse.

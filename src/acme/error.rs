@@ -168,6 +168,28 @@ pub enum ExchangeError {
     TimedOut(Duration),
     #[error("the reply is longer than {0} bytes")]
     TooLarge(usize),
+    #[error("{message}")]
+    Proxy {
+        message: String,
+        hint: String,
+        is_temporary: bool,
+    },
+    #[error("{error}, through the proxy {proxy}")]
+    Through { proxy: String, error: Box<Self> },
+}
+
+impl ExchangeError {
+    /// The same, of a server that is reached through `proxy`.
+    pub(super) fn through(self, proxy: Option<String>) -> Self {
+        match (self, proxy) {
+            (error @ (Self::Proxy { .. } | Self::OutsideValidity(_) | Self::TooLarge(_)), _)
+            | (error, None) => error,
+            (error, Some(proxy)) => Self::Through {
+                proxy,
+                error: Box::new(error),
+            },
+        }
+    }
 }
 
 /// By this machine's clock, the certificate of the CA's server is not valid: the clock
@@ -196,8 +218,23 @@ impl OutsideValidity {
 
 impl From<ExchangeError> for Cause {
     fn from(error: ExchangeError) -> Self {
-        let hint = match &error {
+        let direct = match &error {
+            ExchangeError::Through { error, .. } => error,
+            direct => direct,
+        };
+        let hint = match direct {
             ExchangeError::TooLarge(_) => return Self::Protocol(error.to_string()),
+            ExchangeError::Proxy {
+                message,
+                hint,
+                is_temporary,
+            } => {
+                return Self::Unreachable(Explained {
+                    is_temporary: *is_temporary,
+                    ..Explained::new(message.as_str(), hint.clone())
+                });
+            }
+            ExchangeError::Through { .. } => "check the proxy",
             ExchangeError::Unresolved(_) => "check the directory URL and this machine's DNS",
             ExchangeError::Connect(_) => {
                 "check the directory URL, the network, and this machine's outgoing firewall"
@@ -213,7 +250,7 @@ impl From<ExchangeError> for Cause {
                 "run the same command again: an order that was placed is resumed"
             }
         };
-        let is_temporary = matches!(error, ExchangeError::Connect(_) | ExchangeError::Broken(_));
+        let is_temporary = matches!(direct, ExchangeError::Connect(_) | ExchangeError::Broken(_));
         Self::Unreachable(Explained {
             is_temporary,
             ..Explained::new(error.to_string(), hint)
@@ -299,6 +336,24 @@ impl Cause {
             .map(|note| format!("\n  seen here: {note}"))
             .collect();
         self.with_message(cut(text + &notes))
+    }
+
+    /// The same cause, with what CAA records say, and the hint that follows from them.
+    pub(super) fn with_caa(self, notes: BTreeSet<String>, hint: Option<String>) -> Self {
+        if notes.is_empty() {
+            return self;
+        }
+        let notes: String = notes.iter().map(|note| format!("\n  {note}")).collect();
+        let mut cause = {
+            let text = self.to_string();
+            self.with_message(cut(text + &notes))
+        };
+        if let (Self::Refused(explained) | Self::NotValidated(explained), Some(hint)) =
+            (&mut cause, hint)
+        {
+            explained.hint = hint.into();
+        }
+        cause
     }
 
     /// The same cause, with the names that failed.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderName, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
 
@@ -58,6 +58,8 @@ impl Scripted {
 #[derive(Default)]
 struct State {
     requests: Vec<(String, Timestamp, Value)>,
+    /// The unsigned bodies, by endpoint.
+    bodies: Vec<(String, String)>,
     nonces: HashSet<String>,
     nonces_made: u64,
     accounts: HashMap<String, String>,
@@ -134,6 +136,7 @@ impl FakeCa {
             clock: self.clock.clone(),
             observer: Arc::new(()),
             preferred_chain: None,
+            notice: None,
         }
     }
 
@@ -229,6 +232,13 @@ impl FakeCa {
         matching.map(|(.., payload)| payload.clone()).collect()
     }
 
+    /// The bodies of the unsigned requests for `endpoint`.
+    pub(super) fn bodies(&self, endpoint: &str) -> Vec<String> {
+        let state = self.lock();
+        let matching = state.bodies.iter().filter(|(name, _)| name == endpoint);
+        matching.map(|(_, body)| body.clone()).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -240,7 +250,10 @@ impl FakeCa {
         state
             .requests
             .push((endpoint.to_owned(), now, payload.clone()));
-        if request.method() == Method::POST {
+        let body = String::from_utf8_lossy(request.body()).into_owned();
+        if protected.is_null() {
+            state.bodies.push((endpoint.to_owned(), body));
+        } else {
             let nonce = protected["nonce"].as_str().unwrap();
             let known = state.nonces.remove(nonce);
             let rejected = state.rejected_nonces.as_ref();

@@ -1,12 +1,14 @@
 //! The two ways to a CA: [`Https`] over the network, and [`InProcess`] into a
 //! service of this process (the embedded CA) without a socket.
 //!
-//! Over the network: https only, the public roots that are built in and those
-//! that the user adds, bounded in time and size, no redirects.
+//! Over the network: https only, perhaps through a proxy, with the public roots that are
+//! built in, those of this machine and those that the user adds, bounded in time and size,
+//! no redirects.
 
 use std::error::Error;
 use std::io;
 use std::iter::successors;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +18,6 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
@@ -24,6 +25,9 @@ use tower_service::Service;
 
 use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
+use crate::net::connector::Connector;
+use crate::net::proxy::{Proxies, ProxyError};
+use crate::net::roots::SystemRoots;
 use crate::net::tls;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -36,7 +40,8 @@ const LARGEST_HEAD: usize = 64 * 1024;
 
 /// The CA at the other end of a network.
 pub struct Https {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    proxies: Arc<Proxies>,
 }
 
 impl Https {
@@ -46,27 +51,45 @@ impl Https {
     /// # Errors
     /// When the extra roots are not readable.
     pub fn new(extra_roots: Option<&[u8]>) -> Result<Self, String> {
+        Self::through(Proxies::default(), extra_roots, None)
+    }
+
+    /// The same through `proxies`, and trusts the roots of this machine, too.
+    ///
+    /// # Errors
+    /// When the extra roots are not readable.
+    pub(crate) fn through(
+        proxies: Proxies,
+        extra_roots: Option<&[u8]>,
+        system: Option<&SystemRoots>,
+    ) -> Result<Self, String> {
         let mut roots = tls::public_roots();
+        if let Some(system) = system {
+            system.add_to(&mut roots);
+        }
         let own = match extra_roots {
             Some(extra) => tls::add_roots(&mut roots, extra)?,
             None => Vec::new(),
         };
         let tls = tls::trusting_own(roots, own).map_err(|error| error.to_string())?;
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        // A request is written in two parts: the second must not wait for the first to
-        // be acknowledged.
-        connector.set_nodelay(true);
+        let proxies = Arc::new(proxies);
         let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(Connector::through(proxies.clone()));
         Ok(Self {
             client: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(LARGEST_HEAD)
                 .build(https),
+            proxies,
         })
+    }
+
+    /// The proxy to the server of `request`, for messages.
+    fn proxy_of(&self, request: &Request<Bytes>) -> Option<String> {
+        let proxy = self.proxies.to(request.uri().host()?).ok()?;
+        proxy.map(ToString::to_string)
     }
 }
 
@@ -78,15 +101,17 @@ impl Exchange for Https {
     ) -> Result<Response<Bytes>, ExchangeError> {
         let agent = HeaderValue::from_static(concat!("certs/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
+        let proxy = self.proxy_of(&request);
         let exchanged = async {
             let reply = self.client.request(request.map(Full::new)).await;
             whole(reply.map_err(|error| classify(&error))?).await
         };
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
             ended = exchanged => ended,
             () = deadline() => Err(ExchangeError::TimedOut(DEADLINE)),
-        }
+        };
+        ended.map_err(|error| error.through(proxy))
     }
 }
 
@@ -125,7 +150,14 @@ where
 /// Classifies an error by its remedy.
 fn classify(error: &hyper_util::client::legacy::Error) -> ExchangeError {
     let text = printable(&chain(error));
-    if let Some(tls) = tls_error(error) {
+    if let Some(proxy) = caused_by::<ProxyError>(error) {
+        return ExchangeError::Proxy {
+            message: proxy.to_string(),
+            hint: proxy.hint(),
+            is_temporary: proxy.is_temporary(),
+        };
+    }
+    if let Some(tls) = caused_by::<rustls::Error>(error) {
         return match tls {
             rustls::Error::InvalidCertificate(reason) => match outside_validity(reason) {
                 Some(outside) => outside.into(),
@@ -161,7 +193,7 @@ fn outside_validity(reason: &CertificateError) -> Option<OutsideValidity> {
     }
 }
 
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+fn caused_by<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     let inner = |&error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         // An io::Error shows its content's source, not its content.
         match error.downcast_ref().and_then(io::Error::get_ref) {
@@ -183,8 +215,6 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]

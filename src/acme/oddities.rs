@@ -1,5 +1,6 @@
 //! Tests of what real CAs do beside RFC 8555: orders that stay `pending` when a name has
-//! failed, challenges that are started already, redirects, relative URLs, pages for the user.
+//! failed, challenges that are started already, redirects, relative URLs, pages for the user,
+//! orders that need no validation, and directories of private CAs.
 
 use std::time::Duration;
 
@@ -233,4 +234,213 @@ async fn action_of_the_user_is_shown_with_its_pages() {
         assert!(error.to_string().contains(shown), "{error}");
     }
     assert!(error.cause.hint().contains("URL in the message"));
+}
+
+#[tokio::test]
+async fn order_that_is_ready_or_valid_at_once_needs_no_validation() {
+    for (status, requests) in [
+        (
+            "ready",
+            &["new-order", "finalize", "order", "certificate"][..],
+        ),
+        ("valid", &["new-order", "certificate"][..]),
+    ] {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        // The fake CA knows its account and its order, and has validated the name.
+        issue(&client).await.unwrap();
+        ca.take_endpoints();
+        let order = json!({"status": status, "finalize": "https://ca.test/finalize/0",
+            "authorizations": ["https://ca.test/authorization/0/0"],
+            "certificate": "https://ca.test/certificate/0"});
+        let order = Scripted::json(&order).with("location", "https://ca.test/order/0");
+        ca.script("new-order", order);
+        let done = json!({"status": "processing", "authorizations": [],
+            "finalize": "https://ca.test/finalize/0"});
+        ca.script("finalize", Scripted::json(&done));
+        issue(&client).await.unwrap();
+        let sent = ca.take_endpoints();
+        let sent: Vec<_> = sent.iter().map(String::as_str).collect();
+        assert!(sent.ends_with(requests), "{status}: {sent:?}");
+        assert!(!sent.contains(&"challenge"), "{status}: {sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_pending_authorizations_of_a_mixed_order_are_answered() {
+    let ca = FakeCa::new();
+    let valid = json!({"status": "valid", "challenges": [],
+        "identifier": {"type": "dns", "value": "a.example"}});
+    ca.script("authorization", Scripted::json(&valid));
+    ca.script(
+        "order",
+        Scripted::json(&json!({"status": "valid", "authorizations": [],
+        "finalize": "https://ca.test/f", "certificate": "https://ca.test/certificate/0"})),
+    );
+    let names = pending(&["a.example", "b.example"]);
+    let client = ca.client();
+    client.issue(names, &mut Memory::default()).await.unwrap();
+    assert_eq!((ca.count("authorization"), ca.count("challenge")), (2, 1));
+}
+
+#[tokio::test]
+async fn hundred_names_are_one_order() {
+    let names: Vec<String> = (0..100)
+        .map(|number| format!("n{number}.example"))
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let ca = FakeCa::new();
+    let client = ca.client();
+    client
+        .issue(pending(&names), &mut Memory::default())
+        .await
+        .unwrap();
+    for (endpoint, requests) in [("new-order", 1), ("authorization", 100), ("challenge", 100)] {
+        assert_eq!(ca.count(endpoint), requests, "{endpoint}");
+    }
+    let sent = &ca.payloads("new-order")[0]["identifiers"];
+    assert_eq!(sent.as_array().unwrap().len(), 100);
+}
+
+#[tokio::test]
+async fn refused_names_among_good_ones_are_each_reported() {
+    let ca = FakeCa::new();
+    let kind = |kind: &str| format!("urn:ietf:params:acme:error:{kind}");
+    let sub = |name: &str, of: &str, detail: &str| json!({"type": kind(of), "detail": detail, "identifier": {"type": "dns", "value": name}});
+    let body = json!({"type": kind("compound"), "detail": "some names are refused", "subproblems": [
+        sub("b.example", "rejectedIdentifier", "on a list"), sub("c.example", "caa", "forbidden"),
+    ]});
+    let refusal = Scripted(
+        400,
+        "application/problem+json; charset=utf-8",
+        body.to_string(),
+        vec![],
+    );
+    ca.script("new-order", refusal);
+    let names = pending(&["a.example", "b.example", "c.example"]);
+    let ended = ca.client().issue(names, &mut Memory::default()).await;
+    let error = ended.unwrap_err();
+    assert!(matches!(error.cause, Cause::Refused(_)), "{error}");
+    let text = error.to_string();
+    for line in [
+        "b.example: urn:ietf:params:acme:error:rejectedIdentifier: on a list",
+        "c.example: urn:ietf:params:acme:error:caa: forbidden",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    let failed = error.cause.failed_names().iter();
+    let failed: Vec<_> = failed.map(|one| one.identifier.to_string()).collect();
+    assert_eq!(failed, ["b.example", "c.example"]);
+    assert!(
+        error.cause.hint().contains("remove that name"),
+        "{}",
+        error.cause.hint()
+    );
+}
+
+#[tokio::test]
+async fn directories_of_private_cas_are_read_as_documented() {
+    let json_type = "application/json; charset=utf-8";
+    let required = ["newNonce", "newAccount", "newOrder"];
+    let endpoints =
+        ["new-nonce", "new-account", "new-order"].map(|one| format!("https://ca.test/{one}"));
+    for (ca_name, more) in [
+        // No metadata at all.
+        (
+            "step-ca",
+            json!({"revokeCert": "https://ca.test/acme/acme/revoke-cert",
+            "keyChange": "https://ca.test/acme/acme/key-change"}),
+        ),
+        (
+            "Vault",
+            json!({"revokeCert": "https://ca.test/v1/pki/acme/revoke-cert", "newAuthz": "",
+            "keyChange": null, "meta": {"externalAccountRequired": false}}),
+        ),
+        (
+            "EJBCA",
+            json!({"revokeCert": "https://ca.test/ejbca/acme/alias/revokeCert", "newAuthz": null,
+            "meta": {"termsOfService": null, "website": "", "caaIdentities": null, "profiles": []}}),
+        ),
+    ] {
+        let ca = FakeCa::new();
+        let mut directory = more;
+        for (name, url) in required.iter().zip(&endpoints) {
+            directory[*name] = url.as_str().into();
+        }
+        ca.script(
+            "directory",
+            Scripted(200, json_type, directory.to_string(), vec![]),
+        );
+        let client = ca.client();
+        issue(&client)
+            .await
+            .unwrap_or_else(|error| panic!("{ca_name}: {error}"));
+        assert_eq!(
+            client.renewal_info("YQ.Yg").await.unwrap(),
+            None,
+            "{ca_name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn ca_that_answers_503_for_an_hour_issues_the_same_order_afterwards() {
+    let ca = FakeCa::new();
+    let client = ca.client();
+    let mut journal = Memory::default();
+    let busy = Scripted(503, "text/html", "<p>".into(), vec![]);
+    let minute = Duration::from_secs(60);
+    ca.persist("finalize", &busy);
+    let mut order = pending(&["a.example"]);
+    for _ in 0..60 {
+        let cause = client.issue(order, &mut journal).await.unwrap_err().cause;
+        assert!(matches!(cause, Cause::Unreachable(_)), "{cause:?}");
+        order = journal.orders.last().unwrap().clone();
+        ca.persist("order", &busy);
+        ca.clock.sleep(minute).await;
+    }
+    ca.forget_scripts();
+    client.issue(order, &mut journal).await.unwrap();
+    assert!(ca.clock.now().since(NOW) > minute * 60);
+    assert_eq!(
+        (ca.orders(), ca.count("new-order"), ca.count("new-account")),
+        (1, 1, 1)
+    );
+    // With the time of its end it is a limit, and no failure.
+    ca.script("new-order", busy.with("retry-after", 3600));
+    let limited = issue(&client).await.unwrap_err().cause;
+    let Cause::RateLimited { retry_after, .. } = limited else {
+        panic!("{limited:?}")
+    };
+    assert_eq!(retry_after, Some(minute * 60));
+}
+
+#[tokio::test]
+async fn order_that_expires_is_replaced_once() {
+    let invalid = |expires: &str| {
+        Scripted::json(&json!({"status": "invalid", "authorizations": [],
+            "finalize": "https://ca.test/f", "expires": expires}))
+    };
+    let (past, future) = ("2027-01-15T07:59:59Z", "2027-01-16T00:00:00Z");
+    for (expires, times, placed, is_issued) in [
+        (past, 1, 2, true),
+        (past, 2, 2, false),
+        (future, 1, 1, false),
+    ] {
+        let ca = FakeCa::new();
+        for _ in 0..times {
+            ca.script("order", invalid(expires));
+        }
+        let result = issue(&ca.client()).await;
+        assert_eq!(result.is_ok(), is_issued, "{expires} {times}: {result:?}");
+        assert_eq!(ca.count("new-order"), placed, "{expires} {times}");
+    }
+    // The CA may forget it, too.
+    let ca = FakeCa::new();
+    let placed = json!({"status": "processing", "authorizations": [],
+        "finalize": "https://ca.test/f", "expires": past});
+    let placed = Scripted::json(&placed).with("location", "https://ca.test/order/7");
+    ca.script("new-order", placed);
+    issue(&ca.client()).await.unwrap();
+    assert_eq!((ca.count("new-order"), ca.orders()), (2, 1));
 }

@@ -34,16 +34,45 @@ impl Flow<'_> {
     ) -> Result<String, AcmeError> {
         let opened = self.open(pending, journal).await;
         let mut order = opened.map_err(self.client.at(Phase::Order))?;
+        match self.proceed(&mut order, pending, journal).await {
+            Err(error) if self.has_expired(&order, &error.cause) => {
+                tracing::info!("the order expired at the CA; placing a new one");
+                pending.url = None;
+                let opened = self.open(pending, journal).await;
+                let mut order = opened.map_err(self.client.at(Phase::Order))?;
+                self.proceed(&mut order, pending, journal).await
+            }
+            ended => ended,
+        }
+    }
+
+    /// Whether the order failed only because its time is over, by the CA's clock.
+    fn has_expired(&self, order: &PlacedOrder, cause: &Cause) -> bool {
+        let now = self.client.settings.clock.now();
+        let reading = self.client.transport.clocks();
+        let now = reading.map_or(now, |reading| reading.at_ca(now));
+        let is_refusal = matches!(cause, Cause::NotValidated(_) | Cause::Refused(_));
+        let unexplained = cause.failed_names().is_empty() && order.state.error.is_none();
+        is_refusal && unexplained && order.expires.is_some_and(|end| end <= now)
+    }
+
+    /// Completes an opened order.
+    async fn proceed(
+        &self,
+        order: &mut PlacedOrder,
+        pending: &PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, AcmeError> {
         if order.state.status == OrderStatus::Pending {
-            let authorized = self.authorize(&mut order, journal).await;
+            let authorized = self.authorize(order, journal).await;
             authorized.map_err(self.client.at(Phase::Authorization))?;
         } else {
             // An earlier run may have been interrupted after the validation.
             self.clean_up(&[], journal).await;
         }
-        let concluded = self.conclude(&mut order, pending).await;
+        let concluded = self.conclude(order, pending).await;
         concluded.map_err(self.client.at(Phase::Finalize))?;
-        let chain = self.download(&order).await;
+        let chain = self.download(order).await;
         chain.map_err(self.client.at(Phase::Certificate))
     }
 

@@ -15,6 +15,7 @@ use super::documents;
 use super::error::Cause;
 use super::exchange::Reply;
 use crate::identifier::Identifier;
+use crate::time::Timestamp;
 
 /// The CA needs this long to record a validation or a certificate request.
 const SETTLING: Duration = Duration::from_millis(50);
@@ -58,6 +59,8 @@ impl Watch {
 pub(super) struct PlacedOrder {
     pub(super) url: String,
     pub(super) state: OrderState,
+    /// The end of its time at the CA, if it tells it.
+    pub(super) expires: Option<Timestamp>,
     /// The names of the order.
     pub(super) identifiers: BTreeSet<Identifier>,
     /// `Retry-After` of the last reply.
@@ -74,6 +77,7 @@ impl PlacedOrder {
         Ok(Self {
             url,
             state: state(reply)?,
+            expires: documents::expires(&reply.body),
             identifiers: identifiers.clone(),
             retry_after,
         })
@@ -81,6 +85,7 @@ impl PlacedOrder {
 
     pub(super) fn update(&mut self, reply: &Reply) -> Result<(), Cause> {
         self.state = state(reply)?;
+        self.expires = documents::expires(&reply.body).or(self.expires);
         self.retry_after = reply.retry_after;
         Ok(())
     }
@@ -202,7 +207,7 @@ mod tests {
     use super::super::Issuer;
     use super::super::fake::{FakeCa, Memory, NOW, Scripted, issue, pending};
     use super::*;
-    use crate::time::{Clock, Timestamp};
+    use crate::time::Clock;
 
     fn still_processing() -> Scripted {
         Scripted::json(

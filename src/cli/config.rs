@@ -30,16 +30,19 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Cuts the URLs of deploy targets, whose paths may be tokens.
+/// Cuts the URLs of deploy targets, whose paths may be tokens, and of proxies, and hides the
+/// credentials of DNS providers.
 fn hide_secrets(value: &mut Value, is_target: bool) {
     match value {
         Value::String(text) if is_target => *text = origins(text),
         Value::Array(items) => items
             .iter_mut()
             .for_each(|item| hide_secrets(item, is_target)),
-        Value::Object(keys) => keys
-            .iter_mut()
-            .for_each(|(key, item)| hide_secrets(item, is_target || key == "deploy")),
+        Value::Object(keys) => keys.iter_mut().for_each(|(key, item)| match key.as_str() {
+            "credentials" => *item = "(…)".into(),
+            "deploy" | "proxies" => hide_secrets(item, true),
+            _ => hide_secrets(item, is_target),
+        }),
         _ => {}
     }
 }

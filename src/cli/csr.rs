@@ -44,7 +44,9 @@ pub(super) struct Csr {
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(super) async fn csr(call: &Call, options: &Csr) -> Result<(), Failure> {
-    let settings = meant::named(&call.sources).await?;
+    let mut sources = call.sources.clone();
+    sources.rehearses = options.dry_run;
+    let settings = meant::named(&sources).await?;
     for certificate in &settings.certificates {
         refuse_other_key(call, &settings, certificate).await?;
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
 
-pub(super) use self::client::{account_of, invalid, reached_by};
+pub(super) use self::client::{account_of, invalid, proxy_to, reached_by};
 pub(super) use self::outputs::{emptied, outputs_for};
 use self::outputs::{output_for, owner_of};
 use super::Call;
@@ -44,6 +44,7 @@ use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
     SPACING, SPREAD, SameNames, Services, Wanted,
 };
+use crate::net::dns::lookup::Resolver;
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::record::{Renaming, Terms};
@@ -369,7 +370,7 @@ impl Factory {
     ) -> Result<Arc<dyn Issuer>, Failure> {
         let account = account_of(ca)?;
         let identity = ca.directory.identity().to_owned();
-        let (directory, exchange) = reached_by(ca, || self.embedded(settings))?;
+        let (directory, exchange) = reached_by(ca, &self.process, || self.embedded(settings))?;
         let client = Client::new(acme::ClientSettings {
             directory,
             account,
@@ -379,8 +380,10 @@ impl Factory {
             clock: self.services.clock.clone(),
             observer: Arc::new(Watcher::new(identity, &self.services)),
             preferred_chain: ca.preferred_chain.clone(),
+            notice: ca.directory.notice(),
         });
-        Ok(Arc::new(client.map_err(invalid)?))
+        let resolver = Arc::new(Resolver::new(self.process.resolver));
+        Ok(Arc::new(client.map_err(invalid)?.with_caa(resolver)))
     }
 
     fn embedded(&self, settings: &CertificateSettings) -> Result<ca::Server, Failure> {

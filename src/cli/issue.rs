@@ -37,7 +37,9 @@ use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, task: Task) -> Result<(), Failure> {
-    let settings = meant::named(&call.sources).await?;
+    let mut sources = call.sources.clone();
+    sources.rehearses = task == Task::Rehearsal;
+    let settings = meant::named(&sources).await?;
     ordered(call, settings, task).await
 }
 

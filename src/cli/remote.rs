@@ -101,7 +101,7 @@ pub(super) async fn named(call: &Call, settings: &Settings) -> Result<CaSettings
 /// a command says so.
 pub(super) fn client(settings: &Settings, ca: &CaSettings) -> Result<Client, Failure> {
     let clock = Arc::new(SystemClock);
-    let (directory, exchange) = reached_by(ca, || {
+    let (directory, exchange) = reached_by(ca, settings, || {
         embedded::open(&settings.data_dir, None, clock.clone())
     })?;
     let mut account = account_of(ca)?;
@@ -115,6 +115,7 @@ pub(super) fn client(settings: &Settings, ca: &CaSettings) -> Result<Client, Fai
         clock,
         observer: Arc::new(()),
         preferred_chain: None,
+        notice: None,
     });
     client.map_err(invalid)
 }

@@ -4,7 +4,7 @@
 mod managed;
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
 use super::Call;
 use super::catalog::{all_known, open_store};
-use super::factory::Factory;
+use super::factory::{Factory, proxy_to};
 use super::kept::keep_stored;
 use super::labels::Labels;
 use super::listener::{Refused, listeners};
@@ -208,9 +208,23 @@ async fn factory(
     }
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
+    announce_proxies(&known);
     factory.prepare_issuers(&known);
     factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     Ok(Arc::new(factory))
+}
+
+/// Says through which proxy each CA is reached.
+fn announce_proxies(known: &Settings) {
+    let cas = known.certificates.iter();
+    let cas = cas.flat_map(|one| [Some(&one.ca), one.fallback.as_ref()]);
+    let ways = cas.flatten().filter_map(|ca| {
+        let proxy = proxy_to(ca, known).ok()??;
+        Some((ca.directory.short_name(), proxy))
+    });
+    for (ca, proxy) in ways.collect::<BTreeMap<_, _>>() {
+        tracing::info!("{ca} is reached through the proxy {proxy}");
+    }
 }
 
 /// Starts the discovery of containers, if it is configured.

@@ -1,5 +1,4 @@
-//! The CA and the account to use there. The names of public CAs are here and nowhere
-//! else; no other module knows a URL of theirs.
+//! The CA and the account to use there; [`super::presets`] has the public ones.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,32 +9,11 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
+use super::presets::{External, PUBLIC, Preset};
 use crate::certificate::SecretBytes;
 use crate::files::named::{self, Unread};
 use crate::net::url::normalized;
 use crate::text::{printable, stored_as_text};
-
-/// The public CAs: name and directory URL. A name with `-staging` is the staging directory
-/// of the name without it.
-const PUBLIC: [(&str, &str); 8] = [
-    (
-        "letsencrypt",
-        "https://acme-v02.api.letsencrypt.org/directory",
-    ),
-    (
-        "letsencrypt-staging",
-        "https://acme-staging-v02.api.letsencrypt.org/directory",
-    ),
-    ("zerossl", "https://acme.zerossl.com/v2/DV90"),
-    ("google", "https://dv.acme-v02.api.pki.goog/directory"),
-    (
-        "google-staging",
-        "https://dv.acme-v02.test-api.pki.goog/directory",
-    ),
-    ("actalis", "https://acme-api.actalis.com/acme/directory"),
-    ("sslcom-rsa", "https://acme.ssl.com/sslcom-dv-rsa"),
-    ("sslcom-ecc", "https://acme.ssl.com/sslcom-dv-ecc"),
-];
 
 const STAGING: &str = "-staging";
 const EMBEDDED: &str = "embedded";
@@ -47,23 +25,23 @@ pub(crate) struct DirectoryUrl(String);
 impl DirectoryUrl {
     /// The key of records and accounts: the URL, or `embedded`.
     pub(crate) fn identity(&self) -> &str {
-        self.known().map_or(&self.0, |(_, url)| url)
+        self.known().map_or(&self.0, |preset| preset.url)
     }
 
     /// Its name, or its URL if it has none.
     pub(crate) fn short_name(&self) -> &str {
-        self.known().map_or(&self.0, |(name, _)| name)
+        self.known().map_or(&self.0, |preset| preset.name)
     }
 
     /// The public CA whose directory is at `host`; `None` if none or several are there.
     pub(crate) fn at_host(host: &str) -> Option<Self> {
-        let is_there = |(_, url): &&(&str, &str)| {
-            let url = url.parse::<http::Uri>();
+        let is_there = |preset: &&Preset| {
+            let url = preset.url.parse::<http::Uri>();
             url.is_ok_and(|url| url.host() == Some(host))
         };
         let mut there = PUBLIC.iter().filter(is_there);
         match (there.next(), there.next()) {
-            (Some((name, _)), None) => Some(Self((*name).to_owned())),
+            (Some(preset), None) => Some(Self(preset.name.to_owned())),
             _ => None,
         }
     }
@@ -79,16 +57,28 @@ impl DirectoryUrl {
         self.known().is_some()
     }
 
-    /// Whether it is Let's Encrypt's.
-    pub(crate) fn is_letsencrypt(&self) -> bool {
-        self.known()
-            .is_some_and(|(name, _)| name.starts_with("letsencrypt"))
+    /// The only profile in which it signs addresses.
+    pub(crate) fn address_profile(&self) -> Option<&'static str> {
+        self.known()?.address_profile
+    }
+
+    /// What a user must know before an order, such as its price.
+    pub(crate) fn notice(&self) -> Option<&'static str> {
+        self.known()?.notice
+    }
+
+    /// The URL at which the CA gives an external account for an e-mail address.
+    pub(crate) fn credentials_by_email(&self) -> Option<&'static str> {
+        match self.known()?.external {
+            External::ByEmail(url, _) => Some(url),
+            _ => None,
+        }
     }
 
     /// The directory for a rehearsal; a private CA is its own. `None` if the CA has no
     /// staging directory.
     pub(crate) fn staging(&self) -> Option<Self> {
-        let Some((name, _)) = self.known() else {
+        let Some(Preset { name, .. }) = self.known() else {
             return Some(self.clone());
         };
         let name = name.strip_suffix(STAGING).unwrap_or(name);
@@ -99,12 +89,13 @@ impl DirectoryUrl {
     /// Whether its certificates are untrusted, for rehearsals.
     pub(crate) fn is_staging(&self) -> bool {
         self.known()
-            .is_some_and(|(name, _)| name.ends_with(STAGING))
+            .is_some_and(|preset| preset.name.ends_with(STAGING))
     }
 
-    fn known(&self) -> Option<(&'static str, &'static str)> {
-        let mut all = PUBLIC.into_iter();
-        all.find(|(name, url)| *name == self.0 || *url == self.0)
+    /// What is known of a public CA.
+    pub(super) fn known(&self) -> Option<&'static Preset> {
+        let mut all = PUBLIC.iter();
+        all.find(|preset| preset.name == self.0 || preset.url == self.0)
     }
 }
 
@@ -144,7 +135,7 @@ stored_as_text!(DirectoryUrl);
 
 /// The names of all known CAs.
 pub(super) fn names() -> Vec<&'static str> {
-    let public = PUBLIC.iter().map(|(name, _)| *name);
+    let public = PUBLIC.iter().map(|preset| preset.name);
     public.chain([EMBEDDED]).collect()
 }
 

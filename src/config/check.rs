@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::presets::{External, Preset};
 use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings};
@@ -15,24 +16,35 @@ use crate::manage::{CannotOrder, is_registered};
 /// The most names that public CAs accept in one certificate.
 const MOST_NAMES: usize = 100;
 
+/// Which CA is meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownCa {
+    Yes,
+    /// Its staging directory, which has another account.
+    Rehearsed,
+    /// Another problem hides it.
+    No,
+}
+
 /// Adds every problem that prevents the issuance of `wanted`, which comes from `origin`.
-/// It reads the files that `wanted` names and no others. `ca_is_known` is false if
-/// another problem hides which CA is meant. An account in `data_dir` needs no binding.
+/// It reads the files that `wanted` names and no others. An account in `data_dir` needs no
+/// binding.
 pub(super) fn certificate(
     wanted: &CertificateSettings,
     origin: &SettingOrigin,
-    ca_is_known: bool,
+    known: KnownCa,
     data_dir: &dyn Fn() -> PathBuf,
     problems: &mut Problems,
 ) {
     let mut check = Check {
         wanted,
         origin,
+        known,
         data_dir,
         problems,
     };
     check.names();
-    if ca_is_known {
+    if known != KnownCa::No {
         check.ca(&wanted.ca, wanted.profile.as_deref());
         if let Some(fallback) = &wanted.fallback {
             check.fallback(fallback);
@@ -114,6 +126,7 @@ pub(crate) fn shared_file<'a>(
 struct Check<'a> {
     wanted: &'a CertificateSettings,
     origin: &'a SettingOrigin,
+    known: KnownCa,
     problems: &'a mut Problems,
     data_dir: &'a dyn Fn() -> PathBuf,
 }
@@ -198,6 +211,9 @@ impl Check<'_> {
             let hint = "name a PEM file with --ca-root";
             self.nowhere(error.message, error.hint.unwrap_or(hint.to_owned()));
         }
+        if let (Some(preset), KnownCa::Yes) = (directory.known(), self.known) {
+            self.wants(preset, ca);
+        }
         let unreadable = match ca.read_binding() {
             Ok(Some((_, Err(error)))) => {
                 let is_needed = !is_registered((self.data_dir)(), directory.identity());
@@ -211,6 +227,42 @@ impl Check<'_> {
         }
     }
 
+    /// What a public CA wants for a registration: known before anything is sent.
+    fn wants(&mut self, preset: &Preset, ca: &CaSettings) {
+        let name = preset.name;
+        let lacks_email = ca.email.is_none();
+        let lacks_binding = ca.eab_kid.is_none() && ca.eab_hmac_file.is_none();
+        let lacks_binding = match preset.external {
+            External::NotNeeded => None,
+            External::From(site) => Some((site, "")),
+            External::ByEmail(_, site) => {
+                lacks_email.then_some((site, "add --email, for which the CA gives them, or "))
+            }
+        }
+        .filter(|_| lacks_binding);
+        if !(lacks_email && preset.needs_email || lacks_binding.is_some())
+            || is_registered((self.data_dir)(), preset.url)
+        {
+            return;
+        }
+        if lacks_email && preset.needs_email {
+            let message = format!("{name} signs nothing for an account without an e-mail address");
+            self.nowhere(message, "add --email, CERTS_EMAIL or email");
+        }
+        if let Some((site, first)) = lacks_binding {
+            let message = format!("{name} wants an external account binding");
+            let is_first = preset.url == self.wanted.ca.directory.identity();
+            let (kid, file) = match is_first {
+                true => ("--eab-kid", "--eab-hmac-file"),
+                false => ("--fallback-eab-kid", "--fallback-eab-hmac-file"),
+            };
+            let hint = format!(
+                "{first}get a key identifier and an HMAC key from {site}, and give them with {kid} and {file}"
+            );
+            self.nowhere(message, hint);
+        }
+    }
+
     fn public_names(&mut self, ca: &CaSettings, profile: Option<&str>) {
         let names = &self.wanted.names;
         for error in names.iter().filter_map(|name| name.require_public().err()) {
@@ -221,13 +273,27 @@ impl Check<'_> {
             let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
             self.add(message, hint);
         }
+        let Some(preset) = ca.directory.known() else {
+            return;
+        };
         if let Some(address) = names.iter().find(|name| matches!(name, Identifier::Ip(_)))
-            && ca.directory.is_letsencrypt()
-            && profile != Some("shortlived")
+            && let Some(only) = preset.address_profile
+            && profile != Some(only)
         {
-            let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
-            let hint = "add profile = \"shortlived\" (--profile shortlived)";
-            self.add(message, hint);
+            let message = format!(
+                "{address}: {} signs addresses in one profile only",
+                preset.name
+            );
+            self.add(
+                message,
+                format!("add profile = \"{only}\" (--profile {only})"),
+            );
+        }
+        if let Some(wildcard) = names.iter().find(|name| name.is_wildcard())
+            && !preset.signs_wildcards
+        {
+            let message = format!("{wildcard}: {} signs no wildcards over ACME", preset.name);
+            self.add(message, "name each host, or use another CA");
         }
     }
 }

@@ -93,6 +93,12 @@ impl Sources {
         exists(user, owner::user, problems);
         exists(group, owner::group, problems);
         settings.file.clone_from(&self.file);
+        settings.proxies = self.proxies.clone();
+        if let Some(proxy) = pick(&layers, |layer| &layer.proxy) {
+            settings.proxies = settings.proxies.with(proxy.value.clone());
+        }
+        settings.roots = self.roots.clone();
+        settings.resolver = value(pick(&self.shared_layers(), |layer| &layer.resolver));
         settings.challenge = self.challenge(&self.shared_layers());
         settings.docker = self.docker();
         settings

@@ -20,7 +20,7 @@ use super::key::{
 use super::key_types::{KeyTypes, key_types};
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, webroots, words_or_none,
+    path, proxy_or_none, webroots, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -35,6 +35,8 @@ use crate::lineage::Lineage;
 use crate::manage::CannotOrder;
 use crate::manage::schedule::Schedule;
 use crate::net::dns::ServerAddress;
+use crate::net::proxy::{Proxies, Proxy};
+use crate::net::roots::SystemRoots;
 use crate::record::Lifetime;
 
 layer! {
@@ -107,7 +109,7 @@ layer! {
             .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "resolver", resolver: ServerAddress, parsed, TEXT
             .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
-            .doc("Ask this DNS resolver for the zones of names to prove by DNS-01")
+            .doc("Ask this DNS resolver for the zones of names to prove by DNS-01, and for the CAA records of refused names")
             .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 
@@ -189,6 +191,14 @@ layer! {
             .doc("Link live/NAME for every further name of a certificate, so that a server finds it by the name that a client sends; a certificate whose own name that is takes it")
             .default_is("true for the certificates of labels, else false")
             => .output.links;
+    }
+
+    group "Network" {
+        "proxy", proxy: Option<Proxy>, proxy_or_none, TEXT
+            .hint("write http://[USER:PASSWORD@]HOST:PORT, or none")
+            .doc("Reach CAs through this HTTP proxy, but for the hosts of NO_PROXY; CERTS_PROXY_FILE keeps its password out of sight, and none means no proxy of the environment either")
+            .default_is("HTTPS_PROXY or ALL_PROXY")
+            .option(ISSUE | RUN | ACCOUNT, "URL");
     }
 
     group "Service" {
@@ -339,6 +349,15 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub verify_every: Interval,
     pub renew: RenewSettings,
+    /// How CAs are reached.
+    #[serde(default)]
+    pub proxies: Proxies,
+    /// The roots of this machine.
+    #[serde(default)]
+    pub roots: SystemRoots,
+    /// The resolver for CAA records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<ServerAddress>,
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -369,6 +388,9 @@ impl Settings {
             admin_hosts: Vec::new(),
             verify_every: Interval::default(),
             renew: RenewSettings::default(),
+            proxies: Proxies::default(),
+            roots: SystemRoots::default(),
+            resolver: None,
             challenge: ChallengeSettings::default(),
             docker: None,
             certificates: Vec::new(),

@@ -15,6 +15,7 @@ use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::proxy::Proxy;
 use crate::text::origins;
 
 /// A value that is not parsed yet.
@@ -88,6 +89,29 @@ pub(super) fn docker_host(value: &Value, hint: &str, problems: &mut Problems) ->
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err((error.to_string(), hint.to_owned())),
     })
+}
+
+/// Reads a proxy, or `none`. A message must not show its credentials.
+pub(super) fn proxy_or_none(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<Option<Proxy>> {
+    let proxy = match &value.value {
+        Raw::Text(text) if text.trim() == NONE => Ok(None),
+        Raw::Text(text) => {
+            let source = value.origin.to_string();
+            Proxy::parse(text, source.trim_end_matches(": ")).map(Some)
+        }
+        _ => Err("the value is not a text".to_owned()),
+    };
+    match proxy {
+        Ok(proxy) => Some(Given::new(proxy, &value.origin)),
+        Err(message) => {
+            problems.add(&value.origin, message, hint);
+            None
+        }
+    }
 }
 
 pub(super) fn email(value: &Value, hint: &str, problems: &mut Problems) -> Read<String> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::arguments::Options;
-use super::check;
+use super::check::{self, KnownCa};
 use super::environment::{self, Variables};
 use super::keys::{CertificateLayer, Layer};
 use super::layer::{Raw, Value, from_home, identifiers, lineage};
@@ -20,6 +20,8 @@ use crate::files::named;
 use crate::files::trust::{self, Untrusted};
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant};
+use crate::net::proxy::Proxies;
+use crate::net::roots::SystemRoots;
 
 /// The data directory of root, and of the user that owns it.
 pub(crate) const USUAL_DATA_DIR: &str = "/var/lib/certs";
@@ -51,8 +53,14 @@ pub(crate) struct Sources {
     pub(super) default_data_dir: Option<PathBuf>,
     /// The address of Docker's API: `DOCKER_HOST`, as Docker's own programs read it.
     pub(super) docker_host: Option<String>,
+    /// The proxies of the environment.
+    pub(super) proxies: Proxies,
+    /// The roots of this machine, where the environment says.
+    pub(super) roots: SystemRoots,
     /// Whether the certificate's own name was given.
     pub(crate) names_a_lineage: bool,
+    /// Whether orders go to staging directories, which have other accounts.
+    pub(crate) rehearses: bool,
     /// Why a file was not read, for the log.
     pub(crate) warning: Option<String>,
 }
@@ -90,7 +98,10 @@ impl Sources {
             file,
             default_data_dir: default_data_dir(environment),
             docker_host: environment.get("DOCKER_HOST").cloned(),
+            proxies: Proxies::of(environment),
+            roots: SystemRoots::of(environment),
             names_a_lineage: false,
+            rehearses: false,
             warning,
         };
         let given = options.lineage.as_ref();
@@ -154,7 +165,11 @@ impl Sources {
 
     fn check(&self, certificate: &CertificateSettings, entry: &Entry, problems: &mut Problems) {
         let layers = self.layers_of(entry);
-        let known = !layers.iter().any(|layer| layer.hides_its_ca());
+        let known = match layers.iter().any(|layer| layer.hides_its_ca()) {
+            true => KnownCa::No,
+            false if self.rehearses => KnownCa::Rehearsed,
+            false => KnownCa::Yes,
+        };
         let data_dir = || self.process(&mut Problems::default()).data_dir;
         check::certificate(certificate, &entry.origin, known, &data_dir, problems);
     }

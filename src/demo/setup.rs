@@ -168,6 +168,7 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
         clock: Arc::new(SystemClock),
         observer: Arc::new(()),
         preferred_chain: None,
+        notice: None,
     })
 }
 

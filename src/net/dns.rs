@@ -1,7 +1,8 @@
-//! DNS: questions to resolvers and to the servers of a zone ([`lookup`]) over UDP and TCP
+//! DNS: questions to resolvers and to the servers of a zone ([`lookup`], [`caa`]) over UDP and TCP
 //! ([`wire`]). Every reply is untrusted: its size, the length of a chain of aliases and the
 //! number of servers are bounded, and its names are escaped before they are shown.
 
+pub(crate) mod caa;
 pub(crate) mod lookup;
 pub(crate) mod wire;
 

@@ -27,7 +27,7 @@ use tokio_util::io::StreamReader;
 use super::{Stream, tls, unix};
 
 /// Far above the size of an honest reply's head.
-const LARGEST_HEAD: usize = 64 * 1024;
+pub(super) const LARGEST_HEAD: usize = 64 * 1024;
 
 /// Why there is no reply, or not the whole of it.
 #[derive(Debug, Error)]
@@ -110,13 +110,18 @@ impl Origin {
         .await
     }
 
-    async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
+    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
         Ok(match self {
             Self::Unix(path) => Box::new(unix::connect(path).await?),
             Self::Data(path) => Box::new(unix::connect_in_data(path).await?),
-            Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
             Self::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
                 let name = ServerName::try_from(host.clone()).map_err(io::Error::other);
                 let config = tls::trusting(tls::public_roots()).map_err(io::Error::other);
                 let handshake = async {

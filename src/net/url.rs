@@ -53,7 +53,12 @@ pub(crate) fn authority(uri: &Uri) -> (&str, Option<String>) {
     let Some((user, host)) = authority.rsplit_once('@') else {
         return (authority, None);
     };
-    let code = BASE64_STANDARD.encode(decoded(user.as_bytes()));
+    let mut user = decoded(user.as_bytes());
+    if !user.contains(&b':') {
+        // No password is an empty one (RFC 7617 section 2).
+        user.push(b':');
+    }
+    let code = BASE64_STANDARD.encode(user);
     (host, Some(format!("Basic {code}")))
 }
 
@@ -253,6 +258,9 @@ mod tests {
         assert_eq!(host, "h.example:1");
         let wanted = BASE64_STANDARD.encode("us@er:p%zz");
         assert_eq!(header, Some(format!("Basic {wanted}")));
+        let wanted = BASE64_STANDARD.encode("user:");
+        let alone = Uri::from_static("https://user@h.example");
+        assert_eq!(authority(&alone).1, Some(format!("Basic {wanted}")));
         let plain = Uri::from_static("https://h.example/@x");
         assert_eq!(authority(&plain), ("h.example", None));
     }

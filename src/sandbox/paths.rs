@@ -32,7 +32,7 @@ const SYSTEM: [&str; 13] = [
 ];
 
 /// The files of /etc that the resolver, the C library and TLS read. Links lead to one of [`SYSTEM`].
-const ETC: [&str; 20] = [
+const ETC: [&str; 21] = [
     "resolv.conf",
     "hosts",
     "hostname",
@@ -49,9 +49,10 @@ const ETC: [&str; 20] = [
     "ld.so.cache",
     "ld.so.conf",
     "nscd.conf",
-    // The roots that the programming interfaces of DNS providers are verified with.
+    // The roots that CAs and the programming interfaces of DNS providers are verified with.
     "ssl/certs",
     "ssl/cert.pem",
+    "ssl/ca-bundle.pem",
     "pki/tls/certs",
     "pki/ca-trust/extracted",
 ];
@@ -240,6 +241,7 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
             one.ca_files().cloned().chain(beside)
         }))
         .chain(settings.file.clone())
+        .chain(settings.roots.named().cloned())
         .map(|file| std::path::absolute(&file).unwrap_or(file))
         .collect()
 }

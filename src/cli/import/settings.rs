@@ -86,12 +86,12 @@ pub(super) fn of(
     Ok(settings)
 }
 
-/// Let's Encrypt signs IP addresses only in its profile `shortlived`.
+/// The profile in which the CA signs IP addresses, if there is one.
 fn profile(one: &Valid) -> Option<String> {
     let mut names = one.bundle.facts().identifiers.iter();
     let has_address = names.any(|name| matches!(name, Identifier::Ip(_)));
-    let needs_it = has_address && one.directory.is_letsencrypt();
-    needs_it.then(|| "shortlived".to_owned())
+    let profile = one.directory.address_profile();
+    profile.filter(|_| has_address).map(str::to_owned)
 }
 
 /// The challenge settings of the source, unless the user set others.

@@ -8,6 +8,7 @@ const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("log_format", "the messages of one process"),
     ("admin.listen", "the endpoints of one process"),
     ("admin.hosts", "the endpoints of one process"),
+    ("proxy", "the network of one process, with credentials"),
     ("harden", "the sandbox of one process"),
     ("verify.every", "when a process looks"),
     ("renew.schedule", "when a process works"),

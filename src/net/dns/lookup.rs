@@ -279,7 +279,11 @@ impl Resolver {
     }
 
     /// Asks the resolvers; an error code of one is an answer too.
-    async fn recurse(&self, name: &Name, kind: RecordType) -> Result<Message, LookupError> {
+    pub(super) async fn recurse(
+        &self,
+        name: &Name,
+        kind: RecordType,
+    ) -> Result<Message, LookupError> {
         let mut last = "no resolver is configured".to_owned();
         for server in self.resolvers() {
             match wire::ask(server, name, kind, true).await {
