@@ -139,7 +139,7 @@ fn one_record_proves_names_for_good_by_dns_persist_01() {
         printed.contains("hint: create the record once"),
         "{printed}"
     );
-    // Records that do not fit are told apart.
+    // A record that does not fit is named with the reason.
     for (found, words) in [
         (
             "other.example; accounturi=x",
