@@ -294,7 +294,7 @@ impl Provider for Api {
         let record = vec![DnsRecord::TXT(txt.value.clone())];
         let (name, zone) = (txt.fqdn.as_str(), txt.zone());
         let (updater, secrets) = self.updater().await?;
-        let added = updater.add_to_rrset(name, DnsRecordType::TXT, TTL, record, &zone);
+        let added = updater.add_to_rrset(name, DnsRecordType::TXT, TTL, record, zone.as_str());
         added
             .await
             .map_err(|error| self.failed("add", txt, &error, &secrets))?;
@@ -308,7 +308,7 @@ impl Provider for Api {
         let record = vec![DnsRecord::TXT(txt.value.clone())];
         let (name, zone) = (txt.fqdn.as_str(), txt.zone());
         let (updater, secrets) = self.updater().await?;
-        let removed = updater.remove_from_rrset(name, DnsRecordType::TXT, record, &zone);
+        let removed = updater.remove_from_rrset(name, DnsRecordType::TXT, record, zone.as_str());
         match removed.await {
             // Removed by an earlier run.
             Err(dns_update::Error::NotFound) => Ok(()),
