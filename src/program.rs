@@ -5,6 +5,7 @@
 //! it ([`Runner`]).
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +88,12 @@ pub(crate) fn check(program: &Path) -> Result<(), ProgramError> {
             message: error.to_string(),
             hint: error.hint(),
         }),
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.program.display(), self.arguments.join(" "))
     }
 }
 

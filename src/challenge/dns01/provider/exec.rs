@@ -37,7 +37,7 @@ impl Exec {
             program: self.program.clone(),
             arguments: vec![verb.to_owned(), format!("{}.", txt.fqdn), txt.value.clone()],
         };
-        let shown = format!("{} {}", call.program.display(), call.arguments.join(" "));
+        let shown = call.to_string();
         let ended = match self.responses.runner() {
             Some(runner) => runner.run(call).await,
             None => call.run(&[], DEADLINE).await.map(drop),
