@@ -184,7 +184,7 @@ openssl x509 -req -in leaf.csr -CA root.pem -CAkey root-key.pem -CAcreateserial 
 
 
 class Pebble:
-    """A CA without sleeps, whose DNS sends every name to loopback."""
+    """A CA without sleeps, whose DNS sends every name to loopback, or is a server at `dns`."""
 
     def __init__(self, directory, port, http_port):
         self.directory = directory
@@ -194,7 +194,7 @@ class Pebble:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, found):
+    def start(cls, found, dns=None, **settings):
         for name in ("CERTS_LAB_PEBBLE", "CERTS_LAB_CHALLTESTSRV"):
             if name not in found:
                 raise Missing(f"{name}: tests/lab did not find it")
@@ -219,8 +219,8 @@ class Pebble:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             servers.enter_context(running(cls._dns(found, dns_port, dns_management), **quiet))
             command = [found["CERTS_LAB_PEBBLE"], "-strict", "-config", directory / "pebble.json"]
-            command += ["-dnsserver", f"127.0.0.1:{dns_port}"]
-            env = environment(directory, PEBBLE_VA_NOSLEEP="1", PEBBLE_AUTHZREUSE="0", PEBBLE_WFE_NONCEREJECT="0")
+            command += ["-dnsserver", dns or f"127.0.0.1:{dns_port}"]
+            env = environment(directory, PEBBLE_VA_NOSLEEP="1", PEBBLE_AUTHZREUSE="0", PEBBLE_WFE_NONCEREJECT="0", **settings)
             servers.enter_context(running(command, env=env, **quiet))
             until("Pebble", lambda: listens(port) and listens(dns_management))
             yield cls(directory, port, http_port)
@@ -235,6 +235,43 @@ class Pebble:
         if "-dnsserver" in usage.stdout + usage.stderr:
             return [*command, "-dnsserver", f"127.0.0.1:{port}", "-doh", ""]
         return [*command, "-dns01", f"127.0.0.1:{port}"]
+
+
+class Bind:
+    """A name server for example.com that takes updates signed by a key, at port 53 of an address of its own."""
+
+    KEY, SECRET = "certs-bench", "dGhpcy1pcy1hLXNlY3JldC1vZi10aGUtYmVuY2htYXJr"
+    CONFIG = """
+options {{ directory "{home}"; listen-on port 53 {{ {at}; }}; listen-on-v6 {{ none; }}; pid-file none; recursion yes;
+    session-keyfile "{home}/session.key"; allow-query {{ any; }}; allow-recursion {{ any; }}; notify no; dnssec-validation no;
+    empty-zones-enable no; query-source {at}; }};
+controls {{ }};
+key "{key}" {{ algorithm hmac-sha256; secret "{secret}"; }};
+zone "example.com" {{ type primary; file "{home}/zone"; update-policy {{ grant {key} zonesub TXT; }}; }};
+"""
+    ZONE = "$TTL 1\n@ SOA ns1.example.com. admin.example.com. 1 1 1 3600 1\n@ NS ns1.example.com.\nns1 A {at}\n@ A 127.0.0.1\n"
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, found):
+        """Gives `ADDRESS:53`."""
+        if "CERTS_LAB_NAMED" not in found or "CERTS_LAB_DIG" not in found:
+            raise Missing("BIND: tests/lab did not find it")
+        if os.geteuid() != 0 or not shutil.which("ip"):
+            raise Missing("BIND: port 53 and an address of its own need root and `ip`")
+        number = os.getpid() % 65_025
+        at = f"127.15.{number // 255}.{number % 255 + 1}"
+        with tempfile.TemporaryDirectory(prefix="certs-bench-bind-") as made, contextlib.ExitStack() as ends:
+            home = Path(made)
+            (home / "zone").write_text(cls.ZONE.format(at=at))
+            (home / "named.conf").write_text(cls.CONFIG.format(home=home, at=at, key=cls.KEY, secret=cls.SECRET))
+            subprocess.run(["ip", "address", "add", f"{at}/32", "dev", "lo"], check=True)
+            ends.callback(subprocess.run, ["ip", "address", "delete", f"{at}/32", "dev", "lo"], check=False)
+            command = [found["CERTS_LAB_NAMED"], "-g", "-n", "1", "-c", home / "named.conf"]
+            ends.enter_context(running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            ask = [found["CERTS_LAB_DIG"], "+short", "+tries=1", "+time=1", f"@{at}", "SOA", "example.com"]
+            until("BIND", lambda: subprocess.run(ask, capture_output=True, check=False).stdout.strip())
+            yield f"{at}:53"
 
 
 def table(rows):

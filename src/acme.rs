@@ -36,6 +36,7 @@ mod order;
 mod poll;
 mod problem;
 mod rate;
+mod reference;
 mod renewal_info;
 mod retry;
 mod revoke;

@@ -4,6 +4,7 @@
 //! module matches on which. Nothing here reads a configuration.
 
 pub mod dns01;
+pub mod dns_persist;
 pub mod http01;
 pub mod listen;
 pub mod protocol;
@@ -37,14 +38,20 @@ pub enum ChallengeKind {
     TlsAlpn01,
     /// RFC 8555 section 8.4.
     Dns01,
+    /// draft-ietf-acme-dns-account-label: as DNS-01, at a name of the account's own.
+    DnsAccount01,
+    /// draft-ietf-acme-dns-persist: a record that stays.
+    DnsPersist01,
 }
 
 /// The registered names of the kinds that a CA may offer, and our kind if a solver answers
 /// it.
-const KINDS: [(&str, Option<ChallengeKind>); 3] = [
+const KINDS: [(&str, Option<ChallengeKind>); 5] = [
     ("http-01", Some(ChallengeKind::Http01)),
     ("tls-alpn-01", Some(ChallengeKind::TlsAlpn01)),
     ("dns-01", Some(ChallengeKind::Dns01)),
+    ("dns-account-01", Some(ChallengeKind::DnsAccount01)),
+    ("dns-persist-01", Some(ChallengeKind::DnsPersist01)),
 ];
 
 impl ChallengeKind {
@@ -65,10 +72,25 @@ impl ChallengeKind {
             Self::TlsAlpn01 => {
                 "port 443 of each name must reach this machine from the internet, and what listens there must forward connections that offer acme-tls/1 to --tls-listen: check DNS records, firewalls and forwarding"
             }
-            Self::Dns01 => {
+            Self::Dns01 | Self::DnsAccount01 => {
                 "the CA asks the name servers of the zone: check that the domain is delegated to those that the provider changes (dig NS NAME), and that all of them answer"
             }
+            Self::DnsPersist01 => {
+                "the CA looks for the record at _validation-persist.NAME: compare it with the one that certs prints, at every name server of the zone (dig TXT)"
+            }
         }
+    }
+
+    /// Whether it proves a name by its zone, also one that leads to another machine.
+    #[must_use]
+    pub fn proves_by_zone(self) -> bool {
+        matches!(self, Self::Dns01 | Self::DnsAccount01 | Self::DnsPersist01)
+    }
+
+    /// Whether it is a draft, which CAs may still change or drop.
+    #[must_use]
+    pub fn is_draft(self) -> bool {
+        matches!(self, Self::DnsAccount01 | Self::DnsPersist01)
     }
 
     /// The names of the kinds that a solver answers.
@@ -101,8 +123,10 @@ pub enum ChallengeSettings {
     TlsListen(tls_alpn01::Settings),
     /// By HTTP-01 through a directory that another server serves on port 80.
     Webroot(webroot::Settings),
-    /// By DNS-01.
+    /// By DNS-01 or DNS-ACCOUNT-01.
     Dns(dns01::Settings),
+    /// By DNS-PERSIST-01.
+    DnsPersist(dns_persist::Settings),
 }
 
 impl From<ChallengeKind> for ChallengeSettings {
@@ -112,6 +136,8 @@ impl From<ChallengeKind> for ChallengeSettings {
             ChallengeKind::Http01 => Self::Listen(http01::Settings::default()),
             ChallengeKind::TlsAlpn01 => Self::TlsListen(tls_alpn01::Settings::default()),
             ChallengeKind::Dns01 => Self::Dns(dns01::Settings::default()),
+            ChallengeKind::DnsAccount01 => Self::Dns(dns01::Settings::by_account()),
+            ChallengeKind::DnsPersist01 => Self::DnsPersist(dns_persist::Settings::default()),
         }
     }
 }
@@ -131,6 +157,7 @@ impl std::ops::Deref for ChallengeSettings {
             Self::TlsListen(settings) => settings,
             Self::Webroot(settings) => settings,
             Self::Dns(settings) => settings,
+            Self::DnsPersist(settings) => settings,
         }
     }
 }
@@ -215,6 +242,12 @@ impl Token {
         }
     }
 
+    /// In place of the token that a challenge does not have.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self("no-token-of-a-challenge".to_owned())
+    }
+
     /// The token as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -233,6 +266,21 @@ pub struct Answer {
     pub token: Token,
     /// `token.thumbprint`, which the CA expects to fetch.
     pub key_authorization: String,
+    /// The account that orders, for kinds whose records name it.
+    pub account: AccountReference,
+}
+
+/// How a record refers to the account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountReference {
+    /// The account's URL (RFC 8555 section 7.1.2).
+    pub url: String,
+    /// The account in a persistent record: its URL, or the hash of it that the CA wants.
+    pub uri: String,
+    /// The names by which a persistent record may call the CA.
+    pub issuers: Vec<String>,
+    /// Whether the order also has the wildcard of this name.
+    pub with_wildcard: bool,
 }
 
 /// Why an answer could not be presented or cleaned up.
@@ -328,7 +376,14 @@ mod tests {
             ChallengeSettings::Listen(http01::Settings::new(vec![([127, 0, 0, 1], 8080).into()]));
         let dns = dns01::Settings::new("self".into(), "own".into(), Default::default());
         let dns = ChallengeSettings::Dns(dns);
+        let account = ChallengeSettings::from(ChallengeKind::DnsAccount01);
+        let persist = ChallengeSettings::from(ChallengeKind::DnsPersist01);
         for (settings, json) in [
+            (persist, r#"{"dns_persist":{}}"#),
+            (
+                account,
+                r#"{"dns":{"provider":"","name":"","by_account":true}}"#,
+            ),
             (dns, r#"{"dns":{"provider":"self","name":"own"}}"#),
             (ChallengeSettings::default(), r#"{"listen":[]}"#),
             (address, r#"{"listen":["127.0.0.1:8080"]}"#),

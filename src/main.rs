@@ -11,7 +11,8 @@ use zeroizing_alloc::ZeroAlloc;
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 // All settings in the environment. Variables of others are read where they are used: the
-// bus of D-Bus (`deploy::dbus`), and those that a hook inherits (`deploy::targets::exec`).
+// bus of D-Bus (`deploy::dbus`), those that a program inherits (`program`), and those of a
+// role at AWS (`net::aws`).
 #[allow(clippy::disallowed_methods)]
 fn main() -> ExitCode {
     let environment = std::env::vars_os()

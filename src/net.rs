@@ -1,10 +1,13 @@
-//! The network: one HTTP client ([`http`]), proxies ([`proxy`], [`connector`]), DNS ([`dns`]), the bounds of
-//! every listener ([`listen`]), the parameters of TLS ([`tls`]), the roots of this machine ([`roots`]),
-//! connections to Unix sockets ([`unix`]), URLs with secrets ([`url`]), this machine's sockets, and those of
-//! the service manager.
+//! The network: one HTTP client ([`http`]), proxies ([`proxy`], [`connector`]), DNS ([`dns`]), the
+//! credentials of AWS ([`aws`]), the bounds of every listener ([`listen`]), the parameters of TLS
+//! ([`tls`]), the roots of this machine ([`roots`]), connections to Unix sockets ([`unix`]), URLs with
+//! secrets ([`url`]), this machine's sockets, and those of the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+// A DNS provider asks for a role.
+#[cfg_attr(not(feature = "dns-providers"), allow(dead_code))]
+pub(crate) mod aws;
 pub(crate) mod connector;
 pub(crate) mod dns;
 pub(crate) mod http;

@@ -1,22 +1,34 @@
-//! Programs of the user's own that present challenge answers: started by their arguments,
-//! never by a shell, without our environment. A sandboxed process starts none itself; the
-//! helper process then does it ([`Runner`]).
+//! Programs of the user's own: hooks of a deployment, and those that present challenge
+//! answers. One is started by its arguments, never by a shell, with a few variables of our
+//! environment, in a process group of its own: if it takes too long, it is killed with all
+//! of its children. A sandboxed process starts none itself; the helper process then does
+//! it ([`Runner`]).
 
+use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use crate::files::trust;
-use crate::text::printable_lines;
+use crate::text::printable;
 
-/// The end of its output that a message shows, in bytes.
-const SHOWN: usize = 1000;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long a program may take.
+/// The end of its output is kept, which usually has the error.
+const MOST_OUTPUT: usize = 4096;
+const LINES: usize = 10;
+/// The part of our environment that it inherits: no credentials.
+const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a program may take that presents an answer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const LONGEST: usize = 300;
 
@@ -27,11 +39,31 @@ pub(crate) struct Call {
     pub(crate) arguments: Vec<String>,
 }
 
-/// Why a program did not do its work, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProgramError {
-    pub(crate) message: String,
-    pub(crate) hint: String,
+/// Why a program did not do its work.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub(crate) enum ProgramError {
+    /// It is not run: another user can change it, or nothing permits it.
+    #[error("{message}")]
+    Untrusted { message: String, hint: String },
+    /// It cannot be started.
+    #[error("{0}")]
+    NotStarted(String),
+    /// It failed or took too long; with the end of its output.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ProgramError {
+    /// The next thing to do.
+    pub(crate) fn hint(&self) -> &str {
+        match self {
+            Self::Untrusted { hint, .. } => hint,
+            Self::NotStarted(_) => "name a program that exists and may be executed",
+            Self::Failed(_) => {
+                "call the program with these arguments by hand, and correct what it reports"
+            }
+        }
+    }
 }
 
 /// Starts programs for a process that may not.
@@ -39,6 +71,30 @@ pub(crate) struct ProgramError {
 pub(crate) trait Runner: Send + Sync {
     /// Runs the program until it ends.
     async fn run(&self, call: Call) -> Result<(), ProgramError>;
+}
+
+/// Checks that the program exists, and that only root and our own user can change it.
+///
+/// # Errors
+/// When it is not so.
+pub(crate) fn check(program: &Path) -> Result<(), ProgramError> {
+    match trust::resolve(program) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(ProgramError::NotStarted("is not a file".to_owned())),
+        Err(error) if error.is_absent() => Err(ProgramError::NotStarted(format!(
+            "cannot be started: {error}"
+        ))),
+        Err(error) => Err(ProgramError::Untrusted {
+            message: error.to_string(),
+            hint: error.hint(),
+        }),
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.program.display(), self.arguments.join(" "))
+    }
 }
 
 impl Call {
@@ -49,50 +105,96 @@ impl Call {
         all.all(|text| text.len() <= LONGEST && text.chars().all(is_plain))
     }
 
-    /// Runs the program, which only root and our own user may be able to change.
+    /// Runs the program, with `variables` besides those of ours, and returns the end of its
+    /// output. What [`check`] has passed stays so until it is started.
     ///
     /// # Errors
-    /// When it cannot be started, takes too long, or fails; with the end of its output.
-    pub(crate) async fn run(&self) -> Result<(), ProgramError> {
-        let shown = format!("{} {}", self.program.display(), self.arguments.join(" "));
-        let failed = |detail: String| ProgramError {
-            message: format!("{shown}: {detail}"),
-            hint: "call the program with these arguments by hand, and correct what it reports"
-                .to_owned(),
+    /// When it cannot be started, takes too long, or fails.
+    pub(crate) async fn run(
+        &self,
+        variables: &[(&str, OsString)],
+        within: Duration,
+    ) -> Result<String, ProgramError> {
+        let mut child = self.start(variables)?;
+        let streams: [LastOutput; 2] = Default::default();
+        // Everything is read, and only the end kept: a full pipe would block the program.
+        let mut reading = JoinSet::new();
+        reading.spawn(tail(child.stdout.take(), streams[0].clone()));
+        reading.spawn(tail(child.stderr.take(), streams[1].clone()));
+        let Ok(status) = tokio::time::timeout(within, child.wait()).await else {
+            end(&mut child).await;
+            let late = format!("did not end within {} s", within.as_secs());
+            return Err(ProgramError::Failed(late));
         };
-        trusted(&self.program)?;
-        let output = Command::new(&self.program)
+        // A process that it left running may keep its output open for ever.
+        let rest = async { while reading.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+        let output = last_lines(&streams);
+        Err(ProgramError::Failed(match (status, output.as_str()) {
+            (Ok(status), _) if status.success() => return Ok(output),
+            (Ok(status), "") => format!("failed ({status}) without any output"),
+            (Ok(status), output) => format!("failed ({status}): {output}"),
+            (Err(error), _) => format!("could not be waited for: {error}"),
+        }))
+    }
+
+    fn start(&self, variables: &[(&str, OsString)]) -> Result<Child, ProgramError> {
+        check(&self.program)?;
+        Command::new(&self.program)
             .args(&self.arguments)
             .env_clear()
-            .env("PATH", PATH)
-            .current_dir("/")
+            .envs(inherited())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(DEADLINE, output).await;
-        let late = |_| failed(format!("it did not end within {} s", DEADLINE.as_secs()));
-        let output = output.map_err(late)?;
-        let output = output.map_err(|error| failed(error.to_string()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let printed = [output.stdout, output.stderr].concat();
-        let end = printed.len().saturating_sub(SHOWN);
-        let end = String::from_utf8_lossy(&printed[end..]).into_owned();
-        let end = printable_lines(end.trim());
-        Err(failed(format!("{}: {end}", output.status)))
+            .spawn()
+            .map_err(|error| ProgramError::NotStarted(format!("could not be started: {error}")))
     }
 }
 
-fn trusted(program: &Path) -> Result<(), ProgramError> {
-    let resolved = trust::resolve(program);
-    resolved.map(drop).map_err(|error| ProgramError {
-        hint: match error.is_absent() {
-            true => "name a program that exists".to_owned(),
-            false => error.hint(),
-        },
-        message: format!("the program {}: {error}", program.display()),
-    })
+/// The part of our environment that it inherits, without credentials.
+#[allow(clippy::disallowed_methods)] // only passed on to the program
+fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
+    let passed_on = INHERITED.into_iter();
+    passed_on.filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
+
+async fn end(child: &mut Child) {
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(group) = group.and_then(Pid::from_raw) {
+        // The group may have ended already.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.wait().await;
+}
+
+/// The end of a stream.
+type LastOutput = Arc<Mutex<Vec<u8>>>;
+
+/// Keeps the end of `stream`.
+async fn tail(stream: Option<impl AsyncRead + Unpin>, last: LastOutput) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0; 16_384];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.extend_from_slice(&buffer[..read]);
+        let surplus = last.len().saturating_sub(MOST_OUTPUT);
+        last.drain(..surplus);
+    }
+}
+
+fn last_lines(streams: &[LastOutput]) -> String {
+    let text = |last: &LastOutput| {
+        let last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&last).into_owned()
+    };
+    let all = streams.iter().map(text).collect::<Vec<_>>();
+    let lines = all.iter().flat_map(|text| text.trim_end().lines());
+    let lines: Vec<String> = lines.map(printable).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 #[cfg(test)]
@@ -106,22 +208,93 @@ mod tests {
         }
     }
 
+    async fn run(call: &Call) -> Result<String, ProgramError> {
+        let variables = [("RENEWED_LINEAGE", "/live".into())];
+        call.run(&variables, Duration::from_secs(20)).await
+    }
+
+    fn shell(script: &str) -> Call {
+        call("/bin/sh", &["-c", script, "name", "present", "a.b."])
+    }
+
+    async fn fails(script: &str) -> String {
+        run(&shell(script)).await.unwrap_err().to_string()
+    }
+
     #[tokio::test]
-    async fn program_gets_its_arguments_and_no_variable_of_ours() {
-        let test = |script| call("/bin/sh", &["-c", script, "name", "present", "a.b."]);
-        let ended = test("test \"$1 $2\" = 'present a.b.' && test -z \"$HOME$CARGO\"");
-        assert_eq!(ended.run().await, Ok(()));
-        let error = test("echo out; printf 'why\\033[2J' >&2; exit 7")
-            .run()
-            .await
-            .unwrap_err();
-        let message = error.message;
+    async fn program_gets_its_arguments_and_only_the_listed_variables() {
+        let output = run(&shell("echo \"$1 $2\"; env")).await.unwrap();
+        assert!(output.contains("RENEWED_LINEAGE=/live"), "{output}");
+        let (arguments, all) = output.split_once('\n').unwrap();
+        assert_eq!(arguments, "present a.b.");
+        let names = all.lines().filter_map(|line| line.split_once('='));
+        // The shell sets these itself.
+        let own = ["PWD", "SHLVL", "_", "OLDPWD", "RENEWED_LINEAGE"];
+        for (name, _) in names {
+            assert!(
+                own.contains(&name) || INHERITED.contains(&name),
+                "{name} in {output}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn program_that_fails_is_reported_with_its_last_output() {
+        let output = fails("echo out; printf 'why\\033[2J' >&2; exit 7").await;
         assert!(
-            message.contains("exit status: 7: out\nwhy\\u{1b}[2J"),
-            "{message}"
+            output.contains("failed (exit status: 7): out\nwhy\\u{1b}[2J"),
+            "{output}"
         );
-        let absent = call("/absent/program", &[]).run().await.unwrap_err();
-        assert!(absent.message.contains("/absent/program"), "{absent:?}");
+        let output = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
+        assert!(output.len() < 8 * MOST_OUTPUT && output.contains("at last"));
+        let absent = run(&call("/absent/program", &[])).await.unwrap_err();
+        assert!(absent.to_string().contains("/absent"), "{absent:?}");
+        assert!(matches!(absent, ProgramError::NotStarted(_)), "{absent:?}");
+    }
+
+    #[tokio::test]
+    async fn program_that_never_ends_is_killed_with_its_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let hangs = shell(&format!("sleep 600 & echo $! >{}; wait", file.display()));
+        let error = hangs.run(&[], Duration::from_secs(1)).await.unwrap_err();
+        assert!(error.to_string().contains("did not end within"), "{error}");
+        let pid = std::fs::read_to_string(file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // A killed process exists for a moment, and then as a zombie.
+        let runs = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+        let mut looks = 0;
+        while runs() {
+            looks += 1;
+            assert!(looks < 1000, "it is still running");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn process_left_running_delays_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; exit 0", file.display());
+        run(&shell(&script)).await.unwrap();
+        let pid = std::fs::read_to_string(file).unwrap();
+        let ended = std::process::Command::new("kill").arg(pid.trim()).status();
+        assert!(ended.unwrap().success(), "it was killed with its parent");
+    }
+
+    #[tokio::test]
+    async fn program_that_others_can_change_is_not_run() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let hook = directory.path().join("hook");
+        std::os::unix::fs::symlink("/bin/true", &hook).unwrap();
+        let hook = call(&hook.display().to_string(), &[]);
+        run(&hook).await.unwrap();
+        let mode = PermissionsExt::from_mode(0o757);
+        std::fs::set_permissions(directory.path(), mode).unwrap();
+        let error = run(&hook).await.unwrap_err();
+        assert!(matches!(error, ProgramError::Untrusted { .. }), "{error}");
+        assert!(error.to_string().contains("0757"), "{error}");
     }
 
     #[test]

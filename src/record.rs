@@ -345,6 +345,9 @@ pub struct PresentedAnswer {
     pub token: String,
     /// The key authorization, which is public.
     pub key_authorization: String,
+    /// The URL of the account, if the name of its record depends on it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub account: String,
 }
 
 /// The failures since the last success.

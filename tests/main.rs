@@ -21,6 +21,8 @@ mod denied;
 mod deployment;
 mod descriptors;
 mod dns01;
+mod dns_drafts;
+mod dns_providers;
 mod docs;
 mod endpoints;
 mod environment;

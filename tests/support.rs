@@ -3,6 +3,7 @@
 pub(crate) mod bind;
 pub(crate) mod clock;
 pub(crate) mod disk;
+pub(crate) mod dns_api;
 pub(crate) mod embedded;
 pub(crate) mod faults;
 pub(crate) mod oracle;
@@ -195,7 +196,7 @@ impl Pebble {
             "listenAddress": local(port), "managementListenAddress": local(management),
             "certificate": file("root.pem"), "privateKey": file("key.pem"),
             "httpPort": http_port, "tlsPort": tls_port, "ocspResponderURL": "",
-            "externalAccountBindingRequired": false, "retryAfter": {"authz": 0, "order": 0},
+            "externalAccountBindingRequired": false, "caaIdentities": ["pebble.test"], "retryAfter": {"authz": 0, "order": 0},
         }});
         std::fs::write(file("config.json"), config.to_string()).unwrap();
         // Older versions name one option differently and lack the others.

@@ -9,7 +9,9 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::Journal;
 use super::client::Flow;
 use super::error::{Cause, FailedName};
-use crate::challenge::{Answer, Report, Solver, SolverError, Token};
+use crate::challenge::{
+    AccountReference, Answer, ChallengeKind, Report, Solver, SolverError, Token,
+};
 use crate::record::PresentedAnswer;
 use crate::text::printable;
 
@@ -63,6 +65,10 @@ impl Flow<'_> {
             token,
             identifier: stored.identifier.clone(),
             key_authorization: stored.key_authorization.clone(),
+            account: AccountReference {
+                url: stored.account.clone(),
+                ..AccountReference::default()
+            },
         };
         let mut solvers = self.client.settings.solvers.iter();
         let solver = solvers
@@ -133,6 +139,10 @@ fn presented(answer: &Answer) -> PresentedAnswer {
         identifier: answer.identifier.clone(),
         token: answer.token.as_str().to_owned(),
         key_authorization: answer.key_authorization.clone(),
+        account: match answer.kind {
+            ChallengeKind::DnsAccount01 => answer.account.url.clone(),
+            _ => String::new(),
+        },
     }
 }
 
@@ -159,7 +169,6 @@ mod tests {
     use super::super::fake::{FakeCa, Memory, pending};
     use super::super::{Client, Issuer};
     use super::*;
-    use crate::challenge::ChallengeKind;
     use crate::identifier::Identifier;
 
     /// Keeps its answers where they outlive a process.
@@ -205,6 +214,7 @@ mod tests {
             identifier: Identifier::parse("old.example").unwrap(),
             token: token.to_owned(),
             key_authorization: "public".to_owned(),
+            account: String::new(),
         }
     }
 

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::Journal;
 use super::answers::{PlannedAnswer, announce, until_visible};
 use super::client::Flow;
-use super::documents;
+use super::documents::{self, Authorization};
 use super::error::{Cause, FailedName};
 use super::poll::{FIRST_POLL, PlacedOrder, Watch, is_usable};
 use super::problem::describe;
@@ -71,7 +71,7 @@ impl Flow<'_> {
         for authorization in &authorizations {
             match authorization.status {
                 AuthorizationStatus::Valid => {}
-                AuthorizationStatus::Pending => planned.push(self.choose(authorization)?),
+                AuthorizationStatus::Pending => planned.push(self.choose(order, authorization)?),
                 status => return Err(not_usable(authorization, status)),
             }
         }
@@ -81,7 +81,7 @@ impl Flow<'_> {
     pub(super) async fn authorizations(
         &self,
         order: &PlacedOrder,
-    ) -> Result<Vec<AuthorizationState>, Cause> {
+    ) -> Result<Vec<Authorization>, Cause> {
         let urls = &order.state.authorizations;
         let (number, names) = (urls.len(), order.identifiers.len());
         if number > names {
@@ -101,7 +101,11 @@ impl Flow<'_> {
     }
 
     /// The first offered challenge that a solver supports, in the solvers' order.
-    fn choose(&self, authorization: &AuthorizationState) -> Result<PlannedAnswer, Cause> {
+    fn choose(
+        &self,
+        order: &PlacedOrder,
+        authorization: &Authorization,
+    ) -> Result<PlannedAnswer, Cause> {
         let name = authorization.identifier().to_string();
         let identifier = Identifier::parse(&name)
             .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
@@ -122,7 +126,11 @@ impl Flow<'_> {
             solver: solver.clone(),
             answer: Answer {
                 kind,
-                token: Token::parse(&challenge.token)?,
+                token: match kind {
+                    ChallengeKind::DnsPersist01 => Token::absent(),
+                    _ => Token::parse(&challenge.token)?,
+                },
+                account: self.account_reference(kind, &identifier, order, authorization)?,
                 key_authorization: self.account.key_authorization(&challenge.token),
                 identifier,
             },
@@ -138,11 +146,7 @@ impl Flow<'_> {
         planned: &[PlannedAnswer],
         journal: &mut dyn Journal,
     ) -> Result<(), Cause> {
-        let presents = planned.iter().map(async |one| {
-            let presented = one.solver.present(&one.answer).await;
-            presented.map_err(|error| one.failed(error))
-        });
-        concurrently(presents.collect()).await?;
+        present(planned).await?;
         until_visible(planned, journal).await?;
         order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
@@ -190,7 +194,7 @@ impl Flow<'_> {
 
     /// The authorizations of an invalid order, once the CA has validated each or the
     /// pauses have passed.
-    async fn validated(&self, order: &PlacedOrder) -> Vec<AuthorizationState> {
+    async fn validated(&self, order: &PlacedOrder) -> Vec<Authorization> {
         let mut seen = Vec::new();
         for pause in VALIDATION_PAUSES {
             seen = self.authorizations(order).await.unwrap_or_default();
@@ -255,6 +259,24 @@ fn is_of(
     }
 }
 
+/// Presents the answers. Persistent records that are missing fail together, so that a user
+/// reads at once what each of the names needs.
+async fn present(planned: &[PlannedAnswer]) -> Result<(), Cause> {
+    let presents = planned.iter().map(async |one| {
+        let presented = one.solver.present(&one.answer).await;
+        let failed = presented.err().map(|error| one.failed(error));
+        match failed {
+            Some(cause) if one.answer.kind != ChallengeKind::DnsPersist01 => Err(cause),
+            failed => Ok(failed),
+        }
+    });
+    let failed = concurrently(presents.collect()).await?;
+    match failed.into_iter().flatten().reduce(Cause::joined) {
+        None => Ok(()),
+        Some(cause) => Err(cause),
+    }
+}
+
 /// Awaits `requests`, a few at a time, up to the first error.
 async fn concurrently<T, E>(
     requests: Vec<impl Future<Output = Result<T, E>>>,
@@ -276,11 +298,11 @@ fn failed_name(authorization: &AuthorizationState, unexplained: &str) -> Option<
     Some(FailedName { identifier, reason })
 }
 
-fn has_failed(authorization: &AuthorizationState) -> bool {
+fn has_failed(authorization: &Authorization) -> bool {
     errors(authorization).next().is_some() || !is_usable(authorization)
 }
 
-fn is_validated(authorization: &AuthorizationState) -> bool {
+fn is_validated(authorization: &Authorization) -> bool {
     authorization.status != AuthorizationStatus::Pending || has_failed(authorization)
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Directory {
 pub(super) struct Meta {
     pub(super) terms_of_service: Option<String>,
     pub(super) caa_identities: Vec<String>,
+    /// What the hash of an account begins with in a persistent record (a draft).
+    pub(super) account_hash_prefix: Option<String>,
     /// Descriptions by name.
     pub(super) profiles: BTreeMap<String, String>,
 }
@@ -53,6 +55,8 @@ fn meta<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Er
     let profiles = value.get("profiles").and_then(Value::as_object);
     Ok(Meta {
         terms_of_service: value.get("termsOfService").and_then(text),
+        account_hash_prefix: { value.get("accountHashPrefix").and_then(text) }
+            .filter(|prefix| prefix.starts_with("https://") && prefix.parse::<http::Uri>().is_ok()),
         caa_identities: identities.into_iter().flatten().filter_map(text).collect(),
         profiles: profiles
             .into_iter()
@@ -184,6 +188,7 @@ mod tests {
         let meta = Meta {
             terms_of_service: Some("https://ca.test/terms".into()),
             caa_identities: vec!["ca.test".into()],
+            account_hash_prefix: None,
             profiles: [("classic".to_owned(), String::new())].into(),
         };
         let hint = |kind: &str, phase| {

@@ -2,6 +2,8 @@
 //! stricter than a client may be: an unknown challenge or an unexpected echo
 //! fails the whole document. Here the unexpected part is dropped, the rest kept.
 
+use std::ops::{Deref, DerefMut};
+
 use instant_acme::{AuthorizationState, Challenge, OrderState, Problem};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -12,6 +14,32 @@ use crate::time::Timestamp;
 
 /// Far above the kinds of challenges that exist.
 const MOST_CHALLENGES: usize = 32;
+
+/// The kind of challenge that names its CA, the member with these names in the texts of its
+/// draft, and the most names that they allow.
+const PERSISTENT: &str = "dns-persist-01";
+const ISSUERS: [&str; 2] = ["issuerDomainNames", "issuer-domain-names"];
+const MOST_ISSUERS: usize = 10;
+
+/// An authorization, with what a draft adds to it.
+pub(super) struct Authorization {
+    state: AuthorizationState,
+    /// The names that its persistent challenge has for the CA.
+    pub(super) issuers: Vec<String>,
+}
+
+impl Deref for Authorization {
+    type Target = AuthorizationState;
+    fn deref(&self) -> &Self::Target {
+        &self.state
+    }
+}
+
+impl DerefMut for Authorization {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.state
+    }
+}
 
 /// An order (RFC 8555 section 7.1.3).
 pub(super) fn order(body: &[u8]) -> Result<OrderState, Cause> {
@@ -31,22 +59,42 @@ pub(super) fn expires(body: &[u8]) -> Option<Timestamp> {
 }
 
 /// An authorization (RFC 8555 section 7.1.4), with the challenges that parse.
-pub(super) fn authorization(body: &[u8]) -> Result<AuthorizationState, Cause> {
+pub(super) fn authorization(body: &[u8]) -> Result<Authorization, Cause> {
     let mut authorization: Map<String, Value> = serde_json::from_slice(body)?;
     let challenges = authorization.insert("challenges".into(), json!([]));
     let mut state = AuthorizationState::deserialize(authorization)?;
+    let mut issuers = Vec::new();
     if let Some(Value::Array(challenges)) = challenges {
         let parsed = challenges
             .into_iter()
             .take(MOST_CHALLENGES)
             .filter_map(|mut challenge| {
                 let error = take_error(challenge.as_object_mut()?);
+                if challenge["type"] == PERSISTENT {
+                    issuers = issuers_of(&challenge)?;
+                }
                 let challenge = Challenge::deserialize(challenge).ok()?;
                 Some(Challenge { error, ..challenge })
             });
         state.challenges = parsed.collect();
     }
-    Ok(state)
+    Ok(Authorization { state, issuers })
+}
+
+/// The names of the CA in a persistent challenge, if they are valid: the challenge is not
+/// without.
+fn issuers_of(challenge: &Value) -> Option<Vec<String>> {
+    let listed = ISSUERS.iter().find_map(|member| challenge.get(member));
+    let listed = listed.and_then(Value::as_array)?;
+    let is_letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    let is_name = |name: &&str| {
+        let has_labels = !name.split('.').any(str::is_empty);
+        name.len() <= 253 && has_labels && name.chars().all(is_letter)
+    };
+    let names = listed.iter().map(|name| name.as_str().filter(is_name));
+    let names: Option<Vec<&str>> = names.collect();
+    let names = names.filter(|names| (1..=MOST_ISSUERS).contains(&names.len()))?;
+    Some(names.into_iter().map(str::to_owned).collect())
 }
 
 /// Removes and returns the problem in `object`, which need not parse.
@@ -91,7 +139,8 @@ mod tests {
             ],
         })))
         .unwrap();
-        let kinds: Vec<_> = state.challenges.into_iter().map(|c| c.r#type).collect();
+        assert_eq!(state.issuers, ["ca"]);
+        let kinds: Vec<_> = state.challenges.iter().map(|c| c.r#type.clone()).collect();
         assert_eq!(
             kinds,
             [
@@ -99,5 +148,39 @@ mod tests {
                 ChallengeType::Http01
             ]
         );
+    }
+
+    #[test]
+    fn persistent_challenge_without_valid_issuers_is_dropped() {
+        for (member, issuers, is_kept) in [
+            (
+                "issuerDomainNames",
+                json!(["ca.example", "b.example"]),
+                true,
+            ),
+            ("issuer-domain-names", json!(["ca.example"]), true),
+            ("issuers", json!(["ca.example"]), false),
+            ("issuerDomainNames", json!([]), false),
+            ("issuerDomainNames", json!(["CA.example"]), false),
+            ("issuerDomainNames", json!(["ca.example."]), false),
+            (
+                "issuerDomainNames",
+                json!(["ca.example; accounturi=x"]),
+                false,
+            ),
+            ("issuerDomainNames", json!(vec!["ca.example"; 11]), false),
+            ("issuerDomainNames", json!([7]), false),
+        ] {
+            let challenge =
+                json!({"type": "dns-persist-01", "url": "u", "status": "pending", member: issuers});
+            let state = authorization(&bytes(&json!({
+                "status": "pending", "identifier": {"type": "dns", "value": "a.example"}, "challenges": [challenge],
+            })));
+            assert_eq!(
+                !state.unwrap().challenges.is_empty(),
+                is_kept,
+                "{member} {issuers}"
+            );
+        }
     }
 }

@@ -325,6 +325,30 @@ impl Cause {
         self
     }
 
+    /// Two names that control was not proven of are reported together, with the hint of the
+    /// first; of other causes, the first one is.
+    pub(super) fn joined(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::NotValidated(mut first), Self::NotValidated(second)) => {
+                if first.message != second.message {
+                    first.message = cut(format!("{}\n{}", first.message, second.message)).into();
+                }
+                first.names = first
+                    .names
+                    .iter()
+                    .chain(second.names.iter())
+                    .cloned()
+                    .collect();
+                Self::NotValidated(first)
+            }
+            (first @ Self::NotValidated(_), second) if !matches!(second, Self::NotValidated(_)) => {
+                drop(first);
+                second
+            }
+            (first, _) => first,
+        }
+    }
+
     /// The same cause, with what this machine saw of a validation.
     pub(super) fn with_notes(self, notes: &[String]) -> Self {
         let text = match &self {

@@ -34,7 +34,7 @@ pub(crate) fn documents(body: &[u8]) {
         order.error.as_ref().map(problem::kind);
     }
     if let Ok(authorization) = documents::authorization(body) {
-        for challenge in authorization.challenges {
+        for challenge in &authorization.challenges {
             check_token(&challenge.token);
             if let Some(problem) = &challenge.error {
                 check_message(Cause::of_challenge(problem), &Meta::default());

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use instant_acme::{AuthorizationState, AuthorizationStatus, Challenge, OrderState, OrderStatus};
+use instant_acme::{AuthorizationStatus, Challenge, OrderState, OrderStatus};
 
 use super::client::Flow;
 use super::documents;
@@ -189,7 +189,7 @@ impl Flow<'_> {
 }
 
 /// Whether an authorization is valid or may become so.
-pub(super) fn is_usable(authorization: &AuthorizationState) -> bool {
+pub(super) fn is_usable(authorization: &documents::Authorization) -> bool {
     let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
     usable.contains(&authorization.status)
 }

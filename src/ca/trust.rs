@@ -18,7 +18,7 @@ use crate::certificate::pem;
 use crate::files::beneath::Directory;
 use crate::files::{self, in_directories};
 use crate::fingerprint::Fingerprint;
-use crate::program::{Call, ProgramError};
+use crate::program::{Call, DEADLINE, ProgramError};
 use crate::text::shell_word;
 
 const PROGRAMS: [&str; 2] = ["/usr/sbin", "/usr/bin"];
@@ -85,8 +85,8 @@ const TRUST_STORES: [TrustStore; 4] = [
 pub(crate) enum TrustError {
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    #[error("{}", .0.message)]
-    Program(ProgramError),
+    #[error("{0}: {1}")]
+    Program(String, ProgramError),
     #[error("{0}")]
     Unchanged(String),
 }
@@ -267,7 +267,9 @@ impl TrustStore {
             program,
             arguments: arguments.iter().map(|one| (*one).to_owned()).collect(),
         };
-        call.run().await.map_err(TrustError::Program)
+        let shown = call.to_string();
+        let ended = call.run(&[], DEADLINE).await.map(drop);
+        ended.map_err(|error| TrustError::Program(shown, error))
     }
 
     fn unchanged(&self, what: &str) -> TrustError {

@@ -3,7 +3,7 @@
 //! values stand side by side, as a wildcard and its base name need. [`propagation`] waits
 //! until every server of the zone has it. The only kind of challenge for wildcards.
 
-mod propagation;
+pub(super) mod propagation;
 mod provider;
 pub(crate) mod responder;
 
@@ -51,9 +51,20 @@ pub struct Settings {
     /// Where `self` answers; an empty list means port 53 of all addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     listen: Vec<SocketAddr>,
+    /// DNS-ACCOUNT-01: the records are at a name of the account's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_account: bool,
 }
 
 impl Settings {
+    /// For DNS-ACCOUNT-01.
+    pub(super) fn by_account() -> Self {
+        Self {
+            by_account: true,
+            ..Self::default()
+        }
+    }
+
     /// The settings for the credentials `name` of `provider`.
     pub(crate) fn new(
         provider: String,
@@ -96,6 +107,7 @@ impl Settings {
             } else {
                 today.listen.clone()
             },
+            by_account: self.by_account,
             ..today
         }
     }
@@ -109,6 +121,7 @@ impl SolverSettings for Settings {
             resolver,
             places: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            kind: self.kind(),
         })
     }
 
@@ -119,7 +132,10 @@ impl SolverSettings for Settings {
     }
 
     fn kind(&self) -> ChallengeKind {
-        ChallengeKind::Dns01
+        match self.by_account {
+            true => ChallengeKind::DnsAccount01,
+            false => ChallengeKind::Dns01,
+        }
     }
 
     fn listens(&self) -> Vec<Listen> {
@@ -156,7 +172,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn new(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         let (message, hint) = (message.into(), hint.into());
         Self { message, hint }
     }
@@ -176,11 +192,12 @@ struct Dns {
     /// Where the records of the presented answers are, and who found that.
     places: Mutex<HashMap<String, (Place, Resolver)>>,
     turn: tokio::sync::Mutex<()>,
+    kind: ChallengeKind,
 }
 
 impl Dns {
     async fn place(&self, answer: &Answer) -> Result<Place, Failed> {
-        let name = challenge_name(&answer.identifier);
+        let name = challenge_name(answer);
         let parsed = Name::from_ascii(format!("{name}."));
         let parsed = parsed.map_err(|error| {
             Failed::new(
@@ -234,7 +251,7 @@ impl Dns {
 
     async fn change(&self, answer: &Answer, place: &Place, adds: bool) -> Result<(), Failed> {
         let provider = self.provider.clone()?;
-        let txt = Txt::new(challenge_name(&answer.identifier), place, value(answer));
+        let txt = Txt::new(challenge_name(answer), place, value(answer));
         let _turn = self.turn.lock().await;
         let changed = async {
             match adds {
@@ -257,13 +274,28 @@ impl Dns {
     }
 }
 
-/// `_acme-challenge.` and the name, without the `*.` of a wildcard.
-fn challenge_name(identifier: &Identifier) -> String {
-    let name = identifier.to_string();
-    format!(
-        "_acme-challenge.{}",
-        name.strip_prefix("*.").unwrap_or(&name)
-    )
+/// `_acme-challenge.` and the name, without the `*.` of a wildcard; for DNS-ACCOUNT-01 below a
+/// label of the account, so that several clients can have a record each.
+fn challenge_name(answer: &Answer) -> String {
+    let name = answer.identifier.to_string();
+    let name = name.strip_prefix("*.").unwrap_or(&name);
+    match answer.kind {
+        ChallengeKind::DnsAccount01 => {
+            let label = account_label(&answer.account.url);
+            format!("_{label}._acme-challenge.{name}")
+        }
+        _ => format!("_acme-challenge.{name}"),
+    }
+}
+
+/// Base32 (RFC 4648, in lower case) of the first 80 bits of the hash of the account's URL.
+fn account_label(url: &str) -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let hash = digest(&SHA256, url.as_bytes());
+    let bits = hash.as_ref().iter().take(10);
+    let bits = bits.fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
+    let letter = |place: u32| char::from(LETTERS[(bits >> (75 - 5 * place)) as usize % 32]);
+    (0..16).map(letter).collect()
 }
 
 /// The value of the record.
@@ -278,7 +310,7 @@ fn key(answer: &Answer) -> String {
 #[async_trait]
 impl Solver for Dns {
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
-        kind == ChallengeKind::Dns01 && matches!(identifier, Identifier::Dns(_))
+        kind == self.kind && matches!(identifier, Identifier::Dns(_))
     }
 
     fn leaves_traces(&self) -> bool {
@@ -296,7 +328,7 @@ impl Solver for Dns {
         let (Some((place, resolver)), Ok(provider)) = (found, &self.provider) else {
             return Ok(());
         };
-        let txt = Txt::new(challenge_name(&answer.identifier), &place, value(answer));
+        let txt = Txt::new(challenge_name(answer), &place, value(answer));
         provider.reaches(&txt).await?;
         propagation::wait(&resolver, &place, &txt.value, report).await;
         Ok(())
@@ -304,6 +336,11 @@ impl Solver for Dns {
 
     async fn observed(&self, _answer: &Answer) {
         std::future::pending().await
+    }
+
+    async fn explain(&self, answer: &Answer) -> Option<String> {
+        let (place, resolver) = self.lock().get(&key(answer)).cloned()?;
+        propagation::missing(&resolver, &place, &value(answer)).await
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
@@ -316,5 +353,32 @@ impl Solver for Dns {
         let removed = self.change(answer, &place, false).await;
         self.lock().remove(&key(answer));
         Ok(removed?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AccountReference, Token};
+    use super::*;
+
+    #[test]
+    fn name_of_record_depends_on_kind_and_account() {
+        let name = |kind, identifier: &str| {
+            challenge_name(&Answer {
+                kind,
+                identifier: identifier.parse().unwrap(),
+                token: Token::absent(),
+                key_authorization: String::new(),
+                account: AccountReference {
+                    url: "https://example.com/acme/acct/ExampleAccount".into(),
+                    ..AccountReference::default()
+                },
+            })
+        };
+        let plain = "_acme-challenge.example.org";
+        assert_eq!(name(ChallengeKind::Dns01, "*.example.org"), plain);
+        // The example of the draft.
+        let own = "_ujmmovf2vn55tgye._acme-challenge.example.org";
+        assert_eq!(name(ChallengeKind::DnsAccount01, "example.org"), own);
     }
 }

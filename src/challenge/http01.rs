@@ -174,6 +174,7 @@ mod tests {
             identifier: Identifier::parse("example.com").unwrap(),
             token: Token::parse(TOKEN).unwrap(),
             key_authorization: format!("{TOKEN}.thumbprint"),
+            account: Default::default(),
         }
     }
 

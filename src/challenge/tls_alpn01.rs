@@ -179,6 +179,7 @@ mod tests {
             identifier: identifier.parse().unwrap(),
             token: Token::parse(&AUTHORIZATION[..22]).unwrap(),
             key_authorization: AUTHORIZATION.to_owned(),
+            account: Default::default(),
         }
     }
 

@@ -353,6 +353,7 @@ mod tests {
             identifier: Identifier::parse("example.com").unwrap(),
             token: Token::parse("abcdefghijklmnopqrstuv").unwrap(),
             key_authorization: KEY_AUTHORIZATION.into(),
+            account: Default::default(),
         }
     }
 

@@ -142,7 +142,7 @@ fn failed(verb: &str, error: &TrustError) -> Failure {
         TrustError::File { path, source } => {
             Failure::of_file(source, message, hint_for(path, source))
         }
-        TrustError::Program(error) => Failure::output(message, &error.hint),
+        TrustError::Program(_, error) => Failure::output(message, error.hint()),
         TrustError::Unchanged(_) => Failure::output(
             message,
             "run the program by hand and read its output, then repeat this command",

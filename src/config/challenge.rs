@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::keys::CertificateLayer;
+use super::problem::Problems;
 use super::resolve::Sources;
 use crate::certificate::Secret;
 use crate::challenge::dns01::{self, Settings};
@@ -17,8 +18,32 @@ impl Sources {
         let set = set.find(|set| kind.is_none_or(|kind| set.kind() == kind));
         match set.unwrap_or_else(|| kind.map(Into::into).unwrap_or_default()) {
             ChallengeSettings::Dns(stored) => ChallengeSettings::Dns(self.dns(layers, &stored)),
+            ChallengeSettings::DnsPersist(stored) => {
+                let resolver = layers.iter().find_map(|layer| layer.resolver.as_ref());
+                ChallengeSettings::DnsPersist(stored.with(resolver.map(|given| given.value)))
+            }
             other => other,
         }
+    }
+
+    /// Refuses a draft that is not listed as experimental. A stored one was listed once.
+    pub(super) fn check_draft(&self, layers: &[&CertificateLayer], problems: &mut Problems) {
+        let said = layers.iter().find_map(|layer| layer.challenge.as_ref());
+        let Some(said) = said.filter(|said| said.value.is_draft()) else {
+            return;
+        };
+        let listed = layers.iter().find_map(|layer| layer.experimental.as_ref());
+        if listed.is_some_and(|listed| listed.value.contains(&said.value)) {
+            return;
+        }
+        let name = said.value.name();
+        problems.add(
+            &said.origin,
+            format!("{name} is experimental: a draft, which CAs may change or drop"),
+            format!(
+                "add --experimental {name}, CERTS_EXPERIMENTAL={name} or experimental = [\"{name}\"]"
+            ),
+        );
     }
 
     /// The provider with its credentials of today; else as it was `stored`.

@@ -156,6 +156,7 @@ impl Sources {
             ..settings.ca.clone()
         });
         settings.challenge = self.challenge(&layers);
+        self.check_draft(&layers, problems);
         settings.deploy = self.deploy(&layers, problems);
         if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
             // The tables of today, and what a command has stored beside them.

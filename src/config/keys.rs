@@ -89,6 +89,10 @@ layer! {
         "challenge", challenge: ChallengeKind, parsed, choice(ChallengeKind::names)
             .doc("The challenge with which the CA validates the names")
             .default("http-01").option(ISSUE | RUN, "KIND");
+        "experimental", experimental: Vec<ChallengeKind>, list, LIST
+            .hint("dns-account-01 or dns-persist-01 belongs here")
+            .doc("Challenges of drafts, which CAs may still change, that may be used: dns-account-01, dns-persist-01")
+            .option(ISSUE | RUN, "KIND");
         "http_listen", http_listen: Vec<SocketAddr>, list, LIST
             .hint("an address such as 0.0.0.0:80 belongs here")
             .doc("Answer HTTP-01 at this address; sockets of systemd come first")

@@ -12,7 +12,6 @@ use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
-use crate::challenge::ChallengeKind;
 use crate::deploy::target::NAME;
 use crate::discovery::labels::{InvalidLabel, Request};
 use crate::identifier::Identifier;
@@ -167,12 +166,17 @@ impl Sources {
             layer.put(key, &value, problems);
         }
         let wants_dns = layer.challenge.as_ref();
-        if wants_dns.is_some_and(|kind| kind.value == ChallengeKind::Dns01)
+        if wants_dns.is_some_and(|kind| kind.value.proves_by_zone())
             && docker.allow.is_empty()
-            && self.challenge(&self.shared_layers()).kind() != ChallengeKind::Dns01
+            && !self
+                .challenge(&self.shared_layers())
+                .kind()
+                .proves_by_zone()
         {
             // Unlike HTTP-01 it proves names that lead to another machine.
-            let message = "a label may not choose dns-01: it proves every name of the zone";
+            let kind = wants_dns.map_or("", |kind| kind.value.name());
+            let message =
+                format!("a label may not choose {kind}: it proves every name of the zone");
             let hint = "list the names that labels may request in [docker] allow";
             problems.add(
                 &origin_of(request, &request.label_of("challenge")),

@@ -293,7 +293,7 @@ impl Runner for Arc<Helper> {
                 program: Some(error),
                 ..
             }) => Err(error),
-            Err(cause) => Err(ProgramError {
+            Err(cause) => Err(ProgramError::Untrusted {
                 message: cause.to_string(),
                 hint: cause.hint().to_string(),
             }),
@@ -388,7 +388,7 @@ async fn run(request: HelperRequest, permits: &Permits) -> HelperResult {
         }
         HelperRequest::Run(call) => {
             permits.allow_call(&call)?;
-            reply.program = call.run().await.err();
+            reply.program = call.run(&[], program::DEADLINE).await.err();
         }
         HelperRequest::GiveFiles(delivery) => {
             let given = permits.output(&delivery)?;
@@ -542,7 +542,7 @@ mod tests {
             arguments: vec![argument.to_owned()],
         };
         let refused = Runner::run(&helper, call("present")).await.unwrap_err();
-        assert!(refused.message.contains("/bin/true"), "{refused:?}");
+        assert!(refused.to_string().contains("/bin/true"), "{refused:?}");
         let right = Right::Run("/bin/true".into());
         Confirmed::add(&permits.confirmed, [right].into()).unwrap();
         assert_eq!(Runner::run(&helper, call("present")).await, Ok(()));

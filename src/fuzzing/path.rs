@@ -68,6 +68,7 @@ fn written_inside(token: Token) {
             .unwrap_or_else(|| panic!("no name")),
         key_authorization: format!("{}.thumbprint", token.as_str()),
         token,
+        account: Default::default(),
     };
     let webroot = webroot::Settings::new(root).solver(&Responses::default());
     assert!(matches!(

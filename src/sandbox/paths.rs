@@ -11,6 +11,7 @@ use crate::deploy::confirmed::Confirmed;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 use crate::files::beneath::{self, REFUSED_HINT};
+use crate::net::aws;
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -231,7 +232,8 @@ pub(super) fn open_answers(settings: &Settings) -> impl Iterator<Item = std::io:
 
 fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {
     let named = environment.iter().filter_map(|(name, value)| {
-        let is_ours = name.starts_with("CERTS_") && name.ends_with("_FILE");
+        let is_ours = name.starts_with("CERTS_") && name.ends_with("_FILE")
+            || aws::FILES.contains(&name.as_str());
         (is_ours && !value.is_empty()).then(|| PathBuf::from(value))
     });
     let certificates = settings.certificates.iter();
@@ -368,6 +370,26 @@ mod tests {
         let [one, other] = each;
         let wanted = BTreeSet::from([one, other, root.join("java")]);
         assert_eq!(copy_directories(&settings), wanted);
+    }
+
+    #[test]
+    fn tokens_of_a_role_stay_readable() {
+        use crate::config::{Options, Purpose, Sources};
+        let mut options = Options::default();
+        options.text("data_dir", Some("/data"));
+        options.text("ca", Some("https://ca.internal/dir"));
+        options.names(&["a.internal".into()]);
+        let settings = Sources::read(&options, &[].into()).settings(&Purpose::Named);
+        let variables = [
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/pod/token"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/run/task/token"),
+            ("CERTS_DNS_HETZNER_API_TOKEN_FILE", "/run/hetzner"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/root/.aws/credentials"),
+        ];
+        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let found = files(&environment.into(), &settings.unwrap());
+        let wanted = ["/run/pod/token", "/run/task/token", "/run/hetzner"];
+        assert_eq!(found, wanted.map(PathBuf::from).into());
     }
 
     #[test]

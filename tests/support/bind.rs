@@ -155,6 +155,21 @@ impl Bind {
         std::fs::read_to_string(self.directory.path().join("primary/log")).unwrap()
     }
 
+    /// Changes a record, in the words of nsupdate.
+    pub(crate) fn change(&self, change: &str) {
+        let nsupdate = program("CERTS_LAB_NSUPDATE", "/usr/bin/nsupdate").unwrap();
+        let script = self.directory.path().join("change");
+        let lines = format!("server {}\nupdate {change}\nsend\n", self.address);
+        std::fs::write(&script, lines).unwrap();
+        let key = format!("hmac-sha256:{KEY}:{SECRET}");
+        let output = Command::new(nsupdate)
+            .args(["-y", &key])
+            .arg(&script)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
     /// Names the resolver and the credentials of rfc2136.
     pub(crate) fn configure<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command

@@ -2,6 +2,7 @@
 //! servers than we can see, so that a server that lags for too long, or cannot be reached
 //! from here, never stops an order.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -25,11 +26,45 @@ enum Seen {
     Value,
     /// Until the limit it had no such value.
     Never,
+    /// It answers, and not with the values of the name.
+    Wrong(String),
     Unreachable(String),
 }
 
+/// Which servers of the zone do not answer with the value now, as far as they can be reached
+/// from here.
+pub(super) async fn missing(resolver: &Resolver, place: &Place, value: &str) -> Option<String> {
+    let servers = place.zone.servers.iter();
+    let asked = servers.map(async |server| {
+        let values = resolver.values_at(server.address, &place.name).await;
+        let seen = match values {
+            Ok(values) if values.iter().any(|one| one == value) => return None,
+            Ok(_) => "without the record".to_owned(),
+            Err(error) if answers_wrongly(&error) => printable(&error.to_string()),
+            Err(_) => return None,
+        };
+        let (server, address) = (shown(&server.name), server.address);
+        Some(format!(
+            "the name server {server} ({address}) answers {seen}"
+        ))
+    });
+    let seen: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+    let name = shown(&place.name);
+    (!seen.is_empty()).then(|| format!("{name}: {}", seen.join(", ")))
+}
+
+/// Whether the server answered, and not that it could not be reached.
+fn answers_wrongly(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Other | ErrorKind::InvalidData)
+}
+
 /// Waits until each server of the zone has the value, or the time is over.
-pub(super) async fn wait(resolver: &Resolver, place: &Place, value: &str, report: &Report) {
+pub(in crate::challenge) async fn wait(
+    resolver: &Resolver,
+    place: &Place,
+    value: &str,
+    report: &Report,
+) {
     if !place.zone.apex.is_root() {
         wait_within(LIMIT, resolver, place, value, report).await;
     }
@@ -55,6 +90,9 @@ async fn wait_within(
                 "{server} ({address}) does not answer with the record at {name} after {} s; the CA is asked to validate all the same",
                 limit.as_secs()
             ),
+            Seen::Wrong(why) => tracing::warn!(
+                "{server} ({address}) answers {why} for {name}; the CA is asked to validate all the same"
+            ),
             Seen::Unreachable(why) => tracing::debug!("{server} ({address}): {why}"),
         }
     }
@@ -77,15 +115,16 @@ async fn at(
     let (mut pause, mut failed) = (FIRST_PAUSE, 0);
     let asking = async {
         loop {
-            let why = match resolver.values_at(server.address, &place.name).await {
+            let seen = match resolver.values_at(server.address, &place.name).await {
                 Ok(values) if values.iter().any(|one| one == value) => return Seen::Value,
-                Ok(_) => None,
-                Err(error) => Some(printable(&error.to_string())),
+                Ok(_) => Seen::Never,
+                Err(error) if answers_wrongly(&error) => Seen::Wrong(printable(&error.to_string())),
+                Err(error) => Seen::Unreachable(printable(&error.to_string())),
             };
-            match why {
-                Some(why) if failed > 0 => return Seen::Unreachable(why),
-                Some(_) => failed += 1,
-                None => {
+            match seen {
+                Seen::Wrong(_) | Seen::Unreachable(_) if failed > 0 => return seen,
+                Seen::Wrong(_) | Seen::Unreachable(_) => failed += 1,
+                Seen::Value | Seen::Never => {
                     let phase = format!("waiting for the name server {}", shown(&server.name));
                     if pause == FIRST_PAUSE {
                         tracing::info!(
@@ -139,8 +178,12 @@ mod tests {
     use crate::challenge::responses::Responses;
     use crate::net::dns::lookup::Zone;
 
+    async fn missing_at(resolver: &Resolver, place: &Place) -> String {
+        missing(resolver, place, "value").await.unwrap_or_default()
+    }
+
     #[tokio::test]
-    async fn lagging_server_is_named_and_stops_nothing() {
+    async fn lagging_or_lying_server_is_named_and_stops_nothing() {
         let responses = Responses::default();
         let zones = responses.zones().clone();
         let at = Listen {
@@ -171,6 +214,17 @@ mod tests {
             phases.recv().await.unwrap(),
             "waiting for the name server ns2.example.com"
         );
+        let seen = missing_at(&resolver, &place).await;
+        let words =
+            format!("the name server ns2.example.com ({address}) answers without the record");
+        assert!(seen.ends_with(&words), "{seen}");
+        // The server of another zone is no reason to wait, and is named.
+        let other = Place {
+            name: Name::from_ascii("a.example.org.").unwrap(),
+            ..place.clone()
+        };
+        let seen = missing_at(&resolver, &other).await;
+        assert!(seen.ends_with("answers REFUSED"), "{seen}");
         zones.add(&place, "value");
         wait_within(Duration::from_secs(60), &resolver, &place, "value", &report).await;
         serving.abort();

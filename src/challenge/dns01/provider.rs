@@ -5,6 +5,7 @@ mod acmedns;
 mod exec;
 mod own;
 mod rfc2136;
+#[cfg_attr(not(feature = "dns-providers"), path = "provider/without.rs")]
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -246,9 +247,9 @@ pub(crate) fn unknown(provider: &str) -> Unfit {
     Unfit {
         message: format!("unknown DNS provider `{}`", printable(provider)),
         hint: meant.map_or_else(
-            || {
-                "docs/dns.md lists the providers; exec runs a program of yours, self needs none"
-                    .into()
+            || match cfg!(feature = "dns-providers") {
+                true => "docs/dns.md lists the providers; exec runs a program of yours, self needs none".into(),
+                false => "this program was built without the cargo feature dns-providers: use rfc2136, acmedns, exec or self, or a program with it".into(),
             },
             |meant| format!("did you mean {meant}?").into(),
         ),

@@ -60,6 +60,7 @@ fn heard(request: &[u8]) -> Vec<u8> {
             identifier,
             key_authorization: format!("{}.{THUMBPRINT}", token.as_str()),
             token,
+            account: Default::default(),
         };
         assert!(matches!(
             responses

@@ -39,6 +39,7 @@ fn sample<'s>(key: &'s str, root: &'s str, hmac: &'s str) -> Vec<(&'s str, &'s s
             and(hmac, &[("fallback_eab_kid", "kid"), ca])
         }
         "challenge" => and("http-01", &[]),
+        "experimental" => and("dns-persist-01", &[("challenge", "dns-persist-01")]),
         "http_listen" | "tls_listen" => and("127.0.0.1:8080", &[]),
         "dns" => and("self", &[]),
         "dns_listen" => and("127.0.0.1:5353", &[("dns", "self")]),

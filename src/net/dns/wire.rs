@@ -40,6 +40,10 @@ pub(crate) async fn ask(
         reply if reply.truncation => read(&over_tcp(server, &bytes).await?)?,
         reply => reply,
     };
+    // Over TCP it had 64 KiB.
+    if reply.truncation {
+        return Err(io::Error::other("with more than 64 KiB"));
+    }
     match answers(&query, &reply) {
         true => Ok(reply),
         false => Err(io::Error::other("it answers another question")),
@@ -107,4 +111,42 @@ fn answers(query: &Message, reply: &Message) -> bool {
     let is_reply = reply.message_type == MessageType::Response && reply.id == query.id;
     // A server that does not understand a question may leave it out.
     is_reply && (reply.queries == query.queries || reply.queries.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn reply_that_does_not_fit_into_tcp_is_an_error() {
+        let stream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = stream.local_addr().unwrap();
+        let datagrams = UdpSocket::bind(server).await.unwrap();
+        let truncated = |request: &[u8]| {
+            let mut reply = read(request).unwrap();
+            reply.metadata.message_type = MessageType::Response;
+            reply.metadata.truncation = true;
+            reply.to_vec().unwrap()
+        };
+        let answering = async {
+            let mut buffer = [0; 512];
+            let (length, client) = datagrams.recv_from(&mut buffer).await.unwrap();
+            datagrams
+                .send_to(&truncated(&buffer[..length]), client)
+                .await
+                .unwrap();
+            let (mut client, _) = stream.accept().await.unwrap();
+            let mut request = vec![0; client.read_u16().await.unwrap().into()];
+            client.read_exact(&mut request).await.unwrap();
+            let reply = framed(&truncated(&request)).unwrap();
+            client.write_all(&reply).await.unwrap();
+        };
+        let name = Name::from_ascii("a.example.").unwrap();
+        let (reply, ()) = tokio::join!(ask(server, &name, RecordType::TXT, false), answering);
+        let error = reply.unwrap_err();
+        assert_eq!(error.to_string(), "with more than 64 KiB");
+        assert_eq!(error.kind(), io::ErrorKind::Other);
+    }
 }

@@ -3,14 +3,16 @@
 //! nothing is removed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use dns_update::http::HttpClient;
-use serde_json::{Value, json};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Uri};
+use serde_json::json;
 
 use super::super::Failed;
-use super::upstream::client;
 use super::{Credentials, Field, Kind, Provider, Txt};
+use crate::net::http::{HttpError, Longest, Origin};
 use crate::text::printable;
 
 const SERVER: &str = "server";
@@ -18,6 +20,9 @@ const USERNAME: &str = "username";
 const PASSWORD: &str = "password";
 const SUBDOMAIN: &str = "subdomain";
 const PUBLIC: &str = "https://auth.acme-dns.io";
+const WITHIN: Duration = Duration::from_secs(30);
+/// Far above an honest reply, and what a message shows of one.
+const LONGEST: Longest = Longest::Cut(500);
 
 pub(super) const KIND: Kind = Kind {
     name: "acmedns",
@@ -35,21 +40,22 @@ pub(super) const KIND: Kind = Kind {
                 .strip_prefix(near)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
         });
-        if !server.starts_with("https://") && !is_near {
+        let url: Uri = { format!("{server}/update").parse() }
+            .map_err(|error| format!("invalid `server`: {error}"))?;
+        if url.scheme_str() != Some("https") && !is_near {
             return Err("`server` is an https:// URL, or http:// of this machine".to_owned());
         }
+        let header = |field: &str| {
+            let value = HeaderValue::from_str(credentials.text(field)?.trim());
+            value.map_err(|_| format!("`{field}` has a character that no header may have"))
+        };
         Ok(Arc::new(AcmeDns {
-            client: client(|builder| {
-                builder
-                    .with_header(
-                        "X-Api-User",
-                        credentials.get(USERNAME).unwrap_or_default().trim(),
-                    )
-                    .with_header(
-                        "X-Api-Key",
-                        credentials.get(PASSWORD).unwrap_or_default().trim(),
-                    )
-            })?,
+            origin: Origin::of(&url)?,
+            headers: [
+                ("x-api-user", header(USERNAME)?),
+                ("x-api-key", header(PASSWORD)?),
+            ],
+            url,
             server,
             subdomain: credentials.text(SUBDOMAIN)?.trim().to_owned(),
             credentials: credentials.clone(),
@@ -58,11 +64,37 @@ pub(super) const KIND: Kind = Kind {
 };
 
 struct AcmeDns {
-    client: HttpClient,
+    origin: Origin,
+    url: Uri,
+    headers: [(&'static str, HeaderValue); 2],
     server: String,
     subdomain: String,
     /// To keep them out of messages.
     credentials: Credentials,
+}
+
+impl AcmeDns {
+    /// Sends the value; the error is for a message.
+    async fn update(&self, value: &str) -> Result<(), String> {
+        let body = json!({"subdomain": self.subdomain, "txt": value}).to_string();
+        let host = self.url.authority().map_or("", |host| host.as_str());
+        let mut request = Request::post(self.url.path())
+            .header("host", host)
+            .header(CONTENT_TYPE, "application/json");
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        let sent = async {
+            self.origin
+                .send(request.body(body.into())?, WITHIN, LONGEST)
+                .await
+        };
+        let (status, reply) = sent.await.map_err(|error: HttpError| error.to_string())?;
+        match status.is_success() {
+            true => Ok(()),
+            false => Err(format!("{status}: {}", String::from_utf8_lossy(&reply))),
+        }
+    }
 }
 
 #[async_trait]
@@ -72,8 +104,8 @@ impl Provider for AcmeDns {
     }
 
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
-        let failed = |error: dns_update::Error| {
-            let error = printable(&self.credentials.redacted(error.to_string()));
+        self.update(&txt.value).await.map_err(|error| {
+            let error = printable(&self.credentials.redacted(error));
             Failed::new(
                 format!(
                     "acme-dns at {} did not take the value for {}: {error}",
@@ -85,11 +117,7 @@ impl Provider for AcmeDns {
                     txt.asked
                 ),
             )
-        };
-        let body = json!({"subdomain": self.subdomain, "txt": txt.value});
-        let request = self.client.post(format!("{}/update", self.server));
-        let sent = request.with_body(body).map_err(failed)?.send::<Value>();
-        sent.await.map(drop).map_err(failed)
+        })
     }
 
     async fn remove(&self, _txt: &Txt) -> Result<(), Failed> {
@@ -147,7 +175,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = vec![0; 4096];
                 let mut read = 0;
-                while !String::from_utf8_lossy(&request[..read]).contains("}") {
+                while !String::from_utf8_lossy(&request[..read]).contains('}') {
                     read += stream.read(&mut request[read..]).await.unwrap();
                 }
                 let reply = format!("HTTP/1.1 {reply}");

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::super::super::responses::Responses;
 use super::super::Failed;
 use super::{Field, Kind, Provider, Txt};
-use crate::program::Call;
+use crate::program::{Call, DEADLINE};
 
 pub(super) const PROGRAM: &str = "program";
 
@@ -37,11 +37,12 @@ impl Exec {
             program: self.program.clone(),
             arguments: vec![verb.to_owned(), format!("{}.", txt.fqdn), txt.value.clone()],
         };
+        let shown = call.to_string();
         let ended = match self.responses.runner() {
             Some(runner) => runner.run(call).await,
-            None => call.run().await,
+            None => call.run(&[], DEADLINE).await.map(drop),
         };
-        ended.map_err(|error| Failed::new(error.message, error.hint))
+        ended.map_err(|error| Failed::new(format!("{shown}: {error}"), error.hint().to_owned()))
     }
 }
 

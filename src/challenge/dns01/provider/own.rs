@@ -28,7 +28,8 @@ struct Own {
 impl Own {
     fn not_delegated(txt: &Txt, seen: &str) -> Failed {
         let (asked, zone) = (&txt.asked, txt.zone());
-        let base = asked.strip_prefix("_acme-challenge.").unwrap_or(asked);
+        let base = asked.split_once("_acme-challenge.");
+        let base = base.map_or(asked.as_str(), |(_, base)| base);
         let address = public_address();
         let kind = if address.as_ref().is_some_and(IpAddr::is_ipv6) {
             "AAAA"

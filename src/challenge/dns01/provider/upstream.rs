@@ -3,7 +3,10 @@
 
 #[cfg(test)]
 mod reference;
+mod scope;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
@@ -11,16 +14,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dns_update::http::{HttpClient, HttpClientBuilder};
 use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
 
+use self::scope::Scope;
 use super::super::Failed;
 use super::{Credentials, Field, Provider, Txt};
+use crate::certificate::Secret;
+use crate::net::aws::{self, Role};
 use crate::text::printable;
 
 /// The lifetime of a value in caches, in seconds: several providers take no less.
 const TTL: u32 = 60;
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The fields of an access key of AWS. A provider with all three also takes the temporary
+/// keys of a role, if the first two are not given.
+const ACCESS_KEY: [&str; 3] = ["access_key_id", "secret_access_key", "session_token"];
 
 /// A provider of the table.
 struct Upstream {
@@ -71,8 +79,7 @@ impl Given<'_> {
         self.0.text(name).map(|text| text.trim().to_owned())
     }
 
-    // The readers have one form, for the table.
-    #[allow(clippy::unnecessary_wraps)]
+    #[allow(clippy::unnecessary_wraps)] // the readers have one form, for the table
     fn maybe(&self, name: &str) -> Result<Option<String>, String> {
         Ok(self.0.get(name).map(|text| text.trim().to_owned()))
     }
@@ -114,7 +121,7 @@ impl Given<'_> {
             .map(|text| AzureEnvironment::from_str_lossy(&text))
     }
 
-    #[allow(clippy::unnecessary_wraps, clippy::unused_self)]
+    #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // as above
     fn timeout(&self, _name: &str) -> Result<Option<Duration>, String> {
         Ok(Some(TIMEOUT))
     }
@@ -129,41 +136,63 @@ fn find(provider: &str) -> Option<&'static Upstream> {
     table::ALL.iter().find(|one| one.name == provider)
 }
 
+/// Whether it takes the keys of a role.
+fn takes_role(found: &Upstream) -> bool {
+    let has = |field: &&str| found.arguments.iter().any(|(name, _)| name == field);
+    ACCESS_KEY.iter().all(has)
+}
+
+/// Whether the keys of a role are to be used.
+fn needs_role(found: &Upstream, credentials: &Credentials) -> bool {
+    let is_missing = |field: &str| credentials.get(field).is_none_or(str::is_empty);
+    takes_role(found) && is_missing(ACCESS_KEY[0]) && is_missing(ACCESS_KEY[1])
+}
+
 /// The fields of a provider's credentials; `None` for an unknown provider.
 pub(super) fn fields(provider: &str) -> Option<Vec<Field>> {
-    let arguments = find(provider)?.arguments.iter();
+    let found = find(provider)?;
+    let arguments = found.arguments.iter();
     let arguments = arguments.filter(|(_, kind)| *kind != TIMEOUT_KIND);
-    let fields = arguments.map(|(name, kind)| match OPTIONAL.contains(kind) {
-        true => Field::optional(name),
-        false => Field::required(name),
-    });
+    let is_of_role = |name: &str| takes_role(found) && ACCESS_KEY.contains(&name);
+    let fields = arguments.map(
+        |(name, kind)| match OPTIONAL.contains(kind) || is_of_role(name) {
+            true => Field::optional(name),
+            false => Field::required(name),
+        },
+    );
     Some(fields.collect())
 }
 
-/// Does what makes an HTTP client. The crate panics where no CA bundle is found.
-fn with_roots<T>(make: impl FnOnce() -> T) -> Result<T, String> {
-    let made = catch_unwind(AssertUnwindSafe(make));
-    made.map_err(|_| "no CA certificates found: install ca-certificates".to_owned())
-}
-
-/// The crate's HTTP client, for a provider of ours.
-pub(super) fn client(
-    change: impl FnOnce(HttpClientBuilder) -> HttpClientBuilder,
-) -> Result<HttpClient, String> {
-    let builder = change(HttpClientBuilder::new().with_timeout(Some(TIMEOUT)));
-    with_roots(|| builder.build())
-}
-
-/// Makes the updater.
-fn updater(provider: &str, credentials: &Credentials) -> Result<DnsUpdater, String> {
-    let found = find(provider).ok_or("it is unknown")?;
-    let built = with_roots(|| (found.build)(&Given(credentials)))?;
+/// Makes the updater. The crate panics where no CA bundle is found.
+fn updater(found: &Upstream, credentials: &Credentials) -> Result<DnsUpdater, String> {
+    let built = catch_unwind(AssertUnwindSafe(|| (found.build)(&Given(credentials))));
+    let built = built.map_err(|_| "no CA certificates found: install ca-certificates")?;
     built.map_err(|error| printable(&credentials.redacted(error)))
+}
+
+/// The credentials with the keys of a role.
+fn with_keys(credentials: &Credentials, keys: &aws::Keys) -> Credentials {
+    let mut all = credentials.clone();
+    let token = keys.token.as_ref();
+    let values = [
+        Some(&Secret::new(keys.id.clone())),
+        Some(&keys.secret),
+        token,
+    ]
+    .map(|one| one.cloned());
+    let given = ACCESS_KEY.iter().zip(values);
+    let given = given.filter_map(|(name, value)| Some(((*name).to_owned(), value?)));
+    all.0.extend(given);
+    all
 }
 
 /// Checks the values of complete credentials.
 pub(super) fn check(provider: &str, credentials: &Credentials) -> Result<(), String> {
-    updater(provider, credentials).map(drop)
+    let found = find(provider).ok_or("it is unknown")?;
+    match needs_role(found, credentials) {
+        true => updater(found, &with_keys(credentials, &aws::Keys::placeholder())).map(drop),
+        false => updater(found, credentials).map(drop),
+    }
 }
 
 /// The provider with these credentials.
@@ -171,24 +200,67 @@ pub(super) fn build(
     provider: &str,
     credentials: &Credentials,
 ) -> Result<Arc<dyn Provider>, String> {
+    let found = find(provider).ok_or("it is unknown")?;
+    let login = match needs_role(found, credentials) {
+        true => Login::Role(Role::of_this_process()),
+        false => Login::Own(updater(found, credentials)?),
+    };
     Ok(Arc::new(Api {
-        name: provider.to_owned(),
-        updater: updater(provider, credentials)?,
+        found,
+        login,
         credentials: credentials.clone(),
+        scope: Scope::default(),
     }))
 }
 
+/// How a provider knows us.
+enum Login {
+    /// By the configured credentials.
+    Own(DnsUpdater),
+    /// By the keys of today.
+    Role(Role),
+}
+
 struct Api {
-    name: String,
-    updater: DnsUpdater,
-    /// To keep them out of messages.
+    found: &'static Upstream,
+    login: Login,
     credentials: Credentials,
+    scope: Scope,
 }
 
 impl Api {
-    fn failed(&self, verb: &str, txt: &Txt, error: &dns_update::Error) -> Failed {
+    /// The updater, with the credentials to keep out of messages.
+    async fn updater(&self) -> Result<(DnsUpdater, Credentials), Failed> {
+        let role = match &self.login {
+            Login::Own(updater) => return Ok((updater.clone(), self.credentials.clone())),
+            Login::Role(role) => role,
+        };
+        let name = self.found.name;
+        let keys = role.keys().await;
+        let keys = keys.map_err(|error| {
+            let [id, secret, _] = ACCESS_KEY.map(|field| super::variable(name, field));
+            let hint = format!("{}: {id} and {secret}", error.hint);
+            Failed::new(format!("{name}: {error}"), hint)
+        })?;
+        let all = with_keys(&self.credentials, &keys);
+        match updater(self.found, &all) {
+            Ok(updater) => Ok((updater, all)),
+            Err(why) => Err(Failed::new(
+                format!("{name}: {why}"),
+                "certs config check names what is invalid",
+            )),
+        }
+    }
+
+    fn failed(
+        &self,
+        verb: &str,
+        txt: &Txt,
+        error: &dns_update::Error,
+        secrets: &Credentials,
+    ) -> Failed {
         use dns_update::Error;
-        let (name, zone) = (&self.name, txt.zone());
+        let (name, zone) = (self.found.name, txt.zone());
         let hint = match error {
             Error::Unauthorized => format!(
                 "the provider does not accept the credentials: check them, and that they may change the zone {zone}"
@@ -201,7 +273,7 @@ impl Api {
             }
             _ => format!("check that the credentials may change TXT records of the zone {zone}"),
         };
-        let detail = printable(&self.credentials.redacted(error.to_string()));
+        let detail = printable(&secrets.redacted(error.to_string()));
         Failed::new(
             format!(
                 "{name} did not {verb} the TXT record {} in zone {zone}: {detail}",
@@ -215,28 +287,32 @@ impl Api {
 #[async_trait]
 impl Provider for Api {
     fn name(&self) -> &str {
-        &self.name
+        self.found.name
     }
 
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
         let record = vec![DnsRecord::TXT(txt.value.clone())];
         let (name, zone) = (txt.fqdn.as_str(), txt.zone());
-        let added = self
-            .updater
-            .add_to_rrset(name, DnsRecordType::TXT, TTL, record, &zone);
-        added.await.map_err(|error| self.failed("add", txt, &error))
+        let (updater, secrets) = self.updater().await?;
+        let added = updater.add_to_rrset(name, DnsRecordType::TXT, TTL, record, zone.as_str());
+        added
+            .await
+            .map_err(|error| self.failed("add", txt, &error, &secrets))?;
+        self.scope
+            .look(self.found.name, &self.credentials, &zone)
+            .await;
+        Ok(())
     }
 
     async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
         let record = vec![DnsRecord::TXT(txt.value.clone())];
         let (name, zone) = (txt.fqdn.as_str(), txt.zone());
-        let removed = self
-            .updater
-            .remove_from_rrset(name, DnsRecordType::TXT, record, &zone);
+        let (updater, secrets) = self.updater().await?;
+        let removed = updater.remove_from_rrset(name, DnsRecordType::TXT, record, zone.as_str());
         match removed.await {
             // Removed by an earlier run.
             Err(dns_update::Error::NotFound) => Ok(()),
-            removed => removed.map_err(|error| self.failed("remove", txt, &error)),
+            removed => removed.map_err(|error| self.failed("remove", txt, &error, &secrets)),
         }
     }
 }
