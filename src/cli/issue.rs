@@ -38,6 +38,11 @@ use crate::time::{Clock, SystemClock};
 pub(crate) async fn issue(call: &Call, task: Task) -> Result<(), Failure> {
     let mut settings = meant::named(&call.sources).await?;
     meant::check_command(&call.sources, &settings).await?;
+    for certificate in &settings.certificates {
+        for unused in call.sources.unused_options(certificate) {
+            tracing::warn!("{unused}");
+        }
+    }
     match task {
         Task::Rehearsal => {
             at_staging(&mut settings.certificates);
