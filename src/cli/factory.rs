@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::TryFutureExt;
 
 pub(super) use self::client::{account_of, invalid, reached_by};
-pub(super) use self::outputs::{emptied, outputs_for};
-use self::outputs::{output_for, owner_of};
+pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
 use super::catalog::{remember, still_imported};
 use super::embedded;
@@ -142,14 +141,7 @@ impl Factory {
 
     /// Publishes a certificate where its settings say, from now on.
     pub(super) fn publish_by(&self, settings: &CertificateSettings) -> Result<(), Failure> {
-        let own = self.process.output_of(settings);
-        if own != self.process.output {
-            let owner = owner_of(&own, &self.process);
-            let lineage = settings.lineage.clone();
-            let output = output_for(&own, &self.process)?;
-            self.outputs.set(lineage, output, owner);
-        }
-        Ok(())
+        publish_by(&self.outputs, &self.process, settings)
     }
 
     /// The same, and gives what is published there to its readers, who may be others now.

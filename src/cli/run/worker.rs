@@ -124,7 +124,8 @@ impl Worker for Sidecar {
         let stored = self.stored(lineage).await?;
         let output = self.factory.emptied(stored.as_ref());
         let output = (!keep_files).then_some(&output);
-        let deleted = delete(services.store.as_ref(), lineage, output).await;
+        let (store, others) = (services.store.as_ref(), services.output.as_ref());
+        let deleted = delete(store, lineage, output, others).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
         // No pass may order it again before the supervisor has forgotten it.
         self.restock().await;
