@@ -22,6 +22,7 @@ use super::watcher::Watcher;
 use crate::acme::{self, Client, Issuer, Limiters};
 use crate::ca;
 use crate::certificate::BundleCache;
+use crate::challenge::listen::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{
     CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
@@ -182,10 +183,14 @@ impl Factory {
                 Some(origin) if origin.lasts() => Keeper::Command,
                 _ => Keeper::Settings,
             },
-            cannot_order: { settings.cannot_order.as_ref() }
-                .or_else(|| self.refused.cause(settings))
-                .cloned(),
+            cannot_order: { settings.cannot_order.clone() }
+                .or_else(|| self.refused.cause(settings)),
         })
+    }
+
+    /// Tries the refused addresses of listeners again: see [`Refused::retry`].
+    pub(super) fn retry_refused(&self) -> (Vec<Listener>, bool) {
+        self.refused.retry(&self.responses)
     }
 
     /// Does `task` for one certificate.
