@@ -25,7 +25,7 @@ use crate::certificate::BundleCache;
 use crate::challenge::listen::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{
-    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
+    CaSettings, CertificateSettings, DeployWhen, Origin, OutputSettings, RenewSettings, Settings,
 };
 use crate::control::{Done, Task};
 use crate::deploy::coalesce::{Coalesced, Gate};
@@ -180,7 +180,7 @@ impl Factory {
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
             keeper: match settings.asked_by() {
-                Some(origin) if origin.lasts() => Keeper::Command,
+                Some(origin) if origin.lasts() || origin == Origin::Install => Keeper::Command,
                 _ => Keeper::Settings,
             },
             cannot_order: { settings.cannot_order.clone() }
@@ -261,7 +261,10 @@ impl Factory {
         let stored = store.options(lineage).await;
         let stored = stored.map_err(Failure::on(lineage.as_str()))?;
         let settings = &still_imported(settings, stored.as_deref());
-        if stored.is_none() {
+        let read = |json| CertificateSettings::stored_as(lineage, json).ok();
+        let before = stored.as_deref().and_then(read);
+        let by_install = before.is_some_and(|one| one.asked_by() == Some(Origin::Install));
+        if stored.is_none() || by_install {
             remember(store, settings).await?;
         }
         let ended = work.await;

@@ -13,7 +13,7 @@ use crate::lineage::Lineage;
 use crate::manage::{CannotOrder, is_registered};
 
 /// The most names that public CAs accept in one certificate.
-const MOST_NAMES: usize = 100;
+pub(crate) const MOST_NAMES: usize = 100;
 
 /// Adds every problem that prevents the issuance of `wanted`, which comes from `origin`.
 /// It reads the files that `wanted` names and no others. `ca_is_known` is false if
