@@ -15,7 +15,11 @@ const LONGEST_MESSAGE: usize = 2048;
 /// writing, leaves out the user and password of a URL, and cuts the text at 1,000 characters
 /// and 2 KiB.
 pub(crate) fn printable(text: &str) -> String {
-    cut(printable_within(&in_a_line(text), LONGEST))
+    let line = match text.contains('\n') {
+        true => Cow::from(in_a_line(text)),
+        false => text.into(),
+    };
+    cut(printable_within(&line, LONGEST))
 }
 
 /// The lines of a message as one, so that a reader of lines gets all of it.
