@@ -1,11 +1,11 @@
-//! The embedded CA: a strict ACME server (RFC 8555) with HTTP-01 and DNS-01 validation,
-//! renewal information (RFC 9773), profiles of any lifetime and external
+//! The embedded CA: a strict ACME server (RFC 8555) with HTTP-01, TLS-ALPN-01 and DNS-01
+//! validation, renewal information (RFC 9773), profiles of any lifetime and external
 //! account binding, for a developer's machine, a private network, the
 //! demonstration and the tests.
 //!
 //! It keeps a root for the user to trust and an issuing intermediate, and signs
-//! only validated orders. It offers no CRL and no OCSP: a revocation shows in
-//! the renewal information.
+//! only validated orders. A revocation shows in the renewal information and in the
+//! issuer's revocation list (RFC 5280); there is no OCSP.
 //! [`Server::router`] needs no socket and no TLS; [`Server::serve`] adds both.
 
 mod account;
@@ -21,11 +21,13 @@ mod order;
 mod problem;
 mod renewal;
 mod request;
+mod revocation;
 mod routes;
 mod server;
 mod signed;
 mod signing;
 mod state;
+mod trust;
 mod validate;
 
 #[cfg(test)]
@@ -47,6 +49,7 @@ pub use listen::{Identity, serve};
 pub use renewal::share;
 pub use server::Server;
 pub use signing::Signing;
+pub(crate) use trust::{Root, TrustError, TrustStore};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -70,6 +73,9 @@ pub struct Settings {
     /// The names that a new root permits; all, if there are none. An existing root keeps its
     /// own.
     pub permitted: Vec<Permitted>,
+    /// The start of the URLs of revocation lists: `http://` and an authority. Without one, new
+    /// certificates name no list.
+    pub lists_url: Option<String>,
     /// The directory of keys, accounts and orders; `None` keeps them in memory.
     pub directory: Option<PathBuf>,
 }
@@ -99,6 +105,7 @@ impl Settings {
             },
             resolver: None,
             permitted: Vec::new(),
+            lists_url: None,
             directory: None,
         }
     }

@@ -384,7 +384,7 @@ fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
     Some(parts.join("."))
 }
 
-fn pem(der: &CertificateDer<'_>) -> String {
+pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
     const LINE: usize = 64;
     let encoded = BASE64_STANDARD.encode(der);
     let lines = encoded.as_bytes().chunks(LINE);

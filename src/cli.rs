@@ -28,6 +28,7 @@ mod revoke;
 mod run;
 mod simulate;
 mod status;
+mod trust;
 mod volume;
 mod watcher;
 

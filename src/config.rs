@@ -44,7 +44,7 @@ use crate::challenge::ChallengeSettings;
 use crate::challenge::protocol::Listen;
 
 pub(crate) use arguments::{KeyOptions, Options};
-pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, hmac_key};
+pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, external_accounts, hmac_key};
 pub(crate) use check::{MOST_NAMES, shared_file};
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;

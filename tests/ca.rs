@@ -3,11 +3,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{certs, free_port, run};
+use crate::support::{by_depth, certs, free_port, run, text};
 
 /// A CA started by the command line.
 struct CaServer {
@@ -100,6 +101,117 @@ fn ca_serve_keeps_root_accounts_and_orders_over_a_restart() {
 }
 
 #[test]
+fn ca_serve_has_a_host_and_permits_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = [
+        "--listen",
+        "0.0.0.0:0",
+        "--host",
+        "ca.corp.net",
+        "--permit",
+        "corp.org",
+    ];
+    let ca = CaServer::start(directory.path(), &arguments);
+    let url = ca.directory.clone();
+    let port = url.strip_prefix("https://ca.corp.net:").unwrap();
+    let port = port.strip_suffix("/directory").unwrap();
+    // A client checks the name in the CA's certificate, and the names that the root permits.
+    let reached = |url: &str| {
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sS",
+            "--resolve",
+            &format!("ca.corp.net:{port}:127.0.0.1"),
+            url,
+        ]);
+        let output = curl.arg("--cacert").arg(&ca.root).output();
+        output.map(|output| text(&output)).unwrap_or_default()
+    };
+    if reached("file:///dev/null").is_empty() {
+        let shown = reached(&url);
+        assert!(
+            shown.contains(&format!("https://ca.corp.net:{port}/acme/new-order")),
+            "{shown}"
+        );
+        let root = reached(&format!("http://ca.corp.net:{port}/root.pem"));
+        assert_eq!(root, std::fs::read_to_string(&ca.root).unwrap());
+        let shown = reached(&format!("http://ca.corp.net:{port}/directory"));
+        assert!(shown.contains("use https"), "{shown}");
+    } else {
+        eprintln!("SKIPPED: the CA's host: curl is not installed");
+    }
+    assert_eq!(ca.stop(Signal::TERM), Some(0));
+    let mut command = certs(directory.path());
+    command.args([
+        "ca",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--host",
+        "ca.other.net",
+    ]);
+    let printed = run(&mut command, 2);
+    assert!(
+        printed.contains("does not permit ca.other.net"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn ca_serve_loses_nothing_by_kills() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let port = free_port().to_string();
+    let arguments = [
+        "--listen",
+        &listen,
+        "--http-port",
+        &port,
+        "--resolve-to",
+        "127.0.0.1",
+    ];
+    let client = directory.path().join("client");
+    let mut issued = 0;
+    let mut root = None;
+    for round in 0..by_depth(6, 20, 60) {
+        let mut ca = CaServer::start(directory.path(), &arguments);
+        let now = std::fs::read(&ca.root).unwrap();
+        assert_eq!(*root.get_or_insert_with(|| now.clone()), now);
+        let mut command = certs(&client);
+        command.args([
+            "issue",
+            &format!("n{round}.test"),
+            "--agree-tos",
+            "--ca",
+            &ca.directory,
+        ]);
+        command.arg("--ca-root").arg(&ca.root);
+        command.args(["--http-listen", &format!("127.0.0.1:{port}")]);
+        let mut client = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Any moment of the order is as good as another.
+        std::thread::sleep(Duration::from_millis(round * 137 % 700));
+        ca.child.kill().unwrap();
+        ca.child.wait().unwrap();
+        // An error means that the client has ended already.
+        let _ = client.kill();
+        issued += usize::from(client.wait().unwrap().success());
+        let state = std::fs::read(directory.path().join("data/ca/state.json"));
+        let state = state.map_or(serde_json::json!({"certificates": {}}), |state| {
+            serde_json::from_slice(&state).unwrap()
+        });
+        // What a client has got is known.
+        let known = state["certificates"].as_object().unwrap().len();
+        assert!(known >= issued, "{known} of {issued}");
+    }
+    let ca = CaServer::start(directory.path(), &arguments);
+    assert_eq!(ca.stop(Signal::TERM), Some(0));
+}
+
+#[test]
 fn ca_serve_requires_external_account() {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("hmac");
@@ -119,6 +231,39 @@ fn ca_serve_requires_external_account() {
     command.arg("--ca-root").arg(&ca.root);
     let printed = run(command.args(["--http-listen", "127.0.0.1:0"]), 4);
     assert!(printed.contains("externalAccountRequired"), "{printed}");
+    assert_eq!(ca.stop(Signal::TERM), Some(0));
+    // Several accounts in one file.
+    let file = directory.path().join("accounts");
+    let other = "ZmVkY2JhOTg3NjU0MzIxMA";
+    std::fs::write(
+        &file,
+        format!("# office\nfirst MDEyMzQ1Njc4OWFiY2RlZg\n\nsecond {other}\n"),
+    )
+    .unwrap();
+    std::fs::write(&key, other).unwrap();
+    let port = free_port().to_string();
+    let arguments = [
+        "--listen",
+        "127.0.0.1:0",
+        "--http-port",
+        &port,
+        "--resolve-to",
+        "127.0.0.1",
+    ];
+    let file = ["--eab-file", file.to_str().unwrap()];
+    let ca = CaServer::start(directory.path(), &[&arguments[..], &file].concat());
+    for (kid, code) in [("first", 4), ("second", 0)] {
+        let mut command = certs(&directory.path().join(kid));
+        command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
+        command
+            .arg("--ca-root")
+            .arg(&ca.root)
+            .args(["--eab-kid", kid, "--eab-hmac-file"]);
+        command
+            .arg(&key)
+            .args(["--http-listen", &format!("127.0.0.1:{port}")]);
+        run(&mut command, code);
+    }
 }
 
 #[test]
@@ -129,9 +274,24 @@ fn ca_serve_exits_2_with_hint_for_unusable_options() {
     let weak = directory.path().join("weak");
     std::fs::write(&weak, "AAAA").unwrap();
     let weak = weak.to_str().unwrap();
+    let accounts = |name: &str, text: &str| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let none = &accounts("none", "# none yet\n\n");
+    let odd = &accounts("odd", "a MDEyMzQ1Njc4OWFiY2RlZg\nb\n");
+    let short = &accounts("short", "a MDEyMzQ1Njc4OWFiY2RlZg\nb AAAA\n");
     for (arguments, words) in [
         (vec!["--listen", &taken], "cannot listen on"),
-        (vec!["--listen", "0.0.0.0:14000"], "not a loopback address"),
+        (vec!["--listen", "0.0.0.0:0"], "gives clients no address"),
+        (vec!["--host", "*.internal"], "not a name or an address"),
+        (vec!["--eab-file", none], "no account found"),
+        (
+            vec!["--eab-file", odd],
+            "line 2 is not an identifier and a key",
+        ),
+        (vec!["--eab-file", short], "a key is shorter than 16 bytes"),
         (
             vec![
                 "--listen",

@@ -230,6 +230,7 @@ fn commands_and_options_in_texts_exist() {
         &["import"],
         &["install", "nginx"],
         &["ca", "serve"],
+        &["ca", "trust"],
         &["simulate"],
         &["demo"],
         &["config", "check"],
@@ -240,7 +241,9 @@ fn commands_and_options_in_texts_exist() {
         words.any(|word| word == option)
     };
     // Of other programs.
-    const OTHERS: [&str; 18] = [
+    const OTHERS: [&str; 20] = [
+        "--fresh",
+        "--use-system-ca",
         "--cert-path",
         "--key-path",
         "--now",

@@ -248,6 +248,7 @@ fn help_pages_match_snapshots() {
         "status",
         "config",
         "ca serve",
+        "ca trust",
         "simulate",
         "install nginx",
         "import",

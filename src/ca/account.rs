@@ -14,7 +14,7 @@ use super::problem::ErrorType::{self, Malformed};
 use super::problem::{Problem, ensure};
 use super::server::{HandlerResult, Server, reply};
 use super::signed::{Signed, check_active};
-use super::state::{Id, ObjectStatus, Registration};
+use super::state::{Id, ObjectStatus, Registration, State};
 
 const MOST_CONTACTS: usize = 10;
 
@@ -133,16 +133,19 @@ pub(super) async fn account(Path(id): Path<Id>, signed: Signed) -> HandlerResult
     let detail = "the only new status of an account is `deactivated`";
     ensure(is_valid, Malformed, detail)?;
     let changes = update.contact.is_some() || update.status.is_some();
-    let apply = |account: &mut Registration| {
+    let apply = |state: &mut State| {
+        let account = state.accounts.get_mut(&id)?;
         if let Some(contact) = update.contact {
             account.contact = contact;
         }
-        account.deactivated |= update.status.as_deref() == Some("deactivated");
-        account.clone()
+        if update.status.as_deref() == Some("deactivated") {
+            account.deactivated = true;
+            state.cancel_orders(&id);
+        }
+        state.accounts.get(&id).cloned()
     };
     let account = if changes {
-        let changed = (signed.server).change(|state| Ok(state.accounts.get_mut(&id).map(apply)));
-        changed.await?
+        (signed.server).change(|state| Ok(apply(state))).await?
     } else {
         signed.server.look(|state| state.accounts.get(&id).cloned())
     };

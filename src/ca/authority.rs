@@ -1,25 +1,30 @@
 //! The keys that sign: a root, which is never replaced, and an intermediate,
 //! which is replaced before it would expire sooner than a leaf that it signs.
+//! A replaced one signs its revocation lists until it expires.
 //!
 //! On disk: `root.pem` (0644) for clients to trust, `root.key` (0600), and
 //! `intermediate.pem` (0600) with key and certificate in one file, so that
-//! they are replaced together. RFC 5280.
+//! they are replaced together; `former.pem` (0600) has the replaced ones. RFC 5280.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CrlDistributionPoint, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::constraints::{self, Permitted};
 use super::directory::StateDirectory;
+use super::jws::encode;
 use super::nonces::random_bytes;
 use super::{CaError, DAY, HOUR, lock};
 use crate::certificate::{Facts, Secret};
@@ -31,20 +36,27 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 
 const INTERMEDIATE: &str = "intermediate.pem";
+const FORMER: &str = "former.pem";
+const END: &str = "-----END CERTIFICATE-----\n";
 
 pub(super) struct Authority {
     directory: Option<Arc<StateDirectory>>,
-    root: CaKey,
+    root: Arc<CaKey>,
     has_new_root: bool,
-    intermediate: Mutex<Arc<CaKey>>,
+    /// The last one signs; those before it sign their revocation lists.
+    intermediates: Mutex<Vec<Arc<CaKey>>>,
+    /// See [`super::Settings::lists_url`].
+    lists_url: Option<String>,
 }
 
 /// A CA certificate with its key.
-struct CaKey {
+pub(super) struct CaKey {
     pem: String,
     key_pem: Secret,
     not_after: Timestamp,
-    issuer: Issuer<'static, KeyPair>,
+    /// Its key identifier, which is the first part of the RFC 9773 identifiers of what it signs.
+    pub(super) key_id: String,
+    pub(super) issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
@@ -54,6 +66,7 @@ impl Authority {
     pub(super) fn open(
         directory: Option<Arc<StateDirectory>>,
         permitted: &[Permitted],
+        lists_url: Option<String>,
         now: Timestamp,
     ) -> Result<Self, CaError> {
         let on_disk = directory.as_deref();
@@ -63,17 +76,36 @@ impl Authority {
             Some(stored) => stored,
             None => make_root(on_disk, permitted, now)?,
         };
-        let stored = on_disk.map(|directory| read_intermediate(directory, &root));
-        let intermediate = match stored.transpose()?.flatten() {
-            Some(stored) => stored,
-            None => make_intermediate(on_disk, &root, now, now)?,
-        };
-        Ok(Self {
+        let read = |name| on_disk.map_or(Ok(Vec::new()), |on| read_intermediates(on, name, &root));
+        let (mut intermediates, current) = (read(FORMER)?, read(INTERMEDIATE)?);
+        // A replacement that was cut off leaves the current one in both files.
+        let is_current = |one: &CaKey| current.iter().any(|other| other.key_id == one.key_id);
+        intermediates.retain(|one| one.is_needed(now) && !is_current(one));
+        intermediates.extend(current);
+        let opened = Self {
             directory,
-            root,
+            root: Arc::new(root),
             has_new_root,
-            intermediate: Mutex::new(Arc::new(intermediate)),
-        })
+            intermediates: Mutex::new(intermediates.into_iter().map(Arc::new).collect()),
+            lists_url,
+        };
+        opened.intermediate_for(now, now)?;
+        Ok(opened)
+    }
+
+    /// The root or the intermediate with this key identifier.
+    pub(super) fn issuer(&self, key_id: &str) -> Option<Arc<CaKey>> {
+        let intermediates = lock(&self.intermediates);
+        let mut all = std::iter::once(&self.root).chain(intermediates.iter());
+        all.find(|one| one.key_id == key_id).cloned()
+    }
+
+    /// The distribution point of the list of `issuer`.
+    fn list_of(&self, issuer: &CaKey) -> Vec<CrlDistributionPoint> {
+        let urls = self.lists_url.iter();
+        let urls = urls.map(|url| format!("{url}/crl/{}.crl", issuer.key_id));
+        urls.map(|url| CrlDistributionPoint { uris: vec![url] })
+            .collect()
     }
 
     pub(super) fn root_pem(&self) -> &str {
@@ -130,6 +162,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        params.crl_distribution_points = self.list_of(&signer);
+        params.key_identifier_method = key_identifier(public);
         let signed = params.signed_by(public, &signer.issuer)?;
         let facts = Facts::of(signed.der());
         let facts = facts.map_err(|error| CaError::corrupt("the new leaf".as_ref(), error))?;
@@ -142,13 +176,54 @@ impl Authority {
         not_after: Timestamp,
         now: Timestamp,
     ) -> Result<Arc<CaKey>, CaError> {
-        let mut current = lock(&self.intermediate);
+        let mut all = lock(&self.intermediates);
         let last = self.root.not_after;
-        if current.not_after < not_after + DAY && current.not_after < last {
-            let made = make_intermediate(self.directory.as_deref(), &self.root, now, not_after)?;
-            *current = Arc::new(made);
+        let lasts = |one: &CaKey| one.not_after >= not_after + DAY || one.not_after >= last;
+        if let Some(current) = all.last().filter(|one| lasts(one)) {
+            return Ok(current.clone());
         }
-        Ok(current.clone())
+        let mut former = all.clone();
+        former.retain(|one| one.is_needed(now));
+        if let Some(directory) = self.directory.as_ref().filter(|_| !former.is_empty()) {
+            // First, so that no moment lacks a key that signs a list.
+            let text: String = former.iter().map(|one| one.in_one_file()).collect();
+            directory.write(FORMER, 0o600, Secret::new(text).expose().as_bytes())?;
+        }
+        let made = Arc::new(self.make_intermediate(now, not_after)?);
+        if let Some(directory) = &self.directory {
+            let both = Secret::new(made.in_one_file());
+            directory.write(INTERMEDIATE, 0o600, both.expose().as_bytes())?;
+        }
+        former.push(made.clone());
+        *all = former;
+        Ok(made)
+    }
+
+    fn make_intermediate(&self, now: Timestamp, needed: Timestamp) -> Result<CaKey, CaError> {
+        let (key, root) = (KeyPair::generate()?, &self.root);
+        let lifetime = INTERMEDIATE_LIFETIME.max(needed.since(now) * 2);
+        let not_after = (now + lifetime).min(root.not_after);
+        let path_length = BasicConstraints::Constrained(0);
+        let mut params = ca_params("intermediate", path_length, now - HOUR, not_after);
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.crl_distribution_points = self.list_of(root);
+        params.key_identifier_method = key_identifier(&key);
+        let pem = params.signed_by(&key, &root.issuer)?.pem();
+        let made = signer(pem, key.serialize_pem(), None);
+        made.map_err(|detail| CaError::corrupt("the new intermediate".as_ref(), detail))
+    }
+}
+
+impl CaKey {
+    /// Its key and its certificate.
+    fn in_one_file(&self) -> String {
+        format!("{}{}", self.key_pem.expose(), self.pem)
+    }
+
+    /// Whether a client may still ask for its revocation list.
+    fn is_needed(&self, now: Timestamp) -> bool {
+        self.not_after + DAY >= now
     }
 }
 
@@ -171,6 +246,7 @@ fn make_root(
     let length = BasicConstraints::Unconstrained;
     let mut params = ca_params("root", length, now - HOUR, now + ROOT_LIFETIME);
     params.name_constraints = constraints::extension(permitted);
+    params.key_identifier_method = key_identifier(&key);
     let pem = params.self_signed(&key)?.pem();
     let made = signer(pem, key.serialize_pem(), None);
     let made = made.map_err(|detail| CaError::corrupt("the new root".as_ref(), detail))?;
@@ -181,40 +257,23 @@ fn make_root(
     Ok(made)
 }
 
-fn read_intermediate(directory: &StateDirectory, root: &CaKey) -> Result<Option<CaKey>, CaError> {
-    const BOUNDARY: &str = "-----BEGIN CERTIFICATE-----";
-    let corrupt = |detail| directory.corrupt(INTERMEDIATE, detail);
-    let Some(text) = directory.read(INTERMEDIATE)? else {
-        return Ok(None);
-    };
-    let at = text.find(BOUNDARY);
-    let at = at.ok_or_else(|| corrupt("no certificate found".to_owned()))?;
-    let (key, pem) = text.split_at(at);
-    let read = signer(pem.to_owned(), key.to_owned(), Some(root));
-    read.map(Some).map_err(corrupt)
-}
-
-fn make_intermediate(
-    directory: Option<&StateDirectory>,
+fn read_intermediates(
+    directory: &StateDirectory,
+    name: &str,
     root: &CaKey,
-    now: Timestamp,
-    needed: Timestamp,
-) -> Result<CaKey, CaError> {
-    let key = KeyPair::generate()?;
-    let lifetime = INTERMEDIATE_LIFETIME.max(needed.since(now) * 2);
-    let not_after = (now + lifetime).min(root.not_after);
-    let path_length = BasicConstraints::Constrained(0);
-    let mut params = ca_params("intermediate", path_length, now - HOUR, not_after);
-    params.use_authority_key_identifier_extension = true;
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let pem = params.signed_by(&key, &root.issuer)?.pem();
-    let key = key.serialize_pem();
-    if let Some(directory) = directory {
-        let both = Secret::new(format!("{key}{pem}"));
-        directory.write(INTERMEDIATE, 0o600, both.expose().as_bytes())?;
-    }
-    let made = signer(pem, key, None);
-    made.map_err(|detail| CaError::corrupt("the new intermediate".as_ref(), detail))
+) -> Result<Vec<CaKey>, CaError> {
+    const BOUNDARY: &str = "-----BEGIN CERTIFICATE-----";
+    let text = directory.read(name)?.unwrap_or_default();
+    let pairs = text
+        .split_inclusive(END)
+        .filter(|pair| !pair.trim().is_empty());
+    let read = pairs.map(|pair| {
+        let at = pair.find(BOUNDARY).ok_or("no certificate found")?;
+        let (key, pem) = pair.split_at(at);
+        signer(pem.to_owned(), key.to_owned(), Some(root))
+    });
+    let read: Result<_, String> = read.collect();
+    read.map_err(|detail| directory.corrupt(name, detail))
 }
 
 fn ca_params(
@@ -262,7 +321,15 @@ fn signer(pem: String, key_pem: String, root: Option<&CaKey>) -> Result<CaKey, S
     if root.is_some_and(|root| !is_signed_by(root)) {
         return Err("the root did not sign it".to_owned());
     }
+    let key_id = certificate
+        .extensions()
+        .iter()
+        .find_map(|one| match one.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(encode(id.0)),
+            _ => None,
+        });
     Ok(CaKey {
+        key_id: key_id.ok_or("no subject key identifier found")?,
         not_after: Timestamp::from_seconds(certificate.validity().not_after.timestamp()),
         issuer: Issuer::from_ca_cert_der(&der, key).map_err(|error| error.to_string())?,
         key_pem: Secret::new(key_pem),
@@ -277,6 +344,11 @@ fn alternative_name(identifier: &Identifier) -> Result<SanType, rcgen::Error> {
     })
 }
 
+/// Method 1 of RFC 7093: from the bits of the public key alone.
+fn key_identifier(key: &impl PublicKeyData) -> KeyIdMethod {
+    KeyIdMethod::PreSpecified(digest(&SHA256, key.der_bytes()).as_ref()[..20].to_vec())
+}
+
 /// 126 random bits, positive and of full length (RFC 5280 section 4.1.2.2).
 fn serial() -> SerialNumber {
     let mut bytes = random_bytes();
@@ -284,6 +356,6 @@ fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-fn instant(timestamp: Timestamp) -> OffsetDateTime {
+pub(super) fn instant(timestamp: Timestamp) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(timestamp.seconds()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -21,6 +21,8 @@ const MOST_FINISHED_NAMES: usize = 500;
 const MOST_OPEN_NAMES: usize = 1000;
 /// Bytes of all certificates: more than 20,000 of one name.
 const MOST_CERTIFICATES: usize = 64 << 20;
+/// Bytes of the revoked certificates, which stay until they expire.
+const MOST_REVOKED: usize = MOST_CERTIFICATES / 2;
 /// Bytes of the certificates of one account: more than 1,000 of one name, so more than one
 /// machine keeps. Writing them takes a few milliseconds.
 const MOST_OWN_CERTIFICATES: usize = 4 << 20;
@@ -56,6 +58,9 @@ impl State {
         self.drop_superseded(&new.account, new.created);
         if self.size_of_certificates(|one| one.account == new.account) > MOST_OWN_CERTIFICATES {
             return Err(full("valid certificates of this account"));
+        }
+        if self.size_of_certificates(|one| one.revoked.is_some()) > MOST_REVOKED {
+            return Err(full("revoked certificates"));
         }
         let is_finished = |order: &Order| is_own(order) && has_ended(order);
         loop {
@@ -99,7 +104,8 @@ impl State {
     }
 
     /// Drops the expired certificates of an account that has too many; if that is not
-    /// enough, those that a newer one for the same identifiers supersedes.
+    /// enough, those that a newer one for the same identifiers supersedes. A revoked one stays
+    /// until it expires: the revocation list follows from it.
     fn drop_superseded(&mut self, account: &str, now: Timestamp) {
         let is_own = |one: &SignedCertificate| one.account == account;
         if self.size_of_certificates(is_own) > MOST_OWN_CERTIFICATES {
@@ -112,8 +118,10 @@ impl State {
                 let issued = newest.entry(one.identifiers.clone()).or_insert(one.issued);
                 *issued = one.issued.max(*issued);
             }
-            self.certificates
-                .retain(|_, one| !is_own(one) || newest.get(&one.identifiers) == Some(&one.issued));
+            self.certificates.retain(|_, one| {
+                let is_newest = newest.get(&one.identifiers) == Some(&one.issued);
+                !is_own(one) || is_newest || one.revoked.is_some()
+            });
         }
     }
 
@@ -125,9 +133,12 @@ impl State {
         }
         while self.size_of_certificates(|_| true) > MOST_CERTIFICATES {
             let all = self.certificates.iter();
-            let oldest = all.min_by_key(|(_, certificate)| certificate.issued);
-            let oldest = oldest.map(|(name, _)| name.clone());
-            self.certificates.remove(&oldest.unwrap_or_default());
+            let valid = all.filter(|(_, certificate)| certificate.revoked.is_none());
+            let oldest = valid.min_by_key(|(_, certificate)| certificate.issued);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.certificates.remove(&oldest);
         }
     }
 }

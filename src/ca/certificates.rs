@@ -1,5 +1,5 @@
 //! Requests about issued certificates: download (RFC 8555 section 7.4.2), revoke
-//! (section 7.6), renewal information (RFC 9773). They sign nothing.
+//! (section 7.6), renewal information (RFC 9773), revocation lists. They sign nothing else.
 
 use axum::extract::{Path, State as Shared};
 use axum::response::IntoResponse;
@@ -110,4 +110,24 @@ pub(super) async fn renewal_info(
     let recheck = renewal::retry_after(&certificate).to_string();
     let json = json!({"suggestedWindow": window});
     Ok(reply(StatusCode::OK, json, [(RETRY_AFTER, recheck)]))
+}
+
+/// The list of an issuer, `KEY_ID.crl`; the request is unsigned.
+pub(super) async fn list(
+    Shared(server): Shared<Server>,
+    Path(file): Path<String>,
+) -> HandlerResult {
+    let issuer = file.strip_suffix(".crl");
+    let issuer = issuer.and_then(|key_id| server.0.authority.issuer(key_id));
+    let issuer = issuer.ok_or_else(|| Problem::not_found("revocation list"))?;
+    let now = server.now();
+    let revoked = server.look(|state| state.revoked_by(&issuer.key_id, now));
+    let der = server.0.lists.current(&issuer, revoked, now)?;
+    Ok(([(CONTENT_TYPE, "application/pkix-crl")], der).into_response())
+}
+
+/// The root, for machines that are to trust it once its fingerprint is compared.
+pub(super) async fn root(Shared(server): Shared<Server>) -> HandlerResult {
+    let pem = server.root_pem().to_owned();
+    Ok(([(CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
 }

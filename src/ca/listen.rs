@@ -1,5 +1,6 @@
 //! The CA on a socket: TLS with a certificate of its own, which is renewed before it
-//! expires. Dropping the future of [`serve`] closes every connection.
+//! expires, and plain HTTP on the same port for what a client needs before it can trust TLS.
+//! Dropping the future of [`serve`] closes every connection.
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,14 +17,14 @@ use tokio::net::TcpListener;
 
 use super::{CaError, DAY, Server};
 use crate::identifier::Identifier;
-use crate::net::listen::{self, Socket};
+use crate::net::listen::{Connections, Limits, Socket, TlsConfig};
 use crate::net::tls;
 use crate::time::Timestamp;
 
 const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 
-/// The CA's own TLS certificate, for `localhost`, the loopback addresses and
-/// the address listened on; renewed before it expires.
+/// The CA's own TLS certificate, for `localhost`, the loopback addresses, the address
+/// listened on and the host of its URL; renewed before it expires.
 pub struct Identity {
     server: Server,
     identifiers: Vec<Identifier>,
@@ -46,6 +47,7 @@ impl Identity {
         if !loopback.contains(&address) && !address.is_unspecified() {
             identifiers.push(Identifier::Ip(address));
         }
+        identifiers.extend(server.host());
         let (config, renew_at) = make(server, &identifiers)?;
         Ok(Self {
             server: server.clone(),
@@ -101,8 +103,12 @@ impl Server {
     }
 }
 
-/// Serves `router` over TLS as `identity` until the future is dropped.
+/// Serves `router` over TLS as `identity` until the future is dropped. Clients without TLS
+/// get the revocation lists and the root alone.
 pub async fn serve(listener: TcpListener, mut identity: Identity, router: Router) {
-    let tls = Box::new(move || identity.config());
-    listen::serve(Socket::Tcp(listener), Some(tls), router).await;
+    let plain = identity.server.public_router();
+    let tls: TlsConfig = Box::new(move || identity.config());
+    Connections::new(Limits::default())
+        .serve_both(Socket::Tcp(listener), Some(tls), router, Some(plain))
+        .await;
 }

@@ -24,6 +24,9 @@ pub(super) fn check(
     let Ok(([], csr)) = X509CertificationRequest::from_der(der) else {
         return Err(bad("not a valid PKCS#10 request in DER"));
     };
+    if SHA1.contains(&csr.signature_algorithm.algorithm.to_id_string().as_str()) {
+        return Err(bad("it is signed with SHA-1"));
+    }
     csr.verify_signature()
         .map_err(|_| bad("its signature is invalid"))?;
     let spki = &csr.certification_request_info.subject_pki;
@@ -44,12 +47,24 @@ pub(super) fn check(
     SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| bad("unknown key type"))
 }
 
+/// RSA and ECDSA with SHA-1.
+const SHA1: [&str; 2] = ["1.2.840.113549.1.1.5", "1.2.840.10045.4.1"];
+
 fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<(), Problem> {
     let fine = match spki.parsed() {
-        // Whole bytes: 2048 to 4096 bits.
         Ok(PublicKey::RSA(key)) => {
-            let modulus = key.modulus.iter().skip_while(|byte| **byte == 0);
-            (256..=512).contains(&modulus.count())
+            let strip = |bytes: &'_ [u8]| {
+                bytes
+                    .iter()
+                    .copied()
+                    .skip_while(|byte| *byte == 0)
+                    .collect()
+            };
+            let (modulus, exponent): (Vec<u8>, Vec<u8>) = (strip(key.modulus), strip(key.exponent));
+            // The first bit is set: no key with fewer than 2048 bits has 256 bytes.
+            (256..=512).contains(&modulus.len())
+                && modulus[0] >= 0x80
+                && matches!(exponent.as_slice(), [1, 0, 1] | [3])
         }
         Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384),
         _ => false,
@@ -100,4 +115,84 @@ fn identifier(name: &GeneralName<'_>) -> Result<Identifier, Problem> {
 fn bad(detail: &str) -> Problem {
     let detail = format!("the signing request was refused: {detail}");
     Problem::new(ErrorType::BadCsr, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const NAME: &str = "a.test";
+
+    /// A request for [`NAME`] with a key of `openssl genpkey`; `None` without that program.
+    fn request(key: &[&str], digest: &str) -> Option<Vec<u8>> {
+        let mut genpkey = Command::new("openssl");
+        let genpkey = genpkey
+            .arg("genpkey")
+            .args(key)
+            .stderr(Stdio::null())
+            .output();
+        let key = genpkey.ok()?.stdout;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key.pem");
+        std::fs::write(&file, key).unwrap();
+        let mut req = Command::new("openssl");
+        req.args([
+            "req", "-new", "-outform", "DER", "-subj", "/", digest, "-addext",
+        ]);
+        req.arg(format!("subjectAltName=DNS:{NAME}"))
+            .arg("-key")
+            .arg(&file);
+        let made = req.output().unwrap();
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        Some(made.stdout)
+    }
+
+    #[test]
+    fn only_strong_keys_are_certified() {
+        const EC: [&str; 3] = ["-algorithm", "EC", "-pkeyopt"];
+        let account = serde_json::json!({"kty": "EC", "crv": "P-256",
+            "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"});
+        let account = Jwk::try_from(account).unwrap();
+        let wanted = BTreeSet::from([Identifier::parse(NAME).unwrap()]);
+        let rsa = |bits: &'static str| vec!["-algorithm", "RSA", "-pkeyopt", bits];
+        let ec = |curve: &'static str| [&EC[..], &[curve]].concat();
+        let small = "rsa_keygen_pubexp:17";
+        for (key, digest, is_fine) in [
+            (ec("ec_paramgen_curve:P-256"), "-sha256", true),
+            (ec("ec_paramgen_curve:P-384"), "-sha384", true),
+            (rsa("rsa_keygen_bits:2048"), "-sha256", true),
+            (rsa("rsa_keygen_bits:2048"), "-sha1", false),
+            (ec("ec_paramgen_curve:P-256"), "-sha1", false),
+            (rsa("rsa_keygen_bits:1024"), "-sha256", false),
+            (rsa("rsa_keygen_bits:2040"), "-sha256", false),
+            (
+                [rsa("rsa_keygen_bits:2048"), vec!["-pkeyopt", small]].concat(),
+                "-sha256",
+                false,
+            ),
+            (ec("ec_paramgen_curve:P-521"), "-sha256", false),
+            (ec("ec_paramgen_curve:secp256k1"), "-sha256", false),
+            (ec("ec_paramgen_curve:brainpoolP256r1"), "-sha256", false),
+            (vec!["-algorithm", "ED25519"], "-sha256", false),
+        ] {
+            let Some(der) = request(&key, digest) else {
+                eprintln!("SKIPPED: weak keys: openssl is not installed");
+                return;
+            };
+            let checked = check(&der, &wanted, &account);
+            assert_eq!(
+                checked.is_ok(),
+                is_fine,
+                "{key:?} {digest}: {:?}",
+                checked.err()
+            );
+        }
+    }
 }

@@ -45,6 +45,7 @@ impl Server {
             .route("/acme/certificate/{id}", post(certificates::certificate))
             .route("/acme/revoke-certificate", post(certificates::revoke))
             .route("/acme/renewal-info/{id}", get(certificates::renewal_info))
+            .merge(self.public_routes())
             .fallback(async || Problem::not_found("resource"))
             .method_not_allowed_fallback(async || {
                 Problem::malformed("the resource does not support this method")
@@ -52,6 +53,21 @@ impl Server {
             })
             .layer(from_fn_with_state(self.clone(), add_headers))
             .with_state(self.clone())
+    }
+
+    /// What is public and signed: a client checks it without TLS.
+    pub(super) fn public_router(&self) -> Router {
+        let other = "without TLS this CA serves /crl/ and /root.pem only: use https\n";
+        let routes = self
+            .public_routes()
+            .fallback(async move || (StatusCode::NOT_FOUND, other));
+        routes.with_state(self.clone())
+    }
+
+    fn public_routes(&self) -> Router<Self> {
+        Router::new()
+            .route("/crl/{file}", get(certificates::list))
+            .route("/root.pem", get(certificates::root))
     }
 }
 

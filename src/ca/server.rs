@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex};
 
 use axum::Json;
 use axum::response::{IntoResponse, IntoResponseParts, Response};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use tokio::sync::Semaphore;
 
 use super::authority::Authority;
 use super::directory::StateDirectory;
 use super::nonces::Nonces;
 use super::problem::{Problem, without_nulls};
+use super::revocation::Lists;
 use super::state::{Authorization, Id, State};
 use super::{CaError, Settings, Validation, lock, validate};
+use crate::identifier::Identifier;
 use crate::time::{Clock, Timestamp};
 
 const VALIDATIONS_AT_ONCE: usize = 64;
@@ -29,6 +31,7 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) validations: Semaphore,
     pub(super) nonces: Nonces,
+    pub(super) lists: Lists,
     /// The state and its version, which counts the changes.
     versioned: Mutex<(State, u64)>,
     /// The version on disk; locked while a newer one is written.
@@ -48,7 +51,9 @@ impl Server {
         let directory = settings.directory.as_deref();
         let directory = directory.map(StateDirectory::open).transpose()?;
         let directory = directory.map(Arc::new);
-        let authority = Authority::open(directory.clone(), &settings.permitted, clock.now())?;
+        let lists_url = settings.lists_url.clone();
+        let permitted = &settings.permitted;
+        let authority = Authority::open(directory.clone(), permitted, lists_url, clock.now())?;
         let state = directory.as_deref().map(load).transpose()?;
         let mut state = state.unwrap_or_default();
         let interrupted = state.recover();
@@ -58,6 +63,7 @@ impl Server {
             clock,
             validations: Semaphore::new(VALIDATIONS_AT_ONCE),
             nonces: Nonces::default(),
+            lists: Lists::default(),
             versioned: Mutex::new((state, 0)),
             written: tokio::sync::Mutex::new(0),
             directory,
@@ -80,6 +86,18 @@ impl Server {
     #[must_use]
     pub fn has_new_root(&self) -> bool {
         self.0.authority.has_new_root()
+    }
+
+    /// The host of its URLs.
+    pub(super) fn host(&self) -> Option<Identifier> {
+        let url = self.0.settings.base_url.parse::<Uri>().ok()?;
+        Identifier::parse(url.host()?.trim_matches(['[', ']'])).ok()
+    }
+
+    /// Whether the root permits a certificate for `name`.
+    #[must_use]
+    pub fn permits(&self, name: &Identifier) -> bool {
+        self.0.authority.permits(name)
     }
 
     pub(super) fn url(&self, path: &str) -> String {

@@ -19,7 +19,13 @@ impl Signing {
     /// # Errors
     /// When the keys cannot be made.
     pub fn new(now: Timestamp) -> Result<Self, CaError> {
-        Authority::open(None, &[], now).map(Self)
+        Authority::open(None, &[], None, now).map(Self)
+    }
+
+    /// The root in PEM.
+    #[must_use]
+    pub fn root_pem(&self) -> &str {
+        self.0.root_pem()
     }
 
     /// Signs a certificate for `key_pem` and `identifiers`, valid from the first to

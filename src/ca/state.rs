@@ -224,6 +224,20 @@ impl State {
         }
     }
 
+    /// Ends what a deactivated account has not finished (RFC 8555 section 7.3.6).
+    pub(super) fn cancel_orders(&mut self, account: &str) {
+        let orders = self.orders.values_mut();
+        for order in orders.filter(|order| order.account == account && order.is_open()) {
+            order.status = ObjectStatus::Invalid;
+            let detail = "the account was deactivated";
+            order.error = Some(Problem::new(ErrorType::Unauthorized, detail));
+        }
+        let authorizations = self.authorizations.values_mut();
+        for one in authorizations.filter(|one| one.account == account) {
+            one.status = ObjectStatus::Deactivated;
+        }
+    }
+
     /// An order of `account`, with its state at `now`.
     pub(super) fn order(
         &mut self,

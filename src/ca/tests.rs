@@ -6,6 +6,7 @@ mod constraints;
 mod orders;
 mod requests;
 mod restart;
+mod revocation;
 mod validation;
 
 use std::collections::BTreeSet;

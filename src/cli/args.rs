@@ -116,7 +116,7 @@ pub(super) enum Verb {
     Install(super::install::Install),
     /// Import certificates, accounts and renewal settings of another client; orders nothing
     Import(super::import::Import),
-    /// Run a certificate authority for this machine
+    /// Run a certificate authority for this machine or its network, and trust it
     #[command(subcommand)]
     Ca(super::ca::Ca),
     /// The helper process of certs run; not for use by hand

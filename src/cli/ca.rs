@@ -1,5 +1,6 @@
-//! `certs ca serve`: the embedded CA as an ACME server on loopback.
+//! `certs ca serve`: the embedded CA as an ACME server, for this machine or its network.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,31 +12,45 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
 use super::output::{say, say_json};
+use super::trust::{self, Trust};
 use crate::ca::{
-    CaError, PRIVATE, Permitted, Ports, Profile, Resolve, Server, Settings, Validation,
+    CaError, PRIVATE, Permitted, Ports, Profile, Resolve, Root, Server, Settings, Validation,
 };
 use crate::certificate::SecretBytes;
 use crate::config::{self, Unusable};
 use crate::failure::{Failure, hint_for};
 use crate::files;
 use crate::files::beneath::Directory;
+use crate::identifier::Identifier;
 use crate::net::dns::ServerAddress;
 use crate::sandbox;
-use crate::text::duration;
+use crate::text::{duration, shell_word};
 use crate::time::SystemClock;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Ca {
-    /// Serve ACME (RFC 8555) to this machine until SIGTERM; the state is in DATA_DIR/ca
-    #[command(after_help = "Example: certs ca serve --http-port 5002 --resolve-to 127.0.0.1")]
-    Serve(Serve),
+    /// Serve ACME (RFC 8555) until SIGTERM; the state is in DATA_DIR/ca
+    #[command(after_help = "Examples:
+  certs ca serve --http-port 5002 --resolve-to 127.0.0.1
+  certs ca serve --listen 0.0.0.0:443 --host ca.internal")]
+    Serve(Box<Serve>),
+    /// Print the commands that make systems, browsers, Java and Node.js trust the root; with
+    /// --install or --uninstall change the system's store
+    #[command(after_help = "Examples:
+  certs ca trust
+  sudo certs ca trust --install --root root.pem")]
+    Trust(Trust),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// The loopback address to listen on
+    /// The address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:14000")]
     listen: SocketAddr,
+    /// The name or address under which clients reach the CA (default: that of --listen); keep it,
+    /// since accounts and certificates contain it
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
     /// The port for HTTP-01 validation
     #[arg(long, value_name = "N", default_value_t = 80)]
     http_port: u16,
@@ -57,6 +72,9 @@ pub(super) struct Serve {
     /// Its HMAC key in base64url
     #[arg(long, value_name = "FILE", requires = "eab_kid")]
     eab_hmac_file: Option<PathBuf>,
+    /// The same for many accounts: in each line of the file an ID and its HMAC key
+    #[arg(long, value_name = "FILE")]
+    eab_file: Option<PathBuf>,
     /// A name, with all below it, or a network that a new root permits beside private ones
     /// (localhost, *.test, *.example.com, *.internal, *.local, *.lan, *.home.arpa and the like, private addresses); `*` for all
     #[arg(long, value_name = "NAME|*")]
@@ -81,13 +99,14 @@ pub(super) fn directory_in(data_dir: &Path) -> Result<PathBuf, Failure> {
 
 /// Runs the verb.
 pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
-    let Ca::Serve(options) = verb;
-    if !options.listen.ip().is_loopback() {
-        return Err(Failure::usage(
-            format!("{} is not a loopback address", options.listen),
-            "the embedded CA serves its own machine: use 127.0.0.1 or [::1]",
-        ));
+    match verb {
+        Ca::Serve(options) => serve(call, &options).await,
+        Ca::Trust(options) => trust::run(call, options).await,
     }
+}
+
+async fn serve(call: &Call, options: &Serve) -> Result<(), Failure> {
+    let host = host(options)?;
     let process = call.sources.process_settings()?;
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
@@ -97,17 +116,23 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     })?;
     let address = listener.local_addr().map_err(Failure::unexpected)?;
     let directory = directory_in(&process.data_dir)?;
-    let settings = settings(&options, address, directory.clone())?;
+    let settings = settings(options, (&host, address.port()), directory.clone())?;
     let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
+    if !server.permits(&host) {
+        return Err(Failure::usage(
+            format!("the root of this CA does not permit {host}, its own host"),
+            "choose a --host that it permits, such as ca.internal, or a new --data-dir",
+        ));
+    }
     let mut root = directory.join("root.pem");
     if let Some(path) = &options.root_out {
         write_root(path, server.root_pem())?;
         root.clone_from(path);
     }
-    announce(call, &server.directory_url(), &root);
     let stop = |kind| signal(kind).map_err(Failure::unexpected);
     let mut terminate = stop(SignalKind::terminate())?;
     let mut interrupt = stop(SignalKind::interrupt())?;
+    announce(call, &server, &root)?;
     sandbox::confine_alone(&call.surroundings(), &process)?;
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
@@ -116,8 +141,41 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     }
 }
 
-fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<Settings, Failure> {
-    let mut settings = Settings::new(format!("https://{address}"));
+/// The host of the CA's URLs.
+fn host(options: &Serve) -> Result<Identifier, Failure> {
+    let Some(host) = &options.host else {
+        let address = options.listen.ip();
+        return match address.is_unspecified() {
+            false => Ok(Identifier::Ip(address)),
+            true => Err(Failure::usage(
+                format!("--listen {} gives clients no address", options.listen),
+                "add the name by which clients reach this machine: --host ca.internal",
+            )),
+        };
+    };
+    let parsed = Identifier::parse(host.trim_matches(['[', ']']));
+    let name = parsed.ok().filter(|name| !name.is_wildcard());
+    name.ok_or_else(|| {
+        Failure::usage(
+            format!("--host `{}`: not a name or an address", host.escape_debug()),
+            "for example --host ca.internal",
+        )
+    })
+}
+
+fn settings(
+    options: &Serve,
+    (host, port): (&Identifier, u16),
+    directory: PathBuf,
+) -> Result<Settings, Failure> {
+    let authority = match host {
+        Identifier::Ip(address) => SocketAddr::new(*address, port).to_string(),
+        Identifier::Dns(_) => format!("{host}:{port}"),
+    };
+    // A client would sign the URL without the usual port.
+    let shown = authority.strip_suffix(":443").unwrap_or(&authority);
+    let mut settings = Settings::new(format!("https://{shown}"));
+    settings.lists_url = Some(format!("http://{authority}"));
     settings.directory = Some(directory);
     settings.validation = Validation::Connect {
         ports: Ports {
@@ -128,6 +186,10 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
     };
     settings.resolver = options.resolver.map(|resolver| resolver.0);
     settings.permitted = permitted(&options.permit)?;
+    if !settings.permitted.is_empty() {
+        // A new root must permit the CA's own server.
+        settings.permitted.extend(host.to_string().parse());
+    }
     if let Some(lifetime) = options.lifetime {
         let profile = Profile::new(lifetime, "as set by --lifetime");
         settings.profiles.insert("default".into(), profile);
@@ -135,6 +197,9 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
     if let (Some(kid), Some(file)) = (&options.eab_kid, &options.eab_hmac_file) {
         let accounts = &mut settings.external_accounts;
         accounts.insert(kid.clone(), hmac_key(file)?);
+    }
+    if let Some(file) = &options.eab_file {
+        settings.external_accounts.extend(external_accounts(file)?);
     }
     Ok(settings)
 }
@@ -159,19 +224,41 @@ fn permitted(further: &[String]) -> Result<Vec<Permitted>, Failure> {
     all.map(read).collect()
 }
 
+/// The shortest HMAC key in bytes.
+const SHORTEST_KEY: usize = 16;
+
 fn hmac_key(file: &Path) -> Result<SecretBytes, Failure> {
-    let invalid = |error: Unusable| {
-        let hint = "write an HMAC key of at least 16 bytes in base64url to the file";
-        Failure::usage(
-            format!("--eab-hmac-file {}: {}", file.display(), error.message),
-            error.hint.unwrap_or(hint.to_owned()),
-        )
-    };
+    let hint = "write an HMAC key of at least 16 bytes in base64url to the file";
+    let invalid = |error| unusable("--eab-hmac-file", file, error, hint);
     match config::hmac_key(file) {
-        Ok(key) if key.expose().len() >= 16 => Ok(key),
+        Ok(key) if key.expose().len() >= SHORTEST_KEY => Ok(key),
         Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
         Err(error) => Err(invalid(error)),
     }
+}
+
+fn external_accounts(file: &Path) -> Result<BTreeMap<String, SecretBytes>, Failure> {
+    let hint = "write a line for each account: its ID, a space, and an HMAC key of at least 16 bytes in base64url";
+    let invalid = |error| unusable("--eab-file", file, error, hint);
+    let accounts = config::external_accounts(file).map_err(invalid)?;
+    let mut keys = accounts.values();
+    match keys.next() {
+        // An empty file must not open the CA to every client.
+        None => Err(invalid("no account found".into())),
+        Some(first)
+            if keys
+                .chain([first])
+                .any(|key| key.expose().len() < SHORTEST_KEY) =>
+        {
+            Err(invalid("a key is shorter than 16 bytes".into()))
+        }
+        Some(_) => Ok(accounts),
+    }
+}
+
+fn unusable(option: &str, file: &Path, error: Unusable, hint: &str) -> Failure {
+    let message = format!("{option} {}: {}", file.display(), error.message);
+    Failure::usage(message, error.hint.unwrap_or(hint.to_owned()))
 }
 
 fn write_root(path: &Path, pem: &str) -> Result<(), Failure> {
@@ -196,16 +283,26 @@ pub(super) fn failed(error: &CaError) -> Failure {
     }
 }
 
-fn announce(call: &Call, directory: &str, root: &Path) {
+fn announce(call: &Call, server: &Server, root: &Path) -> Result<(), Failure> {
+    let sha256 = Root::parse(server.root_pem())
+        .map_err(Failure::unexpected)?
+        .sha256();
+    let directory = server.directory_url();
     if call.json {
-        return say_json(serde_json::json!({"directory": directory, "root": root}));
+        say_json(serde_json::json!({"directory": directory, "root": root, "sha256": sha256}));
+        return Ok(());
     }
-    let root = root.display();
+    let word = shell_word(&root.display().to_string());
     say(format_args!("directory: {directory}"));
-    say(format_args!("root: {root}"));
+    say(format_args!("root: {}", root.display()));
+    say(format_args!("root's SHA-256: {sha256}"));
     say(format_args!(
-        "try: certs issue NAME --ca {directory} --ca-root {root} --http-listen 127.0.0.1:PORT"
+        "try: certs issue NAME --ca {directory} --ca-root {word} --http-listen 127.0.0.1:PORT"
     ));
+    say(format_args!(
+        "to trust the root: certs ca trust --root {word}"
+    ));
+    Ok(())
 }
 
 #[cfg(test)]

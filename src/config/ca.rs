@@ -1,6 +1,7 @@
 //! The CA and the account to use there. The names of public CAs are here and nowhere
 //! else; no other module knows a URL of theirs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -206,13 +207,40 @@ impl CaSettings {
 /// # Errors
 /// The problem of the file; never the key itself.
 pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, Unusable> {
-    let text = named::read_data(path)?;
-    let text = text.expose().trim().trim_end_matches('=');
+    decode_hmac_key(named::read_data(path)?.expose())
+}
+
+/// The HMAC key of an external account in base64url.
+fn decode_hmac_key(text: &str) -> Result<SecretBytes, Unusable> {
+    let text = text.trim().trim_end_matches('=');
     let key = URL_SAFE_NO_PAD.decode(text);
     let key = key.or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
     key.filter(|key| !key.is_empty())
         .map(SecretBytes::new)
         .ok_or_else(|| "invalid base64url".into())
+}
+
+/// External accounts: in each line of the file an identifier and its HMAC key in base64url.
+///
+/// # Errors
+/// The problem of the file, with its line; never a key itself.
+pub(crate) fn external_accounts(path: &Path) -> Result<BTreeMap<String, SecretBytes>, Unusable> {
+    let text = named::read_data(path)?;
+    let mut accounts = BTreeMap::new();
+    for (number, line) in (1..).zip(text.expose().lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let pair = line.split_once(char::is_whitespace);
+        let key = pair.and_then(|(kid, key)| Some((kid.to_owned(), decode_hmac_key(key).ok()?)));
+        let (kid, key) = key.ok_or_else(|| Unusable {
+            message: format!("line {number} is not an identifier and a key in base64url"),
+            hint: None,
+        })?;
+        accounts.insert(kid, key);
+    }
+    Ok(accounts)
 }
 
 /// Why a file of these settings cannot be used, and the command that helps, if one is known.

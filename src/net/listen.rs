@@ -2,6 +2,8 @@
 //! one network, and the time for a TLS handshake, for the head of a request and for a
 //! connection.
 //!
+//! A listener for TLS may also answer clients that begin without it ([`Connections::serve_both`]).
+//!
 //! If there are too many connections, the client with the most loses one without a request
 //! in progress ([`open`]): one that opens many idle connections cannot lock out others.
 
@@ -142,6 +144,19 @@ impl Accepted {
         }
     }
 
+    /// Whether the client, which has begun, begins as in a TLS handshake.
+    async fn begins_tls(&self) -> bool {
+        const HANDSHAKE_RECORD: u8 = 22;
+        let mut first = [0];
+        match self {
+            Self::Tcp(stream) => {
+                let seen = stream.peek(&mut first).await;
+                !matches!(seen, Ok(1)) || first[0] == HANDSHAKE_RECORD
+            }
+            Self::Unix(_) => true,
+        }
+    }
+
     fn into_stream(self) -> Box<dyn Stream> {
         match self {
             Self::Tcp(stream) => Box::new(stream),
@@ -188,8 +203,19 @@ impl Connections {
     pub(crate) async fn serve(
         self: Arc<Self>,
         socket: Socket,
+        tls: Option<TlsConfig>,
+        router: Router,
+    ) {
+        self.serve_both(socket, tls, router, None).await;
+    }
+
+    /// The same; clients that begin without TLS get `plain`, if there is one.
+    pub(crate) async fn serve_both(
+        self: Arc<Self>,
+        socket: Socket,
         mut tls: Option<TlsConfig>,
         router: Router,
+        plain: Option<Router>,
     ) {
         let mut logged: Option<Instant> = None;
         loop {
@@ -207,7 +233,7 @@ impl Connections {
                 }
             };
             let acceptor = tls.as_mut().map(|config| TlsAcceptor::from(config()));
-            let (limits, router) = (self.limits, router.clone());
+            let (limits, router, plain) = (self.limits, router.clone(), plain.clone());
             self.admit(peer.clone(), async move |slot: Slot| {
                 let within = match acceptor {
                     Some(_) => limits.head.min(limits.handshake),
@@ -221,6 +247,10 @@ impl Connections {
                 tokio::task::yield_now().await;
                 // Boxed: a silent connection must not take the memory for it.
                 Box::pin(async {
+                    let (acceptor, router) = match plain {
+                        Some(plain) if !stream.begins_tls().await => (None, plain),
+                        _ => (acceptor, router),
+                    };
                     let stream = match acceptor {
                         // Boxed: a connection without TLS must not take the memory for it.
                         Some(acceptor) => {

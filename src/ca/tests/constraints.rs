@@ -13,7 +13,7 @@ use serde_json::json;
 use super::super::authority::Authority;
 use super::super::constraints::{PRIVATE, Permitted};
 use super::super::directory::StateDirectory;
-use super::super::state::SignedCertificate;
+use super::super::state::{Revocation, SignedCertificate};
 use super::*;
 use crate::time::{Clock, SystemClock};
 
@@ -51,7 +51,7 @@ fn is_accepted(authority: &Authority, name: &str) -> bool {
 #[test]
 fn root_permits_private_names_and_those_of_its_start_only() {
     let now = SystemClock.now();
-    let authority = Authority::open(None, &permitted(&["iana.com"]), now).unwrap();
+    let authority = Authority::open(None, &permitted(&["iana.com"]), None, now).unwrap();
     for (name, is_permitted) in [
         ("localhost", true),
         ("web.test", true),
@@ -72,7 +72,7 @@ fn root_permits_private_names_and_those_of_its_start_only() {
         assert_eq!(authority.permits(&identifier), is_permitted, "{name}");
         assert_eq!(is_accepted(&authority, name), is_permitted, "{name}");
     }
-    let all = Authority::open(None, &[], now).unwrap();
+    let all = Authority::open(None, &[], None, now).unwrap();
     assert!(all.permits(&Identifier::parse("iana.org").unwrap()));
     assert!(is_accepted(&all, "iana.org"));
 }
@@ -83,7 +83,7 @@ fn existing_root_keeps_its_constraints() {
     let other = Identifier::parse("iana.org").unwrap();
     let open = |permitted: &[Permitted]| {
         let on_disk = StateDirectory::open(&directory.path().join("ca")).unwrap();
-        let opened = Authority::open(Some(on_disk.into()), permitted, now);
+        let opened = Authority::open(Some(on_disk.into()), permitted, None, now);
         opened.unwrap().permits(&other)
     };
     assert!(open(&[]));
@@ -188,10 +188,15 @@ async fn certificates_of_an_account_are_bounded() {
                 .identifiers = identifiers;
         }
     });
+    // A revoked one stays for the revocation list.
+    server.look(|state| {
+        state.certificates.get_mut("1").unwrap().revoked = Some(Revocation { at: NOW, reason: 1 });
+    });
     client.issue(&server, &["a.example"], json!({})).await;
     server.look(|state| {
-        assert_eq!(state.certificates.len(), 191 + 2);
+        assert_eq!(state.certificates.len(), 191 + 3);
         assert!(state.certificates.contains_key("newer"));
+        assert!(state.certificates.contains_key("1"));
         assert!(!state.certificates.contains_key("0"));
     });
     assert!(size() < 5 << 20, "{}", size());

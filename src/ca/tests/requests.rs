@@ -200,3 +200,99 @@ async fn account_is_updated_given_a_new_key_and_deactivated() {
         kind(401, "unauthorized")
     );
 }
+
+/// The inner JWS of a key change, signed by `new`.
+fn change(new: &Client, header: &Value, payload: &Value) -> String {
+    let header = json!({"alg": "ES256", "jwk": header["jwk"], "url": header["url"], "nonce": header["nonce"]});
+    let header = super::super::problem::without_nulls(header);
+    new.sign(&header, &payload.to_string()).to_string()
+}
+
+#[tokio::test]
+async fn key_change_that_is_wrong_or_taken_is_refused() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let (other, next) = (Client::registered(&server).await, Client::new());
+    let url = format!("{BASE}/acme/key-change");
+    let (kid, old) = (client.kid.clone().unwrap(), client.jwk());
+    let header = json!({"jwk": next.jwk(), "url": url});
+    let payload = json!({"account": kid, "oldKey": old});
+    let with = |base: &Value, field: &str, value: Value| {
+        let mut changed = base.clone();
+        changed[field] = value;
+        changed
+    };
+    for (what, inner) in [
+        (
+            "another URL",
+            change(&next, &with(&header, "url", json!(BASE)), &payload),
+        ),
+        (
+            "a nonce",
+            change(&next, &with(&header, "nonce", json!("n")), &payload),
+        ),
+        (
+            "no signature of the new key",
+            change(&client, &header, &payload),
+        ),
+        (
+            "another account",
+            change(&next, &header, &with(&payload, "account", json!(other.kid))),
+        ),
+        (
+            "another old key",
+            change(&next, &header, &with(&payload, "oldKey", other.jwk())),
+        ),
+        (
+            "no old key",
+            change(&next, &header, &json!({"account": kid})),
+        ),
+        ("no JWS", "{}".to_owned()),
+    ] {
+        let reply = client.send(&server, &url, &inner).await;
+        assert_eq!(reply.problem(), kind(400, "malformed"), "{what}");
+    }
+    // RFC 8555 section 7.3.5: 409, with the account that has the key.
+    let taken = change(&other, &with(&header, "jwk", other.jwk()), &payload);
+    let reply = client.send(&server, &url, &taken).await;
+    assert_eq!(reply.problem(), kind(409, "malformed"));
+    assert_eq!(Some(reply.location()), other.kid);
+    // Nothing has changed.
+    assert_eq!(client.send(&server, &kid, "").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn deactivated_account_orders_nothing_and_loses_its_orders() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let kid = client.kid.clone().unwrap();
+    let wish = json!({"identifiers": identifiers(&["a.example"])});
+    let order = client.order(&server, wish.clone()).await.location();
+    client.authorize(&server, &order).await;
+    let listed = client.send(&server, &format!("{kid}/orders"), "").await;
+    assert_eq!(listed.json()["orders"], json!([order]));
+    let wrong = r#"{"status": "revoked"}"#;
+    let reply = client.send(&server, &kid, wrong).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+    let ended = r#"{"status": "deactivated"}"#;
+    client.send(&server, &kid, ended).await;
+    for reply in [
+        client.order(&server, wish).await,
+        client.send(&server, &order, "").await,
+    ] {
+        assert_eq!(reply.problem(), kind(401, "unauthorized"));
+    }
+    let id = order.rsplit('/').next().unwrap().to_owned();
+    server.look(|state| {
+        assert_eq!(json!(state.orders[&id].status), json!("invalid"));
+        let mut all = state.authorizations.values();
+        assert!(all.all(|one| json!(one.status) == json!("deactivated")));
+    });
+    // Its key cannot come back as another account.
+    let again = Client {
+        key: client.key,
+        kid: None,
+    };
+    let reply = again.post(&server, "new-account", &json!({})).await;
+    assert_eq!(reply.problem(), kind(401, "unauthorized"));
+}
