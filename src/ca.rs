@@ -43,6 +43,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::certificate::SecretBytes;
+use crate::time::Timestamp;
 
 pub use constraints::{PRIVATE, Permitted};
 pub use listen::{Identity, serve};
@@ -159,6 +160,17 @@ impl Profile {
             lifetime,
             description: description.into(),
         }
+    }
+
+    /// The validity of a certificate that is signed at `now`, with the requested dates.
+    fn validity(
+        &self,
+        not_before: Option<Timestamp>,
+        not_after: Option<Timestamp>,
+        now: Timestamp,
+    ) -> (Timestamp, Timestamp) {
+        let begin = not_before.unwrap_or(now - self.backdate());
+        (begin, not_after.unwrap_or(begin + self.lifetime - SECOND))
     }
 
     /// How far `notBefore` lies in the past, for clients whose clock is behind.

@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod key_type;
 mod known;
 mod pkcs12;
+mod request;
 mod secret;
 
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ use crate::time::Timestamp;
 
 pub(crate) use chain::serial_of;
 pub use known::BundleCache;
+pub use request::SigningRequest;
 pub use secret::{Secret, SecretBytes};
 
 /// The type of a certificate's key.
@@ -78,6 +80,15 @@ impl KeyType {
             Self::Rsa2048 => "rsa-2048",
             Self::Rsa3072 => "rsa-3072",
             Self::Rsa4096 => "rsa-4096",
+        }
+    }
+
+    /// `ecdsa` or `rsa`: a client may understand one kind alone.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::EcdsaP256 | Self::EcdsaP384 => "ecdsa",
+            Self::Rsa2048 | Self::Rsa3072 | Self::Rsa4096 => "rsa",
         }
     }
 
@@ -242,10 +253,16 @@ impl Bundle {
         &self.facts
     }
 
-    /// The private key in PEM.
+    /// The private key in PEM, or the signing request in its place.
     #[must_use]
     pub fn key_pem(&self) -> &Secret {
         &self.key_pem
+    }
+
+    /// Whether its private key is here, and not with the user who brought a signing request.
+    #[must_use]
+    pub fn has_key(&self) -> bool {
+        self.key_pem.signing_request().is_none()
     }
 
     /// The chain, leaf first, as a TLS server sends it.
@@ -385,13 +402,17 @@ fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
 }
 
 pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
+fn pem_block(label: &str, der: &[u8]) -> String {
     const LINE: usize = 64;
     let encoded = BASE64_STANDARD.encode(der);
     let lines = encoded.as_bytes().chunks(LINE);
     let lines: String = lines
         .map(|line| String::from_utf8_lossy(line) + "\n")
         .collect();
-    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
+    format!("-----BEGIN {label}-----\n{lines}-----END {label}-----\n")
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub(crate) mod args;
 mod ca;
 mod catalog;
 mod config;
+mod csr;
 mod delete;
 mod demo;
 mod embedded;
@@ -153,6 +154,7 @@ fn cannot_rehearse(verb: &Verb) -> bool {
 async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Issue(options) => issue::issue(&call, options.task()).await,
+        Verb::Csr(options) => csr::csr(&call, &options).await,
         Verb::Run(_) => run::run(call).await,
         Verb::Renew(options) => renew::renew(&call, &options.names, options.task()).await,
         Verb::Reload { names } => renew::reload(&call, &names).await,

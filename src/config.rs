@@ -16,11 +16,13 @@ mod check;
 mod combine;
 mod dns;
 mod docker;
+mod each_key;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod interval;
 mod key;
+mod key_types;
 mod keys;
 mod labels;
 mod layer;

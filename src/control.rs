@@ -71,6 +71,17 @@ pub(crate) enum Task {
     Rehearsal,
 }
 
+impl Task {
+    /// The task of a command that names its certificate.
+    pub(crate) fn requested(dry_run: bool, force: bool) -> Self {
+        match (dry_run, force) {
+            (true, _) => Self::Rehearsal,
+            (false, true) => Self::Pass(Trigger::Forced),
+            (false, false) => Self::Pass(Trigger::Requested),
+        }
+    }
+}
+
 /// The result of a task.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

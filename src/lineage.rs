@@ -22,6 +22,8 @@ pub(crate) struct Known {
     pub wanted: BTreeSet<Identifier>,
     /// The names in its certificate; none if it was never issued.
     pub issued: BTreeSet<Identifier>,
+    /// Whether it is the certificate for the second key of its names.
+    pub is_second: bool,
 }
 
 /// The certificate that names without a name of its own mean.
@@ -35,14 +37,15 @@ pub(crate) enum Meant<'k> {
     Lacks(&'k Known),
 }
 
-/// The one of `known` that `names` mean. Their order decides only between several: then it
+/// The one of `known` that `names` mean; that for their second key is meant with it. Their order decides only between several: then it
 /// is the one that bears the first name.
 pub(crate) fn meant<'k>(names: &[Identifier], known: &'k [Known]) -> Meant<'k> {
     let set: BTreeSet<Identifier> = names.iter().cloned().collect();
     let first = names.first().map(Lineage::of);
     let best = |fits: &dyn Fn(&Known) -> bool| {
         let rank = |one: &&Known| (first.as_ref() == Some(&one.lineage), one.issued.len());
-        known.iter().filter(|one| fits(one)).max_by_key(rank)
+        let first = known.iter().filter(|one| !one.is_second);
+        first.filter(|one| fits(one)).max_by_key(rank)
     };
     let same = |one: &Known| one.wanted == set || one.issued == set;
     let grows = |one: &Known| !one.issued.is_empty() && one.issued.is_subset(&set);
@@ -75,6 +78,18 @@ impl Lineage {
         if text.starts_with('-') {
             return Self(format!("0{text}").into());
         }
+        Self::cut(&text)
+    }
+
+    /// The name of the certificate for the same names with the other kind of key. No DNS name
+    /// has an underscore, so that it is no certificate's usual name.
+    #[must_use]
+    pub(crate) fn beside(&self, kind: &str) -> Self {
+        Self::cut(&format!("{self}_{kind}"))
+    }
+
+    /// `text`, with a hash for its end if it is too long.
+    fn cut(text: &str) -> Self {
         if text.len() <= LONGEST_LINEAGE {
             return Self(text.into());
         }
@@ -155,6 +170,7 @@ mod tests {
             lineage: Lineage::parse(lineage).unwrap(),
             wanted: set(wanted).into_iter().collect(),
             issued: set(issued).into_iter().collect(),
+            is_second: lineage.ends_with("_rsa"),
         };
         let all = [
             known("a", "a b", "a b"),
@@ -162,6 +178,8 @@ mod tests {
             known("x", "e", "e f"),
             known("own", "a b", "a b"),
             known("z", "g", "g"),
+            known("a_rsa", "a b", "a b"),
+            known("s_rsa", "s", "s"),
         ];
         for (names, expected) in [
             ("a b", "Known a"),
@@ -182,6 +200,7 @@ mod tests {
             ("g h", "Known z"),
             ("a g", "Lacks a"),
             ("z", "Lacks z"),
+            ("s", "New"),
         ] {
             let found = match meant(&set(names), &all) {
                 Meant::New => "New".to_owned(),

@@ -25,6 +25,7 @@ pub(crate) mod rehearse;
 pub(crate) mod rename;
 mod revoke;
 mod rollback;
+mod same_names;
 pub(crate) mod schedule;
 mod services;
 mod session;
@@ -33,6 +34,7 @@ pub(crate) mod status;
 pub(crate) use cannot_order::CannotOrder;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
+pub(crate) use same_names::SameNames;
 pub(crate) use services::{
     Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
     Services, Wanted, is_registered,

@@ -3,6 +3,7 @@
 //! input of a decision, and it is stored as one value.
 
 mod revocation;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::text::origins;
 use crate::time::Timestamp;
 
 pub use revocation::{Revocation, RevocationReason, Revoked, ToRevoke};
+pub use terms::{Lifetime, Terms};
 
 /// Counts the certificates of a lineage, from 1; 0 is the placeholder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -241,6 +243,9 @@ pub struct Issued {
     /// to order again, and the next order goes to the first CA.
     #[serde(default, deserialize_with = "maybe_ca_url")]
     pub instead_of: Option<String>,
+    /// The settings that it was ordered with; `None` if they are unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
 }
 
 /// The stored draw of a renewal instant (RFC 9773 section 4.2): drawn once,
@@ -310,6 +315,12 @@ pub struct PendingOrder {
     /// The certificate profile to request, if any.
     #[serde(default)]
     pub profile: Option<String>,
+    /// The end of the validity to request, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
+    /// The settings that it was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
     /// The key that the certificate is for, made before anything is sent.
     pub key_pem: Secret,
     /// The order's URL; `None` until the CA has answered.

@@ -229,6 +229,8 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         ca: pebble.directory_url(),
         identifiers: serde_json::from_value(facts["identifiers"].clone()).unwrap(),
         profile: None,
+        not_after: None,
+        terms: None,
         key_pem: certs::certificate::KeyType::EcdsaP256.generate().unwrap(),
         url: None,
         replaces: Some(replaced.to_owned()),

@@ -37,6 +37,7 @@ mod imported;
 mod install;
 mod interop;
 mod jumps;
+mod keys;
 mod kill;
 mod labels;
 mod language;

@@ -23,7 +23,7 @@ fn with(ca: &EmbeddedCa, arguments: &[&str]) -> Command {
 fn unknown_command_is_not_answered_with_another_one() {
     let directory = tempfile::tempdir().unwrap();
     for (word, hint) in [
-        ("csr", "certs issue makes its own key"),
+        ("certonly", "certs issue does its work"),
         ("frobnicate", "certs --help lists the commands"),
     ] {
         let printed = run(certs(directory.path()).arg(word), 2);

@@ -291,6 +291,8 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
         ca: pebble.directory_url(),
         identifiers: [certs::identifier::Identifier::parse("example.com").unwrap()].into(),
         profile: None,
+        not_after: None,
+        terms: None,
         key_pem: certs::certificate::KeyType::EcdsaP256.generate().unwrap(),
         url: None,
         replaces: None,

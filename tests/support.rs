@@ -216,6 +216,7 @@ impl Pebble {
                 .env("PEBBLE_VA_NOSLEEP", "1")
                 // Pebble 2.10 still reuses one authorization in a hundred: it compares with `>`.
                 .env("PEBBLE_AUTHZREUSE", "0")
+                .env("PEBBLE_ALTERNATE_ROOTS", "2")
                 .env("PEBBLE_WFE_NONCEREJECT", rejected.to_string()),
         );
         let mut ended = false;
@@ -373,14 +374,29 @@ impl Nginx {
 
     /// Keeps nginx's own files in `directory`, which is created if missing.
     pub(crate) fn start_at(live: &Path, directory: &Path, port: u16) -> Option<Self> {
+        let pair = (live.join("fullchain.pem"), live.join("privkey.pem"));
+        Self::with_pairs(&[pair], directory, (Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    /// The same with several certificates and their keys, for one server.
+    pub(crate) fn with_pairs(
+        pairs: &[(PathBuf, PathBuf)],
+        directory: &Path,
+        address: SocketAddr,
+    ) -> Option<Self> {
         let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
         std::fs::create_dir_all(directory).unwrap();
-        let (root, live) = (directory.display(), live.display());
+        let (root, port) = (directory.display(), address.port());
+        let pairs = pairs.iter().map(|(chain, key)| {
+            let (chain, key) = (chain.display(), key.display());
+            format!("ssl_certificate {chain}; ssl_certificate_key {key}; ")
+        });
+        let pairs: String = pairs.collect();
         let config = format!(
             "pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
              http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
              uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
-             server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem;\n\
+             server {{ listen {address} ssl; {pairs}\n\
              location / {{ return 200 ok; }} }} }}\n"
         );
         std::fs::write(directory.join("nginx.conf"), config).unwrap();
@@ -393,7 +409,7 @@ impl Nginx {
             program,
         };
         assert!(nginx.command().status().unwrap().success());
-        until("nginx", || listens(port));
+        until("nginx", || std::net::TcpStream::connect(address).is_ok());
         Some(nginx)
     }
 

@@ -106,6 +106,17 @@ impl Cause {
         Self::Refused(explained)
     }
 
+    /// Explains the refusal of an order that requests a lifetime. CAs have no error type for it:
+    /// Boulder's is `malformed`.
+    pub(super) fn of_lifetime(mut self, meta: &Meta) -> Self {
+        if let Self::Refused(explained) = &mut self
+            && (explained.kind.as_ref() == "malformed" || explained.message.contains("otAfter"))
+        {
+            explained.hint = lifetime_hint(meta);
+        }
+        self
+    }
+
     /// Completes a refusal's hint with what only the CA's directory says.
     pub(super) fn with_hint_from(mut self, meta: &Meta, phase: Phase) -> Self {
         let Self::Refused(explained) = &mut self else {
@@ -143,10 +154,25 @@ impl Cause {
 
 fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
     if meta.profiles.is_empty() {
-        return Cow::Borrowed("this CA offers no profiles: remove --profile");
+        return Cow::Borrowed("this CA offers no profiles: give --profile none");
     }
     let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
     format!("--profile must be one of: {}", names.join(", ")).into()
+}
+
+fn lifetime_hint(meta: &Meta) -> Cow<'static, str> {
+    let other = "give --lifetime none: this CA chooses the lifetime, or allows for others";
+    match meta.profiles.is_empty() {
+        true => Cow::Borrowed(other),
+        false => {
+            let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
+            format!(
+                "{other}; its profiles may differ in it: {}",
+                names.join(", ")
+            )
+            .into()
+        }
+    }
 }
 
 #[cfg(test)]

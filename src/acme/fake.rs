@@ -538,6 +538,8 @@ pub(super) fn pending(names: &[&str]) -> PendingOrder {
         ca: "https://ca.test/directory".into(),
         identifiers: identifiers.collect(),
         profile: None,
+        not_after: None,
+        terms: None,
         key_pem: KeyType::EcdsaP256.generate().unwrap(),
         url: None,
         replaces: None,

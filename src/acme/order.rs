@@ -4,10 +4,13 @@
 //! The order's state at the CA decides the next step, so that an interrupted run
 //! is resumed at any point. No step is ever repeated that the CA has accepted.
 
+use std::collections::BTreeSet;
+
 use instant_acme::OrderStatus;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
 use x509_parser::pem::Pem;
+use x509_parser::prelude::X509Certificate;
 
 use super::Journal;
 use super::client::Flow;
@@ -17,6 +20,7 @@ use super::jws::encode;
 use super::poll::PlacedOrder;
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
+use crate::text::printable;
 
 /// More than any chain has: four at most.
 const MOST_CERTIFICATES: usize = 20;
@@ -103,7 +107,11 @@ impl Flow<'_> {
             }
             pending.replaces = None;
         }
-        self.post("new-order", url, Some(&request(pending))).await
+        let placed = self.post("new-order", url, Some(&request(pending))).await;
+        placed.map_err(|cause| match pending.not_after {
+            Some(_) => cause.of_lifetime(&self.directory.meta),
+            None => cause,
+        })
     }
 
     /// Finalizes an authorized order and waits until it is valid.
@@ -157,18 +165,27 @@ impl Flow<'_> {
         let Some(name) = self.client.settings.preferred_chain.as_deref() else {
             return Ok(chain);
         };
-        if ends_at(&chain, name) {
+        if topmost(&chain).contains(name) {
             return Ok(chain);
         }
+        let mut offered = vec![chain.clone()];
         for url in &reply.alternates {
             let other = self::chain(&self.post("certificate", url, None).await?)?;
-            if ends_at(&other, name) {
+            if topmost(&other).contains(name) {
                 return Ok(other);
             }
+            offered.push(other);
         }
+        let offered: Vec<String> = offered
+            .iter()
+            .flat_map(|chain| topmost(chain))
+            .map(|name| printable(&name))
+            .collect();
+        let hint = "preferred_chain is the common name of one of them, or none";
         tracing::warn!(
-            name,
-            "the CA offers no chain with this topmost issuer; using its default chain"
+            "no chain of the CA has the topmost issuer `{}`; using its default chain; its issuers are: {}; hint: {hint}",
+            printable(name),
+            offered.join(", "),
         );
         Ok(chain)
     }
@@ -183,9 +200,11 @@ fn request(pending: &PendingOrder) -> Value {
         json!({"type": kind, "value": identifier.to_string()})
     });
     let mut order = json!({"identifiers": identifiers.collect::<Vec<_>>()});
+    let not_after = pending.not_after.map(|end| end.to_string());
     for (name, value) in [
         ("profile", &pending.profile),
         ("replaces", &pending.replaces),
+        ("notAfter", &not_after),
     ] {
         if let Some(value) = value {
             order[name] = value.as_str().into();
@@ -208,25 +227,28 @@ fn chain(reply: &Reply) -> Result<String, Cause> {
     }
 }
 
-/// Whether the topmost issuer of the chain `pem`, which may be in any order, has the common
-/// name `name`. The chain is not verified.
-fn ends_at(pem: &str, name: &str) -> bool {
+/// The common names of the topmost issuer of the chain `pem`, which may be in any order. The
+/// chain is not verified.
+fn topmost(pem: &str) -> BTreeSet<String> {
     let blocks: Vec<_> = Pem::iter_from_buffer(pem.as_bytes()).flatten().collect();
     let chain = blocks.iter().filter_map(|block| block.parse_x509().ok());
     let chain: Vec<_> = chain.collect();
-    let mut topmost = chain.iter().filter(|one| {
+    let is_topmost = |one: &&X509Certificate<'_>| {
         let mut others = chain
             .iter()
             .filter(|other| other.subject() != one.subject());
         !others.any(|other| other.subject() == one.issuer())
-    });
-    topmost.any(|certificate| {
-        let mut names = certificate.issuer().iter_common_name();
-        names.any(|found| found.as_str().is_ok_and(|found| found == name))
-    })
+    };
+    let names = { chain.iter().filter(is_topmost) }.flat_map(|one| one.issuer().iter_common_name());
+    names
+        .filter_map(|name| name.as_str().ok().map(str::to_owned))
+        .collect()
 }
 
 fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
+    if let Some(request) = pending.key_pem.signing_request() {
+        return Ok(request);
+    }
     let key = KeyPair::from_pem(pending.key_pem.expose())?;
     let names = pending.identifiers.iter().map(ToString::to_string);
     let mut params = CertificateParams::new(names.collect::<Vec<_>>())?;
@@ -496,7 +518,7 @@ mod tests {
             } else {
                 "First"
             };
-            assert!(ends_at(&chain, expected), "{preferred:?}");
+            assert!(topmost(&chain).contains(expected), "{preferred:?}");
         }
     }
 
@@ -549,14 +571,10 @@ mod tests {
             format!("{root}{issuer}{leaf}"),
             format!("{leaf}{leaf}{issuer}"),
         ] {
-            assert!(ends_at(&chain, "Root X1"));
-            assert!(!ends_at(&chain, "Issuer"));
-            assert!(!ends_at(&chain, "Leaf"));
+            assert_eq!(topmost(&chain), ["Root X1".to_owned()].into());
         }
-        assert!(!ends_at("", "Root X1"));
-        assert!(!ends_at(
-            "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
-            "Root X1"
-        ));
+        assert!(topmost("").is_empty());
+        let broken = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+        assert!(topmost(broken).is_empty());
     }
 }

@@ -19,8 +19,9 @@ use super::problem::{Problem, ensure, identifier_json, without_nulls};
 use super::server::{HandlerResult, Server, reply};
 use super::signed::Signed;
 use super::state::{Challenge, ChallengeKind, Id, ObjectStatus, Order, SignedCertificate};
-use super::{DAY, SECOND, request};
+use super::{DAY, HOUR, Profile, request};
 use crate::identifier::Identifier;
+use crate::time::Timestamp;
 
 const MOST_IDENTIFIERS: usize = 100;
 /// The time within which an order and its authorizations must be finished.
@@ -30,8 +31,8 @@ const ORDER_LIFETIME: Duration = DAY;
 #[serde(rename_all = "camelCase")]
 struct OrderRequest {
     identifiers: Vec<WireIdentifier>,
-    not_before: Option<Value>,
-    not_after: Option<Value>,
+    not_before: Option<Timestamp>,
+    not_after: Option<Timestamp>,
     replaces: Option<String>,
     profile: Option<String>,
 }
@@ -46,9 +47,6 @@ struct WireIdentifier {
 pub(super) async fn new_order(signed: Signed) -> HandlerResult {
     let (server, account) = (&signed.server, signed.account()?);
     let request: OrderRequest = signed.payload()?;
-    let has_no_dates = request.not_before.is_none() && request.not_after.is_none();
-    let detail = "notBefore and notAfter are not supported: this CA sets the dates";
-    ensure(has_no_dates, Malformed, detail)?;
     let identifiers = identifiers(&request.identifiers)?;
     let settings = &server.0.settings;
     refuse_not_permitted(server, &identifiers)?;
@@ -59,6 +57,8 @@ pub(super) async fn new_order(signed: Signed) -> HandlerResult {
         return Err(Problem::new(ErrorType::InvalidProfile, detail));
     };
     let now = server.now();
+    let (not_before, not_after) = (request.not_before, request.not_after);
+    refuse_dates(&settings.profiles[profile], not_before, not_after, now)?;
     let order = Order {
         account: account.clone(),
         identifiers,
@@ -69,6 +69,8 @@ pub(super) async fn new_order(signed: Signed) -> HandlerResult {
         status: ObjectStatus::Pending,
         error: None,
         certificate: None,
+        not_before,
+        not_after,
         created: now,
         expires: now + ORDER_LIFETIME,
     };
@@ -101,6 +103,29 @@ fn identifiers(wanted: &[WireIdentifier]) -> Result<BTreeSet<Identifier>, Proble
         }
     };
     wanted.iter().map(parse).collect()
+}
+
+/// Refuses dates outside of what the profile allows: from an hour ago on, for its lifetime.
+fn refuse_dates(
+    profile: &Profile,
+    not_before: Option<Timestamp>,
+    not_after: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), Problem> {
+    if not_before.is_none() && not_after.is_none() {
+        // A profile may be for a second.
+        return Ok(());
+    }
+    let (begin, end) = profile.validity(not_before, not_after, now);
+    let is_allowed = begin >= now - HOUR && begin < end && end > now;
+    let is_short = end <= now + profile.lifetime;
+    let detail =
+        "notBefore is an hour ago at the earliest, and notAfter later than both it and now";
+    ensure(is_allowed, Malformed, detail)?;
+    let longest = profile.lifetime.as_secs() / 3600;
+    let detail =
+        format!("notAfter is in {longest} hours at the latest, the lifetime of the profile");
+    ensure(is_short, Malformed, &detail)
 }
 
 fn refuse_not_permitted(
@@ -137,6 +162,8 @@ fn shown(server: &Server, status: StatusCode, id: &str, order: &Order) -> Respon
         "finalize": format!("{url}/finalize"),
         "error": order.error.as_ref().map(Problem::json),
         "certificate": certificate.map(|name| server.object("certificate", name)),
+        "notBefore": order.not_before,
+        "notAfter": order.not_after,
         "replaces": order.replaces,
         "profile": order.profile_named.then_some(&order.profile),
     });
@@ -271,8 +298,7 @@ fn sign(
     let (now, inner) = (server.now(), &server.0);
     let profile = inner.settings.profiles.get(&order.profile);
     let profile = profile.ok_or_else(|| Problem::not_found("profile"))?;
-    let not_before = now - profile.backdate();
-    let validity = (not_before, not_before + profile.lifetime - SECOND);
+    let validity = profile.validity(order.not_before, order.not_after, now);
     let signed = (inner.authority).sign(key, &order.identifiers, validity, now);
     let (facts, chain_pem) = signed.map_err(|error| Problem::internal(&error))?;
     let nameless = || Problem::internal(&"a leaf without an authority key identifier");

@@ -56,6 +56,11 @@ pub(super) struct Order {
     pub(super) status: ObjectStatus,
     pub(super) error: Option<Problem>,
     pub(super) certificate: Option<String>,
+    /// The validity that the client requests; the profile sets what it leaves out.
+    #[serde(default)]
+    pub(super) not_before: Option<Timestamp>,
+    #[serde(default)]
+    pub(super) not_after: Option<Timestamp>,
     pub(super) created: Timestamp,
     pub(super) expires: Timestamp,
 }

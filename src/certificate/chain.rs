@@ -8,23 +8,30 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::asn1_rs::{Any, FromDer};
 use x509_parser::prelude::X509Certificate;
 
-use super::{BundleError, Secret, parse};
+use super::{BundleError, Secret, parse, request};
 
 /// The index of the certificate of `key_pem` in `given`.
 pub(super) fn leaf_of(
     key_pem: &Secret,
     given: &[CertificateDer<'_>],
 ) -> Result<usize, BundleError> {
-    let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).ok();
-    let key = key.and_then(|key| any_supported_type(&key).ok());
-    let key = key.as_ref().and_then(|key| key.public_key());
-    let key = key.ok_or(BundleError::Key)?;
-    let is_its = |der| parse(0, der).is_ok_and(|found| found.public_key().raw == key.as_ref());
+    let key = public_key_of(key_pem).ok_or(BundleError::Key)?;
+    let is_its = |der| parse(0, der).is_ok_and(|found| found.public_key().raw == key);
     if let Some(index) = given.iter().position(is_its) {
         return Ok(index);
     }
     parse(0, given.first().ok_or(BundleError::Chain)?)?;
     Err(BundleError::KeyMismatch)
+}
+
+/// The public key in DER.
+fn public_key_of(key_pem: &Secret) -> Option<Vec<u8>> {
+    if let Some(request) = key_pem.signing_request() {
+        return request::public_key_of(&request);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).ok()?;
+    let key = any_supported_type(&key).ok()?;
+    Some(key.public_key()?.as_ref().to_vec())
 }
 
 /// The chain of the leaf `given[leaf]`, up to the topmost issuer that is given.

@@ -6,11 +6,15 @@ use std::sync::OnceLock;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{Bundle, Facts, Freshness, KeyType, Secret};
+use super::{Bundle, Facts, Freshness, KeyType, Secret, SigningRequest};
 use crate::time::Timestamp;
 
-/// One certificate in DER, or the PEM of a key and its chain.
+/// One certificate in DER, or the PEM of a key and its chain, or a signing request in both.
 pub(crate) fn pair(bytes: &[u8], now: Timestamp) {
+    if let Ok(request) = SigningRequest::read(bytes) {
+        assert!(!request.names().is_empty());
+        assert_eq!(request.to_string().parse(), Ok(request));
+    }
     if let Ok(facts) = Facts::of(&CertificateDer::from(bytes)) {
         coherent(&facts);
     }

@@ -52,6 +52,8 @@ pub(super) enum Verb {
         after_help = "Example: certs issue example.com www.example.com --agree-tos --deploy nginx"
     )]
     Issue(Issue),
+    /// Obtain a certificate for the key of a signing request, which stays where it is
+    Csr(super::csr::Csr),
     /// Keep every configured certificate issued, renewed, deployed and verified, until SIGTERM
     #[command(after_help = "Example: certs run --config /etc/certs/certs.toml")]
     Run(Run),
@@ -211,11 +213,7 @@ pub(super) struct Renew {
 
 impl Issue {
     pub(super) fn task(&self) -> Task {
-        match (self.dry_run, self.force) {
-            (true, _) => Task::Rehearsal,
-            (false, true) => Task::Pass(Trigger::Forced),
-            (false, false) => Task::Pass(Trigger::Requested),
-        }
+        Task::requested(self.dry_run, self.force)
     }
 }
 
@@ -244,6 +242,10 @@ impl Arguments {
                 issue.force |= variables.flag("force");
                 issue.dry_run |= variables.flag("dry_run");
             }
+            Verb::Csr(csr) => {
+                csr.force |= variables.flag("force");
+                csr.dry_run |= variables.flag("dry_run");
+            }
             Verb::Renew(renew) => {
                 renew.force |= variables.flag("force");
                 renew.dry_run |= variables.flag("dry_run");
@@ -263,6 +265,11 @@ impl Arguments {
                 options.names(&issue.names);
                 options.lineage(issue.name.as_deref());
                 options.keys(&issue.keys);
+            }
+            Verb::Csr(csr) => {
+                options.request(&csr.file, &csr.names);
+                options.lineage(csr.name.as_deref());
+                options.keys(&csr.keys);
             }
             Verb::Run(run) => {
                 options.names(&run.names);

@@ -19,7 +19,7 @@ use crate::deploy::confirmed::{Confirmed, Right};
 use crate::deploy::outputs::Outputs;
 use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
-use crate::lineage::Lineage;
+use crate::lineage::{Known, Lineage};
 use crate::manage::delete::delete as delete_stored;
 use crate::record::Record;
 use crate::store::{Store, StoreError};
@@ -67,7 +67,9 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
+        let other = other_key_note(&store, made_with.as_ref()).await;
         let mut notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
+        notes.extend(other);
         if !damaged.is_empty() {
             // What cannot be read is not said to be absent.
             notes.splice(..1, damaged);
@@ -109,6 +111,14 @@ async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
         publish_by(&outputs, settings, one)?;
     }
     Ok(outputs)
+}
+
+/// The certificate for the second key of `first`, which stays.
+async fn other_key_note(store: &dyn Store, first: Option<&CertificateSettings>) -> Option<String> {
+    let first = first.filter(|first| !first.is_second)?;
+    let other = first.lineage.beside(first.key.second()?.kind());
+    let stored = store.load(&other).await.ok()?;
+    stored.map(|_| format!("{other}, for the other key, stays: certs delete {other}"))
 }
 
 /// The one certificate that `name` selects. Files may be left of one that is not stored.
@@ -226,6 +236,7 @@ fn notes(
             issued.generation, issued.facts.not_after
         )),
     }
+    let is_second = made_with.as_ref().is_some_and(|it| it.is_second);
     if let Some(made_with) = made_with {
         let specs = made_with
             .deploy
@@ -244,7 +255,8 @@ fn notes(
     }
     let names = record.map(|record| &record.identifiers);
     let mut configured = call.sources.known().into_iter();
-    if configured.any(|one| one.lineage == *lineage || names == Some(&one.wanted)) {
+    let same = |one: &Known| one.is_second == is_second && names == Some(&one.wanted);
+    if configured.any(|one| one.lineage == *lineage || same(&one)) {
         notes.push("the configuration still has it: certs run and certs renew would issue it again; remove it there, too".to_owned());
     }
     let mut requests = Labels::open(&settings.data_dir)?.requests();

@@ -21,7 +21,7 @@ use super::progress::Display;
 use super::watcher::Watcher;
 use crate::acme::{self, Client, Issuer, Limiters};
 use crate::ca;
-use crate::certificate::BundleCache;
+use crate::certificate::{BundleCache, SigningRequest};
 use crate::challenge::listen::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{
@@ -42,11 +42,11 @@ use crate::manage::rehearse::rehearse;
 use crate::manage::rename::rename;
 use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
-    SPACING, SPREAD, Services, Wanted,
+    SPACING, SPREAD, SameNames, Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
-use crate::record::Renaming;
+use crate::record::{Renaming, Terms};
 use crate::sandbox::Sandbox;
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store};
@@ -92,6 +92,7 @@ impl Factory {
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),
                 probes: Probes::default(),
+                same_names: SameNames::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),
@@ -419,9 +420,15 @@ pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect(),
         ca: settings.ca.directory.identity().to_owned(),
-        profile: settings.profile.clone(),
-        key: settings.key,
-        reuse_key: settings.reuse_key,
+        terms: Terms {
+            key: settings.key_type(),
+            reuse_key: settings.reuse_key,
+            profile: settings.profile.clone(),
+            preferred_chain: settings.ca.preferred_chain.clone(),
+            lifetime: settings.lifetime,
+            request: settings.request.as_ref().map(SigningRequest::fingerprint),
+        },
+        request: settings.request.clone(),
         partial: settings.partial,
     }
 }

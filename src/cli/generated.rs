@@ -67,7 +67,7 @@ fn print(text: &[u8]) {
 }
 
 /// Commands of other clients, or of later versions, and what does their work meanwhile.
-const ELSEWHERE: [(&str, &str); 1] = [("csr", "certs issue makes its own key")];
+const ELSEWHERE: [(&str, &str); 1] = [("certonly", "certs issue does its work")];
 
 /// The answer to an unknown command that resembles none, whatever clap suggests for it.
 pub(super) fn unknown_command(error: &clap::Error) -> Option<Failure> {

@@ -24,6 +24,7 @@ use crate::deploy::Outlet;
 use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::manage::preflight;
 use crate::manage::{CannotOrder, Outcome, Trigger};
 use crate::observe::ProofState;
@@ -36,12 +37,32 @@ use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, task: Task) -> Result<(), Failure> {
-    let mut settings = meant::named(&call.sources).await?;
+    let settings = meant::named(&call.sources).await?;
+    ordered(call, settings, task).await
+}
+
+/// The same with the settings of the command.
+pub(super) async fn ordered(
+    call: &Call,
+    mut settings: Settings,
+    task: Task,
+) -> Result<(), Failure> {
     meant::check_command(&call.sources, &settings).await?;
     for certificate in &settings.certificates {
         for unused in call.sources.unused_options(certificate) {
             tracing::warn!("{unused}");
         }
+    }
+    if settings
+        .certificates
+        .iter()
+        .any(|one| one.request.is_some())
+        && let Some(option) = call.sources.key_option()
+    {
+        return Err(Failure::usage(
+            format!("{option}: the key is that of a signing request; nothing was ordered"),
+            format!("leave {option} out; for another key, certs csr FILE --force with its request"),
+        ));
     }
     match task {
         Task::Rehearsal => {
@@ -308,6 +329,17 @@ fn is_well(outcome: &Outcome) -> bool {
     outcome.excluded.is_empty() && outcome.proof.state != ProofState::NotProven && !is_served
 }
 
+/// Says which settings wait for the next order.
+fn print_changed(call: &Call, lineage: &Lineage, changed: &[String]) {
+    if !changed.is_empty() {
+        let changed = changed.join(", ");
+        let line = format!(
+            "{lineage}: {changed} applies to the next renewal; hint: certs renew {lineage} --force applies it now"
+        );
+        say(call.terminal.hint(&line));
+    }
+}
+
 fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
     let now = SystemClock.now();
@@ -317,7 +349,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
             "left_out": outcome.excluded, "proof": outcome.proof.state,
             "proof_at": outcome.proof.at, "proof_detail": outcome.proof.detail,
-            "revoked": outcome.revoked,
+            "revoked": outcome.revoked, "changed": outcome.changed,
         })),
         Done::Passed { outcome, .. } if call.terminal.is_quiet() && is_well(outcome) => {}
         Done::Passed { outcome, path } => {
@@ -334,6 +366,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 "{lineage}: {result}; generation {generation} in {path}, valid to {not_after}, renewal at {renewal}"
             ));
             say(format_args!("{lineage}: {}", outcome.proof.seen_at(now)));
+            print_changed(call, lineage, &outcome.changed);
             for (generation, revoked) in &outcome.revoked {
                 let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
                 say(format_args!(

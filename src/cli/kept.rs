@@ -47,7 +47,10 @@ pub(super) fn orphaned(
 pub(super) fn is_configured(sources: &Sources, settings: &CertificateSettings) -> bool {
     let names: BTreeSet<&Identifier> = settings.names.iter().collect();
     let mut known = sources.known().into_iter();
-    known.any(|one| one.lineage == settings.lineage || one.wanted.iter().eq(names.iter().copied()))
+    known.any(|one| {
+        let same = one.is_second == settings.is_second;
+        one.lineage == settings.lineage || same && one.wanted.iter().eq(names.iter().copied())
+    })
 }
 
 /// The stored certificates that `certs run` does not manage.

@@ -2,7 +2,7 @@
 //! it keeps the name under which it is stored, in whatever order a command or the
 //! configuration lists them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::catalog::{deny_stored, existing_store, with_stored};
@@ -44,8 +44,14 @@ pub(super) async fn settings(sources: &Sources, purpose: &Purpose) -> Result<Set
 pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result<(), Failure> {
     let stored = stored(&settings.data_dir).await?;
     let mut taken: BTreeSet<Lineage> = lineages(settings).collect();
+    let mut names_of_first = BTreeMap::new();
     for certificate in &mut settings.certificates {
         let own = certificate.lineage.clone();
+        if certificate.is_second {
+            certificate.lineage = second(certificate, &stored, &names_of_first, &taken);
+            taken.insert(certificate.lineage.clone());
+            continue;
+        }
         if sources.names_itself(&own) {
             continue;
         }
@@ -62,8 +68,32 @@ pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result
             Meant::Lacks(_) | Meant::New => {}
         }
         taken.insert(certificate.lineage.clone());
+        let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
+        names_of_first.insert(names, certificate.lineage.clone());
     }
     Ok(())
+}
+
+/// The name of the certificate for the second key: it follows the first one, unless one for
+/// the second key of the same names is stored.
+fn second(
+    certificate: &CertificateSettings,
+    stored: &[Known],
+    firsts: &BTreeMap<BTreeSet<Identifier>, Lineage>,
+    taken: &BTreeSet<Lineage>,
+) -> Lineage {
+    let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
+    let own = &certificate.lineage;
+    let is_its = |one: &&Known| one.is_second && (one.wanted == names || one.issued == names);
+    let mut its = stored.iter().filter(is_its).map(|one| &one.lineage);
+    let kind = certificate.key_type().kind();
+    let first = firsts.get(&names).map(|first| first.beside(kind));
+    let expected = first.unwrap_or_else(|| own.clone());
+    let is_stored = its.clone().any(|one| *one == expected);
+    match its.find(|one| !taken.contains(*one)) {
+        Some(renamed) if !is_stored => renamed.clone(),
+        _ => expected,
+    }
 }
 
 fn lineages(settings: &Settings) -> impl Iterator<Item = Lineage> {
@@ -74,7 +104,8 @@ fn lineages(settings: &Settings) -> impl Iterator<Item = Lineage> {
 /// Refuses names of the command line that lack some of a known certificate's names: a
 /// server may need these.
 pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Result<(), Failure> {
-    let [certificate] = settings.certificates.as_slice() else {
+    let mut firsts = settings.certificates.iter().filter(|one| !one.is_second);
+    let (Some(certificate), None) = (firsts.next(), firsts.next()) else {
         return Ok(());
     };
     let lineage = &certificate.lineage;
@@ -171,10 +202,14 @@ pub(super) async fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
     for lineage in listed {
         if let Ok(Some((record, _))) = store.load(&lineage).await {
             let issued = record.issued.map(|issued| issued.facts.identifiers);
+            let made_with = store.options(&lineage).await.ok().flatten();
+            let made_with =
+                made_with.and_then(|json| CertificateSettings::stored_as(&lineage, &json).ok());
             known.push(Known {
                 lineage,
                 wanted: record.identifiers,
                 issued: issued.unwrap_or_default(),
+                is_second: made_with.is_some_and(|made_with| made_with.is_second),
             });
         }
     }

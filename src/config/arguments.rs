@@ -2,7 +2,9 @@
 //! keys. A value stays a text here; the same reader parses it as for the file and the
 //! environment.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::path::Path;
 
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
@@ -12,8 +14,14 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint}
 use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
 use super::layer::{Raw, Value};
-use super::problem::{Problems, SettingOrigin};
+use super::problem::{Given, Problems, SettingOrigin};
+use crate::certificate::SigningRequest;
+use crate::files::named;
+use crate::identifier::Identifier;
 use crate::text::shell_word;
+
+/// As the largest that is read.
+const LARGEST_REQUEST: u64 = 64 << 10;
 
 /// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +201,8 @@ pub(crate) struct Options {
     pub(super) names: Vec<Value>,
     pub(super) lineage: Option<Value>,
     pub(super) config: Option<String>,
+    /// The signing request of `certs csr`, or why it cannot be used.
+    pub(super) request: Option<Given<Result<SigningRequest, (String, String)>>>,
 }
 
 impl Options {
@@ -206,6 +216,16 @@ impl Options {
         let origin = SettingOrigin::Option("NAME".to_owned());
         let names = names.iter().map(|name| Value::text(name, &origin));
         self.names = names.collect();
+    }
+
+    /// Sets the signing request in `file`, for `names` or those in it.
+    pub(crate) fn request(&mut self, file: &Path, names: &[String]) {
+        let origin = SettingOrigin::Option(file.display().to_string());
+        let request = read_request(file, names);
+        let own = request.iter().flat_map(SigningRequest::names);
+        let own: Vec<String> = own.map(ToString::to_string).collect();
+        self.names(if names.is_empty() { &own } else { names });
+        self.request = Some(Given::new(request, &origin));
     }
 
     /// Sets the certificate's own name, `--name`.
@@ -241,6 +261,17 @@ impl Options {
         for (key, value) in &self.values {
             layer.put(key.name, value, problems);
         }
+        match &self.request {
+            Some(Given {
+                value: Ok(request),
+                origin,
+            }) => layer.shared.request = Some(Given::new(request.clone(), origin)),
+            Some(Given {
+                value: Err((message, hint)),
+                origin,
+            }) => problems.add(origin, message.as_str(), hint.as_str()),
+            None => {}
+        }
         let given = |name: &&str| self.values.iter().find(|(key, _)| key.name == *name);
         let mut exclusive = EXCLUSIVE.iter().filter_map(given).map(|(key, _)| key);
         if let (Some(one), Some(other)) = (exclusive.next(), exclusive.next()) {
@@ -250,6 +281,33 @@ impl Options {
         }
         layer
     }
+}
+
+/// The signing request in `file`, for exactly `names` if there are any.
+fn read_request(file: &Path, names: &[String]) -> Result<SigningRequest, (String, String)> {
+    let content = named::read_bytes(file, LARGEST_REQUEST).map_err(|error| {
+        let hint = error.hint();
+        let hint = hint.unwrap_or("name a signing request in PEM or DER".to_owned());
+        (error.to_string(), hint)
+    })?;
+    let request = SigningRequest::read(&content).map_err(|message| {
+        let hint = "openssl req -new -key KEY -subj / -addext subjectAltName=DNS:example.com makes one that CAs take";
+        (message, hint.to_owned())
+    })?;
+    let given: BTreeSet<_> = names
+        .iter()
+        .flat_map(|name| Identifier::parse(name))
+        .collect();
+    let own: BTreeSet<_> = request.names().iter().cloned().collect();
+    if names.is_empty() || given == own {
+        return Ok(request);
+    }
+    let own: Vec<String> = own.iter().map(ToString::to_string).collect();
+    let message = format!("it is for {}, and other names are given", own.join(", "));
+    Err((
+        message,
+        "leave the names out: a request has its own".to_owned(),
+    ))
 }
 
 impl SettingOrigin {

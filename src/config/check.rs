@@ -38,6 +38,9 @@ pub(super) fn certificate(
             check.fallback(fallback);
         }
     }
+    if wanted.request.is_some() {
+        check.without_key();
+    }
     if let Err(unfit) = wanted.challenge.check() {
         check.nowhere(unfit.message, unfit.hint);
     }
@@ -134,6 +137,15 @@ impl Check<'_> {
             if let Err(unfit) = self.wanted.challenge.check_name(name) {
                 self.add(unfit.message, unfit.hint);
             }
+        }
+    }
+
+    /// The key of a signing request is with its user.
+    fn without_key(&mut self) {
+        for spec in self.wanted.deploy.iter().filter(|spec| spec.needs_key()) {
+            let message = format!("{spec} needs the private key, which `certs csr` does not have");
+            let hint = "--deploy nginx, a file of the format fullchain, or exec:PROGRAM do without it; --deploy none deploys to nothing";
+            self.problems.add(self.origin, message, hint);
         }
     }
 

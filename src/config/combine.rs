@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::docker::{DockerSettings, GRACE, LIMIT};
 use super::key::KeyTable;
 use super::keys::{CertificateLayer, Layer};
-use super::layer::{absolute, of_home};
+use super::layer::{NONE, absolute, of_home};
 use super::problem::{Given, Problems, SettingOrigin};
 use super::read::{Entry, Strength};
 use super::resolve::Sources;
@@ -134,6 +134,13 @@ impl Sources {
         let layers = self.layers_of(entry);
         let mut settings = CertificateSettings::new(entry.lineage.clone(), entry.names.clone());
         CertificateLayer::apply(&layers, &mut settings);
+        settings.is_second = entry.is_second;
+        settings.request = value(pick(&layers, |layer| &layer.request));
+        // A stored one ends by that word.
+        for text in [&mut settings.profile, &mut settings.ca.preferred_chain] {
+            text.take_if(|text| text == NONE);
+        }
+        settings.lifetime.take_if(|lifetime| lifetime.is_none());
         let fallback = pick(&layers, |layer| &layer.fallback);
         settings.fallback = fallback.map(|directory| CaSettings {
             directory: directory.value.clone(),

@@ -17,6 +17,7 @@ use super::key::{
     ACCOUNT, BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN,
     Scope, TEXT, UPDATE, choice, layer,
 };
+use super::key_types::{KeyTypes, key_types};
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
     path, webroots, words_or_none,
@@ -24,7 +25,7 @@ use super::layer::{
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
 use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
-use crate::certificate::KeyType;
+use crate::certificate::{KeyType, SigningRequest};
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, tls_alpn01, webroot};
 use crate::deploy::confirmed::Right;
 use crate::deploy::endpoint::Endpoint;
@@ -34,6 +35,7 @@ use crate::lineage::Lineage;
 use crate::manage::CannotOrder;
 use crate::manage::schedule::Schedule;
 use crate::net::dns::ServerAddress;
+use crate::record::Lifetime;
 
 layer! {
     /// The values of one source for one certificate, or for all of them.
@@ -64,7 +66,7 @@ layer! {
             .option(ISSUE | RUN, "FILE")
             => .ca.eab_hmac_file;
         "preferred_chain", preferred_chain: String, parsed, TEXT
-            .doc("Of several chains take the one with an issuer of this common name")
+            .doc("Of several chains take the one whose topmost issuer has this common name; `none` drops a stored one")
             .option(ISSUE | RUN, "CN")
             => .ca.preferred_chain;
     }
@@ -110,8 +112,11 @@ layer! {
     }
 
     group "Key and certificate" {
-        "key", key: KeyType, parsed, choice(|| KeyType::ALL.map(KeyType::name).to_vec())
-            .doc("The type of the key").default("ecdsa-p256").option(ISSUE | RUN, "TYPE")
+        "key", key: KeyTypes, key_types, LIST.hint("write ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096, or one of each kind")
+            .doc("The key: one of these types, or an ECDSA and an RSA type for a certificate of each (NAME, and NAME_rsa or NAME_ecdsa)")
+            .forms(|| KeyType::ALL.map(KeyType::name).join(", "))
+            .suggests(|| KeyType::ALL.map(KeyType::name).to_vec())
+            .default("ecdsa-p256").option(ISSUE | RUN, "TYPE")
             => .key;
         "reuse_key", reuse_key: bool, boolean, BOOLEAN
             .doc("Keep the key when renewing").default("false").flag(ISSUE | RUN)
@@ -121,8 +126,12 @@ layer! {
             .default("false").flag(ISSUE | RUN)
             => .partial;
         "profile", profile: String, parsed, TEXT
-            .doc("The CA's certificate profile, such as shortlived").option(ISSUE | RUN, "PROFILE")
+            .doc("The CA's certificate profile, such as shortlived; `none` drops a stored one").option(ISSUE | RUN, "PROFILE")
             => .profile;
+        "lifetime", lifetime: Lifetime, parsed, TEXT.hint("write 30d or 12h")
+            .doc("Request certificates of this lifetime, for which few CAs allow (`none`: the CA chooses)")
+            .default("none").option(ISSUE | RUN, "DURATION")
+            => .lifetime;
     }
 
     group "Deployment" {
@@ -140,6 +149,8 @@ layer! {
     besides {
         /// Instead of what the keys of its challenge say: that of a stored certificate.
         stored_challenge: Option<Given<ChallengeSettings>>,
+        /// Instead of a key: the signing request of `certs csr`, which is stored.
+        request: Option<Given<SigningRequest>>,
         /// Instead of `deploy`: the whole specs of a stored certificate.
         stored_deploy: Option<Given<Vec<DeployTarget>>>,
         /// Where a stored certificate is published.
@@ -395,8 +406,17 @@ pub(crate) struct CertificateSettings {
     #[serde(default)]
     pub fallback: Option<CaSettings>,
     pub profile: Option<String>,
-    pub key: KeyType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<Lifetime>,
+    pub key: KeyTypes,
+    /// Whether it has the second of two keys: the first is that of another certificate for
+    /// the same names.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_second: bool,
     pub reuse_key: bool,
+    /// The signing request of a user who has the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<SigningRequest>,
     #[serde(default)]
     pub partial: bool,
     pub challenge: ChallengeSettings,
@@ -445,8 +465,11 @@ impl CertificateSettings {
             ca: CaSettings::default(),
             fallback: None,
             profile: None,
-            key: KeyType::default(),
+            lifetime: None,
+            key: KeyTypes::default(),
+            is_second: false,
             reuse_key: false,
+            request: None,
             partial: false,
             challenge: ChallengeSettings::default(),
             deploy: Vec::new(),
@@ -458,6 +481,11 @@ impl CertificateSettings {
             unconfirmed: BTreeSet::new(),
             cannot_order: None,
         }
+    }
+
+    /// The type of its key.
+    pub(crate) fn key_type(&self) -> KeyType {
+        self.key.of_certificate(self.is_second)
     }
 
     /// Who asked for it, if that is known.

@@ -187,9 +187,12 @@ impl Sources {
             is_named: false,
             layer,
             strength: Strength::Label,
+            is_second: false,
         };
         let mut certificate = self.checked(&entry, problems);
         certificate.origin = Some(Origin::Label);
+        // Discovery keeps one certificate for a request.
+        certificate.key = certificate.key_type().into();
         if let Some(output) = &mut certificate.output {
             // A proxy for all containers looks for the name that a client sends.
             output.links.get_or_insert(true);

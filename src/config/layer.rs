@@ -241,8 +241,8 @@ pub(super) fn words<T: Parsed>(
     Some(Given::new(items.collect(), &value.origin))
 }
 
-/// The word of a list that holds nothing, against a stored or a weaker one.
-const NONE: &str = "none";
+/// The word of a list that holds nothing, or of no text, against a stored or a weaker one.
+pub(super) const NONE: &str = "none";
 
 /// Reads a list as [`words`] does; `none` is an empty one.
 pub(super) fn words_or_none(

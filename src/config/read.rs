@@ -39,6 +39,8 @@ pub(super) struct Entry {
     pub(super) is_named: bool,
     pub(super) layer: CertificateLayer,
     pub(super) strength: Strength,
+    /// Whether it is the certificate for the second of two keys.
+    pub(super) is_second: bool,
 }
 
 /// How strong the own keys of a certificate are.
@@ -285,6 +287,7 @@ impl Reader<'_> {
             is_named,
             layer,
             strength: Strength::Table,
+            is_second: false,
         })
     }
 

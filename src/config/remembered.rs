@@ -40,6 +40,7 @@ impl Entry {
             origin,
             is_named: true,
             strength: Strength::Table,
+            is_second: matches!(stored, Remembered::Whole(whole) if whole.is_second),
         }
     }
 }
@@ -64,6 +65,7 @@ impl CertificateLayer {
                     fallback: given(origin, fallback.map(|ca| &ca.directory)),
                     fallback_eab_kid: given(origin, fallback.and_then(|ca| ca.eab_kid.as_ref())),
                     fallback_eab_hmac_file: given(origin, hmac_file),
+                    request: given(origin, whole.request.as_ref()),
                     stored_challenge: given(origin, Some(&whole.challenge)),
                     stored_deploy: given(origin, Some(&whole.deploy)),
                     stored_output: given(origin, whole.output.as_ref()),

@@ -38,7 +38,7 @@ impl Sources {
         if is_replaced(&layer, |layer| &layer.ca) {
             (layer.root, layer.agree_tos, layer.profile) = (None, None, None);
             (layer.eab_kid, layer.eab_hmac_file) = (None, None);
-            layer.preferred_chain = None;
+            (layer.preferred_chain, layer.lifetime) = (None, None);
         }
         if is_replaced(&layer, |layer| &layer.fallback) {
             (layer.fallback_eab_kid, layer.fallback_eab_hmac_file) = (None, None);
@@ -61,6 +61,13 @@ impl Sources {
         // Their problems are reported with the certificate.
         let own = self.certificate(&entry, &mut Problems::default());
         own.rights()
+    }
+
+    /// The option of the command line that chooses the key, if one does.
+    pub(crate) fn key_option(&self) -> Option<&'static str> {
+        let given = &self.options.shared;
+        let key = given.key.as_ref().map(|_| "--key");
+        key.or(given.reuse_key.as_ref().map(|_| "--reuse-key"))
     }
 
     /// Whether a source says where certificates are published.

@@ -45,7 +45,7 @@ pub(crate) struct Sources {
     pub(super) options: Layer,
     pub(super) named: Option<Entry>,
     pub(super) variables: Variables,
-    domains: Vec<Entry>,
+    pub(super) domains: Vec<Entry>,
     pub(super) document: Document,
     pub(super) file: Option<PathBuf>,
     pub(super) default_data_dir: Option<PathBuf>,
@@ -175,20 +175,20 @@ impl Sources {
 
     /// Whether the name of a certificate was given, and does not follow from its names.
     pub(crate) fn names_itself(&self, lineage: &Lineage) -> bool {
-        let all = self.domains.iter().chain(&self.document.entries);
-        let mut all = all.chain(&self.named);
+        let named = self.named.iter().flat_map(|entry| self.each_key(entry));
+        let mut all = self.configured_entries().chain(named);
         all.any(|entry| entry.lineage == *lineage && entry.is_named)
     }
 
     /// The certificates of the file and the environment.
     pub(crate) fn known(&self) -> Vec<Known> {
-        let all = self.domains.iter().chain(&self.document.entries);
-        let known = all.map(|entry| {
+        let known = self.configured_entries().map(|entry| {
             let names: BTreeSet<Identifier> = entry.names.iter().cloned().collect();
             Known {
                 lineage: entry.lineage.clone(),
                 wanted: names.clone(),
                 issued: names,
+                is_second: entry.is_second,
             }
         });
         known.collect()
@@ -218,7 +218,7 @@ impl Sources {
             && lineage.is_none()
             && let Some(entry) = self.configured(&only)
         {
-            return Some(entry.clone());
+            return Some(entry);
         }
         let origin = SettingOrigin::Option("NAME".to_owned());
         let group = Value::new(Raw::List(options.names.clone()), &origin);
@@ -237,7 +237,7 @@ impl Sources {
 
     fn by_lineage(&mut self, lineage: Given<Lineage>) -> Option<Entry> {
         if let Some(entry) = self.configured(&lineage.value) {
-            return Some(entry.clone());
+            return Some(entry);
         }
         if let [only] = self.domains.as_mut_slice() {
             only.rename(&lineage.value);
@@ -251,8 +251,8 @@ impl Sources {
 
     /// The configured certificate; the names of the environment are stronger than those
     /// of the file.
-    fn configured(&self, lineage: &Lineage) -> Option<&Entry> {
-        let mut all = self.domains.iter().chain(&self.document.entries);
+    fn configured(&self, lineage: &Lineage) -> Option<Entry> {
+        let mut all = self.configured_entries();
         all.find(|entry| entry.lineage == *lineage)
     }
 
@@ -260,7 +260,7 @@ impl Sources {
     /// the same name, and never adds a second one.
     fn entries(&self, purpose: &Purpose, problems: &mut Problems) -> Vec<Entry> {
         if let (Purpose::Named, Some(named)) = (purpose, &self.named) {
-            return vec![self.with_own(named)];
+            return self.each_key(&self.with_own(named)).collect();
         }
         let mut entries = self.document.entries.clone();
         let mut seen = BTreeSet::new();
@@ -282,17 +282,29 @@ impl Sources {
             let hint = "certs issue example.com, CERTS_DOMAINS=\"example.com www.example.com\", or [[certificate]] in certs.toml";
             problems.add(&SettingOrigin::Nowhere, "no name is given", hint);
         }
-        entries
+        let each: Vec<Entry> = entries.iter().flat_map(|one| self.each_key(one)).collect();
+        for entry in each.iter().filter(|entry| entry.is_second) {
+            if entries.iter().any(|other| other.lineage == entry.lineage) {
+                let message = format!(
+                    "`{}` is the certificate for the other key too",
+                    entry.lineage
+                );
+                let hint = "give this one another `name`, or leave one of the key types out";
+                problems.add(&entry.origin, message, hint);
+            }
+        }
+        each
     }
 
     /// `entry`, with the keys that the file sets for this certificate alone.
     pub(super) fn with_own(&self, entry: &Entry) -> Entry {
-        let mut entry = entry.clone();
-        let mut all = self.document.entries.iter();
-        if let Some(known) = all.find(|known| known.lineage == entry.lineage) {
-            entry.layer = known.layer.clone();
+        let all = self.document.entries.iter();
+        let mut all = all.flat_map(|entry| self.each_key(entry));
+        let known = all.find(|known| known.lineage == entry.lineage);
+        Entry {
+            layer: known.map_or_else(|| entry.layer.clone(), |known| known.layer),
+            ..entry.clone()
         }
-        entry
     }
 }
 
@@ -313,6 +325,7 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
         is_named,
         layer: CertificateLayer::default(),
         strength: Strength::Table,
+        is_second: false,
     })
 }
 

@@ -92,10 +92,10 @@ fn certificate_table_overrides_file_and_is_overridden_by_environment() {
     let [first, second] = settings.certificates.as_slice() else {
         panic!("{settings:?}");
     };
-    assert_eq!(first.key, KeyType::EcdsaP384);
+    assert_eq!(first.key_type(), KeyType::EcdsaP384);
     assert_eq!(first.verify.len(), 1);
     assert_eq!(second.lineage.as_str(), "inside");
-    assert_eq!(second.key, KeyType::Rsa2048);
+    assert_eq!(second.key_type(), KeyType::Rsa2048);
     assert_eq!(second.profile.as_deref(), Some("of the file"));
     assert_eq!(second.ca.directory.identity(), "https://ca.internal/dir");
 
@@ -104,7 +104,7 @@ fn certificate_table_overrides_file_and_is_overridden_by_environment() {
         .set("CERTS_PROFILE", "of the environment");
     case.options.text("key", Some("rsa-4096"));
     for certificate in case.settings(&Purpose::All).certificates {
-        assert_eq!(certificate.key, KeyType::Rsa4096);
+        assert_eq!(certificate.key_type(), KeyType::Rsa4096);
         assert_eq!(certificate.profile.as_deref(), Some("of the environment"));
     }
 }
@@ -123,13 +123,16 @@ fn command_with_some_names_means_whole_configured_certificate() {
     assert_eq!(example.names.len(), 2);
     assert_eq!(example.verify.len(), 1);
     assert_eq!(named(&["inside"]).names.len(), 1);
-    assert_eq!(named(&["inside"]).key, KeyType::Rsa2048);
+    assert_eq!(named(&["inside"]).key_type(), KeyType::Rsa2048);
     let more = named(&["example.com", "new.example.com"]);
     assert_eq!(more.names.len(), 2);
     assert!(more.names.contains(&"new.example.com".parse().unwrap()));
     assert_eq!(more.verify.len(), 1, "it is that certificate still");
     let other = named(&["other.example.com"]);
-    assert_eq!((other.key, other.verify.len()), (KeyType::EcdsaP384, 0));
+    assert_eq!(
+        (other.key_type(), other.verify.len()),
+        (KeyType::EcdsaP384, 0)
+    );
 }
 
 #[test]
@@ -160,7 +163,7 @@ fn stored_settings_hold_below_environment() {
         .settings(&Purpose::All)
         .certificates
         .remove(0);
-    stored.key = KeyType::Rsa2048;
+    stored.key = KeyType::Rsa2048.into();
     // The second has keys that its short form cannot express.
     stored.deploy.push("nginx:/run/nginx.pid".parse().unwrap());
     assert_eq!(stored.deploy.len(), 2);
@@ -168,7 +171,7 @@ fn stored_settings_hold_below_environment() {
     let kept = |case: &Case| case.sources().remembered(&remembered);
     assert_eq!(kept(&Case::new("")).unwrap(), stored);
     let overridden = Case::new("").set("CERTS_KEY", "rsa-4096");
-    assert_eq!(kept(&overridden).unwrap().key, KeyType::Rsa4096);
+    assert_eq!(kept(&overridden).unwrap().key_type(), KeyType::Rsa4096);
     let overridden = Case::new("").set("CERTS_DEPLOY", "coturn");
     assert_eq!(
         kept(&overridden).unwrap().deploy,
@@ -457,7 +460,7 @@ fn defaults_of_table_are_those_that_apply() {
             tried += 1;
         }
     }
-    assert_eq!(tried, 13);
+    assert_eq!(tried, 14);
     assert_eq!(DirectoryUrl::default().to_string(), "letsencrypt");
 }
 

@@ -19,7 +19,7 @@ use super::tally::LoadTally;
 use super::{LOOPBACK, Site};
 use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
 use crate::ca::{Ports, RenewalWindows, Resolve, Server, Settings, Validation};
-use crate::certificate::{BundleCache, KeyType};
+use crate::certificate::BundleCache;
 use crate::challenge::ChallengeKind;
 use crate::challenge::listen::Listener;
 use crate::challenge::protocol::{Listen, Protocol};
@@ -33,9 +33,10 @@ use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::{Certificate, FreshKeys, Keeper, Probes, Services, Wanted};
+use crate::manage::{Certificate, FreshKeys, Keeper, Probes, SameNames, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
+use crate::record::Terms;
 use crate::store::fs::FileStore;
 use crate::time::SystemClock;
 use crate::tls::credentials::Publisher;
@@ -180,6 +181,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         keys: Arc::new(FreshKeys),
         bundles: BundleCache::default(),
         probes: Probes::default(),
+        same_names: SameNames::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
@@ -200,9 +202,8 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
         lineage: Lineage::of(&identifiers[0]),
         identifiers: identifiers.into_iter().collect(),
         ca: ca.to_owned(),
-        profile: None,
-        key: KeyType::default(),
-        reuse_key: false,
+        terms: Terms::default(),
+        request: None,
         partial: false,
     })
 }

@@ -20,7 +20,8 @@ pub(super) fn read_live(delivery: &Delivery, name: &str) -> Result<Secret, Deplo
 /// The live pair of `delivery`.
 pub(super) fn read_pair(delivery: &Delivery) -> Result<Bundle, DeployCause> {
     let read = |name| read_live(delivery, name);
-    let (key, chain) = (read("privkey.pem")?, read("fullchain.pem")?);
+    let key = read("privkey.pem").or_else(|error| read(output::REQUEST).map_err(|_| error));
+    let (key, chain) = (key?, read("fullchain.pem")?);
     let (names, now) = (&delivery.names, delivery.not_after);
     let bundle = Bundle::new(key, chain.expose(), names, now, Freshness::Any);
     bundle.map_err(|error| unusable_pair(delivery, error))

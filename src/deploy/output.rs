@@ -30,6 +30,8 @@ use crate::record::Generation;
 use crate::time::Timestamp;
 
 const DIRECTORY: u32 = 0o2750;
+/// The signing request, where the key is with the user.
+pub(super) const REQUEST: &str = "request.pem";
 pub(super) const KEY: u32 = 0o640;
 const CERTIFICATE: u32 = 0o644;
 /// More than any file of a pair, in bytes.
@@ -154,7 +156,8 @@ impl Outlet for Output {
             Ok(found) => found.len() > 0,
             Err(error) => error.kind() != ErrorKind::NotFound,
         };
-        Ok(generation.filter(|_| exists("privkey.pem") && exists("fullchain.pem")))
+        let has_key = exists("privkey.pem") || exists(REQUEST);
+        Ok(generation.filter(|_| has_key && exists("fullchain.pem")))
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
@@ -372,16 +375,22 @@ pub(super) fn read_live(live: &Path, file: &str) -> io::Result<Secret> {
 }
 
 /// The files of a generation with their modes.
-pub(super) fn contents(bundle: &Bundle) -> [(&'static str, u32, Secret); 5] {
+pub(super) fn contents(bundle: &Bundle) -> Vec<(&'static str, u32, Secret)> {
     let (key, chain) = (bundle.key_pem().clone(), bundle.chain_pem());
     let combined = format!("{chain}{}", key.expose());
-    [
-        ("privkey.pem", KEY, key),
+    let mut files = vec![
         ("fullchain.pem", CERTIFICATE, Secret::new(chain)),
         ("cert.pem", CERTIFICATE, Secret::new(bundle.leaf_pem())),
         ("chain.pem", CERTIFICATE, Secret::new(bundle.issuers_pem())),
-        ("combined.pem", KEY, Secret::new(combined)),
-    ]
+    ];
+    match bundle.has_key() {
+        true => {
+            files.insert(0, ("privkey.pem", KEY, key));
+            files.push(("combined.pem", KEY, Secret::new(combined)));
+        }
+        false => files.insert(0, (REQUEST, CERTIFICATE, key)),
+    }
+    files
 }
 
 fn is_intact(place: &Directory, contents: &[(&str, u32, Secret)]) -> bool {

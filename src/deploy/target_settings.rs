@@ -93,6 +93,11 @@ pub(crate) trait TargetSettings: SettingsKeys {
     /// The target itself; no file or server is touched yet.
     fn target(&self) -> Arc<dyn Target>;
 
+    /// Whether it takes the private key from us, which a certificate of a signing request lacks.
+    fn needs_key(&self) -> bool {
+        false
+    }
+
     /// The longest time of one check or reload.
     fn deadline(&self) -> Duration {
         USUAL_DEADLINE

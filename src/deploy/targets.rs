@@ -106,6 +106,12 @@ macro_rules! targets {
                 match self { $(Self::$kind(settings) => settings.rights()),* }
             }
 
+            /// Whether it takes the private key from us.
+            #[must_use]
+            pub(crate) fn needs_key(&self) -> bool {
+                match self { $(Self::$kind(settings) => settings.needs_key()),* }
+            }
+
             /// The longest time of one check or reload.
             pub(crate) fn deadline(&self) -> Duration {
                 match self { $(Self::$kind(settings) => settings.deadline()),* }

@@ -6,7 +6,7 @@
 //! A secret may be readable for all users: in a container its mount is private, and Docker
 //! and Kubernetes give it that mode.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -58,7 +58,33 @@ pub(crate) fn read_data(path: &Path) -> Result<Secret, Unread> {
     read_of(path, Some(service_user()))
 }
 
+/// The same for content that may be binary, of `largest` bytes at most.
+///
+/// # Errors
+/// As for [`read`].
+pub(crate) fn read_bytes(path: &Path, largest: u64) -> Result<Vec<u8>, Unread> {
+    let mut content = Vec::new();
+    let length = open(path, Some(service_user()))?
+        .take(largest + 1)
+        .read_to_end(&mut content);
+    match length? as u64 > largest {
+        true => Err(io::Error::other(format!("it is larger than {largest} bytes")).into()),
+        false => Ok(content),
+    }
+}
+
 fn read_of(path: &Path, service: Option<u32>) -> Result<Secret, Unread> {
+    let mut text = String::new();
+    let file = open(path, service)?;
+    let length = file.take(LARGEST + 1).read_to_string(&mut text);
+    let text = Secret::new(text);
+    match length? as u64 > LARGEST {
+        true => Err(io::Error::other("it is larger than 16 MiB").into()),
+        false => Ok(text),
+    }
+}
+
+fn open(path: &Path, service: Option<u32>) -> Result<File, Unread> {
     if geteuid().is_root() {
         trust::resolve_for(path, service)?;
     }
@@ -72,13 +98,7 @@ fn read_of(path: &Path, service: Option<u32>) -> Result<Secret, Unread> {
     if !is_descriptor && file.metadata()?.file_type().is_fifo() {
         return Err(io::Error::other("it is a pipe, not a regular file").into());
     }
-    let mut text = String::new();
-    let length = file.take(LARGEST + 1).read_to_string(&mut text);
-    let text = Secret::new(text);
-    match length? as u64 > LARGEST {
-        true => Err(io::Error::other("it is larger than 16 MiB").into()),
-        false => Ok(text),
-    }
+    Ok(file)
 }
 
 #[cfg(test)]

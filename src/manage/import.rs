@@ -160,6 +160,7 @@ fn record_of(
         early: 0,
         deploy_at: None,
         instead_of: None,
+        terms: None,
     });
     record
 }

@@ -74,7 +74,7 @@ impl<'p> Pass<'p> {
         if self.trigger == Trigger::Requested {
             changed |= end_rollback(record);
         }
-        record.profile.clone_from(&wanted.profile);
+        record.profile.clone_from(&wanted.terms.profile);
         record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
@@ -230,10 +230,14 @@ async fn age_at(record: &Record, certificate: &Certificate, clock: &PassClock) -
     clock.now()
 }
 
-/// Whether a pending order matches the wanted names and CA, and is recent enough to be
-/// resumed.
+/// Whether a pending order matches the wanted names, CA and signing request, and is recent
+/// enough to be resumed.
 fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
+    let has_wanted_key = match &certificate.wanted.request {
+        Some(request) => order.key_pem == request.in_place_of_key(),
+        None => order.key_pem.signing_request().is_none(),
+    };
     let is_recent = now.since(order.begun) < OLDEST_ORDER;
     let is_allowed = certificate.wanted.allows(&order.identifiers);
-    is_allowed && is_recent && certificate.cas().any(|(ca, _)| *ca == order.ca)
+    is_allowed && is_recent && has_wanted_key && certificate.cas().any(|(ca, _)| *ca == order.ca)
 }

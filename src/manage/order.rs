@@ -31,6 +31,7 @@ impl Pass<'_> {
     /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
         let source = Source::of(self.certificate, plan.from);
+        let _alone = self.services.same_names.alone(source.ca, &plan.names).await;
         self.wait_for_ca(&source, &plan).await?;
         self.check_due_at_ca(&source, plan.only_excluded).await?;
         self.drop_order_at_other_ca(source.ca).await?;
@@ -166,28 +167,20 @@ impl Pass<'_> {
         plan: Plan,
     ) -> Result<PendingOrder, ManageError> {
         let (services, wanted) = (self.services, &self.certificate.wanted);
-        let key_pem = match self.key_to_reuse().await? {
-            Some(_) if self.record.must_replace() => {
-                tracing::warn!(lineage = %wanted.lineage, "a revoked certificate's key is not used again: this order ignores reuse_key");
-                services.keys.make(wanted.key).await?
-            }
-            Some(_) if announces_revocation(&self.record) => {
-                tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
-                services.keys.make(wanted.key).await?
-            }
-            Some(key) => key,
-            None => services.keys.make(wanted.key).await?,
-        };
+        let key_pem = self.key_for_order().await?;
         let intended = Intended::of(&plan, &self.record, self.trigger);
         let counted = ca_state::spend(services, source.ca, source.issuer, intended).await?;
+        let now = services.clock.now();
         let pending = PendingOrder {
             ca: source.ca.to_owned(),
             identifiers: plan.names,
             profile: source.profile.cloned(),
+            not_after: source.lifetime.map(|lifetime| now + lifetime.length()),
+            terms: Some(wanted.terms.clone()),
             key_pem,
             url: None,
             replaces: plan.replaces,
-            begun: services.clock.now(),
+            begun: now,
             counted,
         };
         self.record.order = Some(pending.clone());
@@ -198,14 +191,52 @@ impl Pass<'_> {
         Ok(pending)
     }
 
+    /// The key of a new order: the one of the user's signing request, the one to reuse, or a
+    /// new one.
+    async fn key_for_order(&self) -> Result<Secret, ManageError> {
+        let (services, wanted) = (self.services, &self.certificate.wanted);
+        if let Some(request) = &wanted.request {
+            let key = request.in_place_of_key();
+            let newest = self.newest_key().await?;
+            if newest.is_some_and(|newest| newest == key) && self.record.must_replace() {
+                let lineage = &wanted.lineage;
+                return Err(ManageError::Impossible {
+                    why: format!("{lineage} is revoked, and its signing request has the same key"),
+                    hint: format!(
+                        "make a new key with a new request, then certs csr FILE --name {lineage}"
+                    ),
+                });
+            }
+            return Ok(key);
+        }
+        match self.key_to_reuse().await? {
+            Some(_) if self.record.must_replace() => {
+                tracing::warn!(lineage = %wanted.lineage, "a revoked certificate's key is not used again: this order ignores reuse_key");
+                services.keys.make(wanted.terms.key).await
+            }
+            Some(_) if announces_revocation(&self.record) => {
+                tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
+                services.keys.make(wanted.terms.key).await
+            }
+            Some(key) if key.signing_request().is_none() => Ok(key),
+            _ => services.keys.make(wanted.terms.key).await,
+        }
+    }
+
     /// The newest certificate's key, if the user wants to reuse it.
     async fn key_to_reuse(&self) -> Result<Option<Secret>, ManageError> {
-        let wanted = &self.certificate.wanted;
-        let (true, Some(issued)) = (wanted.reuse_key, &self.record.issued) else {
+        match self.certificate.wanted.terms.reuse_key {
+            true => self.newest_key().await,
+            false => Ok(None),
+        }
+    }
+
+    async fn newest_key(&self) -> Result<Option<Secret>, ManageError> {
+        let Some(issued) = &self.record.issued else {
             return Ok(None);
         };
         let store = &self.services.store;
-        let stored = store.bundle(&wanted.lineage, issued.generation).await?;
+        let stored = store.bundle(self.lineage(), issued.generation).await?;
         Ok(stored.map(|(key, _)| key))
     }
 
@@ -239,7 +270,11 @@ impl Pass<'_> {
         order: &PendingOrder,
     ) -> Result<Option<PendingOrder>, ManageError> {
         let wanted = &self.certificate.wanted;
-        let key_pem = self.services.keys.make(wanted.key).await?;
+        if wanted.request.is_some() {
+            // Only its user can make another key.
+            return Ok(None);
+        }
+        let key_pem = self.services.keys.make(wanted.terms.key).await?;
         let Some(another) = &mut self.record.order else {
             return Ok(None);
         };

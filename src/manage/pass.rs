@@ -13,7 +13,7 @@ use super::rollback::{nothing_issued, rollback_pause};
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
-use crate::record::{Record, Renewal};
+use crate::record::{Issued, Record, Renewal, Terms};
 use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
@@ -86,7 +86,7 @@ impl Pass<'_> {
             Box::pin(self.update_account()).await;
         }
         if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
-            self.warn_of_kept_key().await;
+            self.note_key().await;
         }
         if let (Trigger::Forced, Some(cause)) = (self.trigger, &self.certificate.cannot_order) {
             return Err(ManageError::CannotOrder(cause.clone()));
@@ -134,16 +134,24 @@ impl Pass<'_> {
         }
     }
 
-    /// A kept key decides its type, whatever the settings say.
-    async fn warn_of_kept_key(&self) {
-        let (wanted, issued) = (&self.certificate.wanted, self.record.issued.as_ref());
-        let Some(issued) = issued.filter(|_| wanted.reuse_key) else {
+    /// Finds out the type of the newest key where it is not stored, and warns where it stays:
+    /// a kept key decides its type, whatever the settings say.
+    async fn note_key(&mut self) {
+        let (wanted, issued) = (&self.certificate.wanted, self.record.issued.as_mut());
+        let terms = &wanted.terms;
+        let Some(issued) = issued.filter(|it| terms.reuse_key || it.terms.is_none()) else {
             return;
         };
-        let (lineage, key) = (&wanted.lineage, wanted.key);
+        let (lineage, key) = (&wanted.lineage, terms.key);
         let kept = stored(self.services, lineage, issued.generation, &issued.facts).await;
-        let kept = kept.ok().and_then(|kept| kept.key_type());
-        if let Some(kept) = kept.filter(|kept| *kept != key) {
+        let Some(kept) = kept.ok().and_then(|kept| kept.key_type()) else {
+            return;
+        };
+        issued.terms.get_or_insert_with(|| Terms {
+            key: kept,
+            ..terms.clone()
+        });
+        if terms.reuse_key && kept != key {
             tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false in the environment of certs issue with its names, --key {key} and --force makes a new key");
         }
     }
@@ -307,8 +315,15 @@ impl Pass<'_> {
             excluded: excluded(record),
             proof: proof(record, now),
             revoked: record.revoked.clone(),
+            changed: changed(newest, &self.certificate.wanted.terms),
         })
     }
+}
+
+/// The settings that differ from those that the newest certificate was ordered with.
+fn changed(newest: &Issued, wanted: &Terms) -> Vec<String> {
+    let made = newest.terms.as_ref();
+    made.map_or_else(Vec::new, |made| wanted.changed_since(made))
 }
 
 /// Whether the CA offers a renewal window for the certificate.

@@ -54,12 +54,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::certificate::{Facts, KeyType};
+    use crate::certificate::Facts;
     use crate::fingerprint::Fingerprint;
     use crate::identifier::Identifier;
     use crate::lineage::Lineage;
     use crate::random::SeededRandom;
-    use crate::record::{Generation, Issued, Renewal};
+    use crate::record::{Generation, Issued, Renewal, Terms};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -70,9 +70,8 @@ mod tests {
             lineage: Lineage::of(&name),
             identifiers: BTreeSet::from([name]),
             ca: "https://ca".into(),
-            profile: None,
-            key: KeyType::default(),
-            reuse_key: false,
+            terms: Terms::default(),
+            request: None,
             partial: false,
         }
     }
@@ -101,6 +100,7 @@ mod tests {
             early: 0,
             deploy_at: None,
             instead_of: None,
+            terms: None,
         });
         record.deployed.insert("nginx".into(), Generation(0));
         record

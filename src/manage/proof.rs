@@ -100,6 +100,7 @@ mod tests {
             early: 0,
             deploy_at: None,
             instead_of: None,
+            terms: None,
         });
         record.deployed.insert(FILES.into(), Generation(2));
         record

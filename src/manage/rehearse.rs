@@ -22,14 +22,22 @@ pub(crate) async fn rehearse(
     store: &dyn Store,
     clock: &dyn Clock,
 ) -> Result<Facts, ManageError> {
-    let key_pem = FreshKeys.make(wanted.key).await?;
+    let key_pem = match &wanted.request {
+        Some(request) => request.in_place_of_key(),
+        None => FreshKeys.make(wanted.terms.key).await?,
+    };
     let order = PendingOrder {
         ca: wanted.ca.clone(),
         identifiers: wanted.identifiers.clone(),
         key_pem: key_pem.clone(),
         url: None,
         replaces: None,
-        profile: wanted.profile.clone(),
+        profile: wanted.terms.profile.clone(),
+        not_after: wanted
+            .terms
+            .lifetime
+            .map(|lifetime| clock.now() + lifetime.length()),
+        terms: None,
         begun: clock.now(),
         counted: crate::ca_state::Counted::default(),
     };

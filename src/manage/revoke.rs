@@ -150,7 +150,8 @@ impl Pass<'_> {
             ),
         })?;
         // The key's own signature proves the compromise to the CA.
-        let is_compromised = pending.reason == RevocationReason::KeyCompromise;
+        let is_compromised = pending.reason == RevocationReason::KeyCompromise
+            && one.key_pem.signing_request().is_none();
         let request = RevocationRequest {
             chain_pem: &one.chain_pem,
             reason: pending.reason,

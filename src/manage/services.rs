@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::cannot_order::CannotOrder;
 use super::error::ManageError;
 use super::probes::Probes;
+use super::same_names::SameNames;
 use crate::acme::Issuer;
 
-use crate::certificate::{Bundle, BundleCache, KeyType, Secret};
+use crate::certificate::{Bundle, BundleCache, KeyType, Secret, SigningRequest};
 use crate::deploy::coalesce::Gate;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::OutputError;
@@ -24,7 +25,7 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
-use crate::record::{Generation, Record, Revoked};
+use crate::record::{Generation, Record, Revoked, Terms};
 use crate::store::Store;
 use crate::store::fs::FileStore;
 use crate::time::{Clock, Timestamp};
@@ -46,6 +47,8 @@ pub(crate) struct Services {
     pub bundles: BundleCache,
     /// The failed probes of this process.
     pub probes: Probes,
+    /// The orders of this process that may not run at once.
+    pub same_names: SameNames,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The source of randomness.
@@ -219,12 +222,10 @@ pub(crate) struct Wanted {
     pub identifiers: BTreeSet<Identifier>,
     /// The CA's directory URL.
     pub ca: String,
-    /// The certificate profile to request.
-    pub profile: Option<String>,
-    /// The kind of key.
-    pub key: KeyType,
-    /// Whether a renewal keeps the key of its predecessor.
-    pub reuse_key: bool,
+    /// The other settings of its orders.
+    pub terms: Terms,
+    /// The signing request of a user who has the key, instead of a key.
+    pub request: Option<SigningRequest>,
     /// Whether names that fail may be excluded, so that the others are still issued.
     pub partial: bool,
 }
@@ -251,6 +252,9 @@ pub(crate) struct Outcome {
     /// The revoked ones among the stored generations.
     #[serde(default)]
     pub revoked: BTreeMap<Generation, Revoked>,
+    /// The settings that have changed since it was ordered, in words.
+    #[serde(default)]
+    pub changed: Vec<String>,
 }
 
 impl Wanted {
@@ -258,7 +262,7 @@ impl Wanted {
     pub(super) fn matches(&self, record: &Record) -> bool {
         record.identifiers == self.identifiers
             && record.ca == self.ca
-            && record.profile == self.profile
+            && record.profile == self.terms.profile
     }
 
     /// Whether an order for `names` satisfies these settings.

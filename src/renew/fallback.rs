@@ -150,6 +150,7 @@ mod tests {
             early: 0,
             deploy_at: None,
             instead_of: None,
+            terms: None,
         });
         record
     }

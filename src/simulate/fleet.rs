@@ -25,10 +25,11 @@ use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
-    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, Services, Wanted,
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services, Wanted,
 };
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
+use crate::record::Terms;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::time::{Clock, Timestamp, VirtualClock};
@@ -240,6 +241,7 @@ impl World {
             keys: self.keys.clone(),
             bundles: self.bundles.clone(),
             probes: Probes::default(),
+            same_names: SameNames::default(),
             clock: node.clone(),
             random: random.clone(),
             metrics: Metrics::default(),
@@ -259,9 +261,8 @@ impl World {
                 lineage: lineage.clone(),
                 identifiers: identifiers.clone(),
                 ca: DIRECTORY.to_owned(),
-                profile: None,
-                key: KeyType::default(),
-                reuse_key: false,
+                terms: Terms::default(),
+                request: None,
             },
             issuer: Arc::new(NodeIssuer {
                 node: node.clone(),

@@ -100,6 +100,7 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
         early: 0,
         deploy_at: None,
         instead_of: None,
+        terms: None,
     });
     (record, bundle)
 }

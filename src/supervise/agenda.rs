@@ -262,8 +262,12 @@ pub(super) fn difference(current: &Certificate, requested: &Certificate) -> Opti
         let names = list(one.identifiers.iter().map(ToString::to_string).collect());
         return Some(format!("for {names} from {}", one.ca));
     }
-    if other.profile.is_some() && one.profile != other.profile {
-        let profile = one.profile.as_deref().unwrap_or("none");
+    if other.request.is_some() && one.request != other.request {
+        return Some("with another key than that of the signing request".to_owned());
+    }
+    let (terms, asked) = (&one.terms, &other.terms);
+    if asked.profile.is_some() && terms.profile != asked.profile {
+        let profile = terms.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
     }
     let fallback = |one: &Certificate| one.fallback.as_ref().map(|fallback| fallback.ca.clone());
@@ -272,8 +276,14 @@ pub(super) fn difference(current: &Certificate, requested: &Certificate) -> Opti
         let here = here.unwrap_or_else(|| "none".into());
         return Some(format!("with the fallback {here}"));
     }
-    if other.key != KeyType::default() && one.key != other.key {
-        return Some(format!("with a key of the kind {}", one.key));
+    if asked.key != KeyType::default() && terms.key != asked.key {
+        return Some(format!("with a key of the kind {}", terms.key));
+    }
+    if asked.lifetime.is_some() && terms.lifetime != asked.lifetime {
+        let lifetime = terms
+            .lifetime
+            .map_or("the CA's lifetime".to_owned(), |it| it.to_string());
+        return Some(format!("for {lifetime}"));
     }
     let (here, there) = (&current.endpoints, &requested.endpoints);
     if !there.is_empty() && here != there {

@@ -141,7 +141,8 @@ impl Supervisor {
             // On a new volume the stored pair is better than a placeholder.
             self.services.publish(lineage, generation, &bundle).await?;
         }
-        if output.placeholder(lineage, &wanted.identifiers, now)? {
+        // Without the user's key there is nothing to serve yet.
+        if wanted.request.is_none() && output.placeholder(lineage, &wanted.identifiers, now)? {
             tracing::info!(%lineage, "a placeholder is live until the certificate is issued");
         }
         Ok(())

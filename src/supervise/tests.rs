@@ -25,11 +25,12 @@ use crate::manage::ca_state::Operation;
 use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
-    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services, Trigger,
+    Wanted,
 };
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
-use crate::record::{Generation, PendingOrder, Record, Window};
+use crate::record::{Generation, PendingOrder, Record, Terms, Window};
 use crate::renew::policy::{CLOCK_READING, ORDERING};
 use crate::store::Store;
 use crate::store::fs::FileStore;
@@ -343,6 +344,7 @@ impl Fixture {
             keys: Arc::new(KeysAtOnce),
             bundles: BundleCache::default(),
             probes: Probes::default(),
+            same_names: SameNames::default(),
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),
             metrics: Metrics::default(),
@@ -370,9 +372,8 @@ impl Fixture {
                 lineage: Lineage::of(&identifier),
                 identifiers: [identifier].into(),
                 ca: "https://ca".into(),
-                profile: None,
-                key: KeyType::EcdsaP256,
-                reuse_key: false,
+                terms: Terms::default(),
+                request: None,
                 partial: false,
             },
             issuer: self.signer.clone(),

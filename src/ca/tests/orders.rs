@@ -26,7 +26,7 @@ async fn invalid_order_is_refused() {
             kind(400, "malformed"),
         ),
         (
-            json!({"identifiers": dns("a.example"), "notAfter": "2030-01-01T00:00:00Z"}),
+            json!({"identifiers": dns("a.example"), "notAfter": "soon"}),
             kind(400, "malformed"),
         ),
         (
@@ -36,6 +36,36 @@ async fn invalid_order_is_refused() {
     ] {
         let reply = client.order(&server, wish.clone()).await;
         assert_eq!(reply.problem(), expected, "{wish}");
+    }
+}
+
+#[tokio::test]
+async fn requested_dates_hold_within_the_lifetime_of_the_profile() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    for (begin, end, is_allowed) in [
+        (None, Some(NOW + 30 * DAY), true),
+        (Some(NOW), Some(NOW + 90 * DAY), true),
+        (Some(NOW + DAY), Some(NOW + 2 * DAY), true),
+        (Some(NOW - HOUR), None, true),
+        (None, Some(NOW + 91 * DAY), false),
+        (None, Some(NOW), false),
+        (Some(NOW + 2 * DAY), Some(NOW + DAY), false),
+        (Some(NOW - DAY), Some(NOW + DAY), false),
+        (Some(NOW + 90 * DAY), None, false),
+    ] {
+        let wish = json!({"notBefore": begin, "notAfter": end});
+        if is_allowed {
+            let (_, chain) = client.issue(&server, &["a.example"], wish).await;
+            let facts = facts(&chain);
+            assert_eq!(end.unwrap_or(facts.not_after), facts.not_after);
+            assert_eq!(begin.unwrap_or(facts.not_before), facts.not_before);
+            continue;
+        }
+        let mut wish = wish;
+        wish["identifiers"] = identifiers(&["a.example"]);
+        let reply = client.order(&server, wish.clone()).await;
+        assert_eq!(reply.problem(), kind(400, "malformed"), "{wish}");
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) fn of(
     settings.reuse_key |= renewal.reuse_key;
     settings.partial |= renewal.partial;
     match one.bundle.key_type() {
-        Some(kind) => settings.key = kind,
+        Some(kind) => settings.key = kind.into(),
         None => remarks.push(Remark::unsupported(
             "its key type",
             format!("unsupported: its renewal uses {}", KeyType::default()),

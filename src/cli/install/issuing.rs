@@ -40,8 +40,10 @@ impl Work<'_> {
         let call = self.naming(&plan.names);
         let is_asked = self.options.keys.gives_besides(&["webroot"]);
         let settings = async {
-            let settings = meant::named(&call.sources).await?;
+            let mut settings = meant::named(&call.sources).await?;
             meant::check_command(&call.sources, &settings).await?;
+            // One certificate is installed: that of the first key.
+            settings.certificates.retain(|one| !one.is_second);
             Ok(settings)
         };
         match settings.await {

@@ -44,6 +44,7 @@ fn sample<'s>(key: &'s str, root: &'s str, hmac: &'s str) -> Vec<(&'s str, &'s s
         "resolver" => and("192.0.2.53:5353", &[("dns", "self")]),
         "webroot" | "output_dir" => and("/", &[]),
         "key" => and("rsa-2048", &[]),
+        "lifetime" => and("30d", &[]),
         "deploy" => and("coturn", &[]),
         "verify" => and("example.com:443", &[]),
         "output.owner" | "output.group" => and("1234", &[]),

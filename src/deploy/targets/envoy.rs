@@ -30,6 +30,10 @@ impl TargetSettings for Settings {
         Rights::to_write(Writes::File(self.file.to_path_buf(), Owner::default()))
     }
 
+    fn needs_key(&self) -> bool {
+        true
+    }
+
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(Watched {
             name: self.short_form(),

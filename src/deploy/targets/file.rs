@@ -67,6 +67,11 @@ mode = "0640""#;
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
     }
+
+    fn needs_key(&self) -> bool {
+        let format = self.format();
+        format == PKCS12 || ["combined.pem", "privkey.pem"].contains(&format.0)
+    }
 }
 
 /// The content of a copy: that of a file of the output, or [`PKCS12`].
@@ -125,6 +130,10 @@ impl Settings {
         let mut published = output::contents(&bundle).into_iter();
         if let Some((_, mode, text)) = published.find(|(name, ..)| *name == wanted) {
             return Ok((Zeroizing::new(text.expose().as_bytes().to_vec()), mode));
+        }
+        if !bundle.has_key() {
+            let why = "its key is not here: the format must be fullchain, cert or chain";
+            return Err(copy::failed(&self.path, false, why));
         }
         let store = bundle.pkcs12(delivery.lineage.as_str(), &self.password()?);
         let store = store.map_err(|detail| copy::failed(&self.path, false, detail))?;

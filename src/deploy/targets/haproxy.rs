@@ -80,6 +80,10 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
         }
     }
 
+    fn needs_key(&self) -> bool {
+        true
+    }
+
     fn target(&self) -> Arc<dyn Target> {
         Arc::new(self.clone())
     }
@@ -388,7 +392,9 @@ fn live_file(known: &[String], delivery: &Delivery) -> Option<String> {
 /// Whether `file` is that file of the live pair.
 fn leads_to_live(file: &str, delivery: &Delivery, name: &str) -> bool {
     let live = Path::new("live").join(delivery.lineage.as_str()).join(name);
-    Path::new(file).ends_with(live)
+    // HAProxy finds the pairs of a bundle by the ends of their names: links to the live ones.
+    let linked = std::fs::read_link(file);
+    Path::new(file).ends_with(&live) || linked.is_ok_and(|linked| linked.ends_with(live))
 }
 
 #[cfg(test)]

@@ -193,6 +193,8 @@ async fn import_completes_record_that_waits_for_its_first_certificate() {
         ca: CA.to_owned(),
         identifiers: names,
         profile: None,
+        not_after: None,
+        terms: None,
         key_pem: Secret::new(String::new()),
         url: None,
         replaces: None,

@@ -36,8 +36,8 @@ impl Pass<'_> {
             early,
             deploy_at,
             instead_of: source.instead_of.cloned(),
+            terms: record.order.take().and_then(|order| order.terms),
         });
-        record.order = None;
         record.pinned = None;
         if let Some(excluded) = &mut record.excluded {
             let names = &mut excluded.names;

@@ -57,6 +57,7 @@ fn issue(record: &mut Record, at: Timestamp, life: u64) {
         early: 0,
         deploy_at: None,
         instead_of: None,
+        terms: None,
     });
 }
 

@@ -41,6 +41,8 @@ impl Fixture {
             ca: DIRECTORY.into(),
             identifiers: [Identifier::parse("n0.site0000.com").unwrap()].into(),
             profile: None,
+            not_after: None,
+            terms: None,
             key_pem: KeyType::default().generate().unwrap(),
             url: None,
             replaces: replaces.map(str::to_owned),

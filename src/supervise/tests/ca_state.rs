@@ -218,6 +218,7 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
     let cut_off = fixture.services.clone();
     let other = Services {
         probes: Probes::default(),
+        same_names: SameNames::default(),
         ..fixture.services.clone()
     };
     crate::manage::ca_state::note_outage(&cut_off, &ca, Operation::Order(None), "no answer").await;

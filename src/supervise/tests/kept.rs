@@ -2,6 +2,7 @@
 //! at any moment.
 
 use super::*;
+use crate::certificate::SigningRequest;
 
 #[tokio::test]
 async fn command_cannot_change_a_managed_certificate() {
@@ -22,6 +23,24 @@ async fn command_cannot_change_a_managed_certificate() {
         );
     }
     assert_eq!(fixture.orders(), 1);
+}
+
+#[tokio::test]
+async fn orders_of_two_certificates_for_the_same_names_follow_each_other() {
+    let fixture = Fixture::new();
+    let first = fixture.certificate("n0.example.com");
+    let mut second = first.clone();
+    second.wanted.lineage = Lineage::parse("n0.example.com_rsa").unwrap();
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    supervisor.keep(vec![first, second]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    fixture
+        .until("issued", |all| all.iter().all(|status| status.is_ready()))
+        .await;
+    assert_eq!(fixture.orders(), 2);
+    // A CA may answer the second order with the first while it is pending.
+    assert_eq!(fixture.signer.most.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -187,10 +206,18 @@ async fn command_for_managed_certificate_keeps_its_targets() {
     let bare = fixture.certificate("n0.example.com");
     handle.work(bare.clone(), Trigger::Forced).await.unwrap();
     assert_eq!(target.reloads.load(Ordering::SeqCst), 2);
-    let mut other_key = bare;
-    other_key.wanted.key = KeyType::Rsa4096;
+    let mut other_key = bare.clone();
+    other_key.wanted.terms.key = KeyType::Rsa4096;
     let refused = handle.work(other_key, Trigger::Forced).await.unwrap_err();
     assert!(refused.to_string().contains("ecdsa-p256"), "{refused}");
+    let mut other_key = bare;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut request = rcgen::CertificateParams::new(vec!["n0.example.com".to_owned()]).unwrap();
+    request.distinguished_name = rcgen::DistinguishedName::new();
+    let request = SigningRequest::read(request.serialize_request(&key).unwrap().der());
+    other_key.wanted.request = request.ok();
+    let refused = handle.work(other_key, Trigger::Forced).await.unwrap_err();
+    assert!(refused.to_string().contains("signing request"), "{refused}");
 }
 
 #[tokio::test]
