@@ -48,7 +48,7 @@ use crate::challenge::protocol::Listen;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, external_accounts, hmac_key};
-pub(crate) use check::shared_file;
+pub(crate) use check::{MOST_NAMES, shared_file};
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
 pub(crate) use key::{ACCOUNT, EVERY, IMPORT, ISSUE, RUN, UPDATE};

@@ -4,6 +4,7 @@
 //! any accepted peer can order certificates. The group of root does not count: what such
 //! a peer orders can run a program as root, and a process with group 0 need not be root.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::record::Renaming;
 
 const WORK: &str = "/v1/work";
 const DELETE: &str = "/v1/delete";
+const NOT_RENEWABLE: &str = "/v1/not-renewable";
 const RENAME: &str = "/v1/rename";
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
@@ -104,6 +106,9 @@ pub(crate) trait Worker: Send + Sync {
     /// Deletes a certificate and no longer manages it; returns whether it was stored.
     async fn delete(&self, lineage: &Lineage, keep_files: bool) -> Result<bool, Failure>;
 
+    /// The certificates that cannot be renewed, and why.
+    async fn not_renewable(&self) -> BTreeMap<Lineage, String>;
+
     /// Renames a certificate, and manages it by its new name.
     async fn rename(&self, renaming: &Renaming) -> Result<(), Failure>;
 }
@@ -162,6 +167,7 @@ impl Control {
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
         let router = Router::new().route(WORK, post(work));
         let router = router.route(DELETE, post(deletion));
+        let router = router.route(NOT_RENEWABLE, post(not_renewable));
         let router = router.route(RENAME, post(renamed)).with_state(worker);
         listen::serve_within(LIMITS, Socket::Unix(self.listener), None, router).await;
         drop(self.path);
@@ -210,6 +216,16 @@ async fn deletion(
         return StatusCode::FORBIDDEN.into_response();
     }
     Json(worker.delete(&asked.lineage, asked.keep_files).await).into_response()
+}
+
+async fn not_renewable(
+    Extension(peer): Extension<Peer>,
+    State(worker): State<Arc<dyn Worker>>,
+) -> Response {
+    if !is_trusted(&peer) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    Json(Ok::<_, Failure>(worker.not_renewable().await)).into_response()
 }
 
 async fn renamed(
@@ -286,6 +302,18 @@ pub(crate) async fn delete(
         keep_files,
     };
     request(data_dir, DELETE, lineage, &asked).await
+}
+
+/// The certificates that the sidecar cannot renew, and why; none if it does not say.
+pub(crate) async fn stuck(data_dir: &Path) -> BTreeMap<Lineage, String> {
+    let socket = &path(data_dir);
+    let asked = tokio::select! {
+        answer = send(socket, NOT_RENEWABLE, Vec::new()) => answer.ok(),
+        _ = silence(socket) => None,
+    };
+    let read = asked.and_then(|(_, body)| serde_json::from_slice(&body).ok());
+    let read: Option<Result<_, Failure>> = read;
+    read.and_then(Result::ok).unwrap_or_default()
 }
 
 /// The same for the rename of a certificate.

@@ -11,10 +11,30 @@ const LONGEST: usize = 1000;
 /// Longest message of another program, in bytes, with all of its parts.
 const LONGEST_MESSAGE: usize = 2048;
 
-/// Escapes control characters and those that change the direction of writing, leaves out
-/// the user and password of a URL, and cuts the text at 1,000 characters and 2 KiB.
+/// Joins lines to one, escapes control characters and those that change the direction of
+/// writing, leaves out the user and password of a URL, and cuts the text at 1,000 characters
+/// and 2 KiB.
 pub(crate) fn printable(text: &str) -> String {
-    cut(printable_within(text, LONGEST))
+    let line = match text.contains('\n') {
+        true => Cow::from(in_a_line(text)),
+        false => text.into(),
+    };
+    cut(printable_within(&line, LONGEST))
+}
+
+/// The lines of a message as one, so that a reader of lines gets all of it.
+pub(crate) fn in_a_line(text: &str) -> String {
+    let lines = text
+        .split('\n')
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    lines.fold(String::new(), |mut all, line| {
+        if !all.is_empty() {
+            let is_open = all.ends_with([':', ';', ',']);
+            all += if is_open { " " } else { "; " };
+        }
+        all + line
+    })
 }
 
 /// The same with a limit of `most` characters, for text that is useless when cut, such
@@ -177,7 +197,8 @@ mod tests {
 
     #[test]
     fn printable_escapes_controls_and_bounds_length() {
-        assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
+        assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m; b");
+        assert_eq!(printable("a:\r\n  b\n\nc\n"), "a: b; c");
         assert_eq!(printable("\u{202e}x"), "\\u{202e}x");
         assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
         for message in ["x".repeat(2049), "ä".repeat(1025), "\u{1f512}".repeat(5000)] {

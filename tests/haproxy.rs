@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{NOBODY, Running, certs, free_port, listens, program, run, until};
+use crate::support::{NOBODY, Running, certs, free_port, listens, program, run, text, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// HAProxy with a master process and each kind of socket.
@@ -230,6 +230,94 @@ fn haproxy_pairs_of_a_crt_store_are_replaced_by_their_names() {
         printed.contains("write the file of its `load` line"),
         "{printed}"
     );
+}
+
+#[test]
+fn haproxy_certificate_of_the_same_name_that_wins_is_named() {
+    for version in [OLD, NEW] {
+        let ca = EmbeddedCa::start();
+        let (directory, certificates) = (ca.path("haproxy"), ca.path("haproxy/certificates"));
+        std::fs::create_dir_all(&certificates).unwrap();
+        let [old, own] = ["a-old.pem", "own.pem"].map(|name| certificates.join(name));
+        for file in [&old, &own] {
+            std::fs::write(file, self_signed(NAME)).unwrap();
+        }
+        // HAProxy 2.6 reads a directory; the other one has a store.
+        let (store, crt) = match version {
+            OLD => (String::new(), certificates.display().to_string()),
+            _ => {
+                let load =
+                    |file: &Path, alias| format!("  load crt {} alias {alias}\n", file.display());
+                let store = format!("crt-store web\n{}{}", load(&old, "old"), load(&own, "own"));
+                (store, "@web/old crt @web/own".to_owned())
+            }
+        };
+        let Some(haproxy) = Haproxy::start(version, &directory, &crt, &store) else {
+            continue;
+        };
+        let front = format!(
+            "[deploy.front]\nkind = 'haproxy'\nsocket = '{}'\ncertificate = '{}'\n",
+            haproxy.socket.display(),
+            own.display()
+        );
+        std::fs::write(ca.path("certs.toml"), front).unwrap();
+        let issue = |port, code| {
+            let mut issue = ca.issue(&[NAME, "--deploy=front", &verify(port)]);
+            run(issue.current_dir(ca.path("")), code)
+        };
+        let printed = issue(haproxy.port, 7);
+        let shown = match version {
+            OLD => old.display().to_string(),
+            _ => format!("@web/old ({})", old.display()),
+        };
+        for words in [
+            &*format!("HAProxy also has {shown}, which is for names of {NAME}"),
+            &*format!("take {shown} out of its configuration"),
+            "serves another certificate",
+        ] {
+            assert!(printed.contains(words), "{words}: {printed}");
+        }
+        // The remedy works.
+        drop(haproxy);
+        std::fs::remove_file(&old).unwrap();
+        let store: String = store
+            .lines()
+            .filter(|line| !line.contains("a-old"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let crt = crt.replace("@web/old crt ", "");
+        let haproxy = Haproxy::start(version, &directory, &crt, &store).unwrap();
+        issue(haproxy.port, 0);
+    }
+}
+
+#[test]
+fn haproxy_that_hangs_is_not_said_to_be_gone() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let ca = issued();
+    let crt = live(&ca).join("combined.pem").display().to_string();
+    let Some(haproxy) = Haproxy::start(OLD, &ca.path("haproxy"), &crt, "") else {
+        return;
+    };
+    let deploy = format!("--deploy=haproxy:{}", haproxy.socket.display());
+    run(&mut ca.issue(&[NAME, "--force", &deploy]), 0);
+    let info = haproxy.command("show info");
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "));
+    let worker = Pid::from_raw(pid.unwrap().trim().parse().unwrap()).unwrap();
+    let renewed = || certs(&ca.path("")).arg("renew").output().unwrap();
+    kill_process(worker, Signal::STOP).unwrap();
+    let hung = renewed();
+    kill_process(worker, Signal::CONT).unwrap();
+    let printed = text(&hung);
+    assert_eq!(hung.status.code(), Some(7), "{printed}");
+    let words = "does not answer: it hangs or is stopped";
+    assert!(printed.contains(words), "{printed}");
+    assert!(!printed.contains("no longer listens"), "{printed}");
+    run(certs(&ca.path("")).arg("renew"), 0);
+    kill_process(worker, Signal::KILL).unwrap();
+    until("its end", || !listens(haproxy.port));
+    let printed = text(&renewed());
+    assert!(printed.contains("it no longer listens"), "{printed}");
+    assert!(!printed.contains("hangs"), "{printed}");
 }
 
 #[test]

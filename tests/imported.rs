@@ -196,3 +196,60 @@ fn renewal_without_an_account_names_the_certificate_and_deploys_it() {
     run(certs(root).arg("renew").env("CERTS_AGREE_TOS", "true"), 0);
     run(certs(root).arg("renew"), 0);
 }
+
+/// The page of the read-only endpoints at `path`.
+fn page(port: u16, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+#[test]
+fn port_that_is_free_again_is_taken_or_the_restart_named() {
+    for harden in ["false", "true"] {
+        let ca = EmbeddedCa::start();
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, ca.http_port)).unwrap();
+        // One that needs nothing now: where none can go on, the sidecar does not start.
+        let both = [
+            ("a.example.com", &*standalone(ca.http_port), 1),
+            ("b.example.com", &standalone(free_port()), 60),
+        ];
+        import(&ca, &both, &[]);
+        let live = || std::fs::read(ca.path("out/live/a.example.com/fullchain.pem")).ok();
+        let (old, admin) = (live(), free_port());
+        let mut command = certs(&ca.path(""));
+        command.arg("run").env("CERTS_HARDEN", harden);
+        command.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+        let log = std::fs::File::create(ca.path("log")).unwrap();
+        let running = Running::start_logging(&mut command, log.into());
+        let why = format!("not renewable: cannot listen on 127.0.0.1:{}", ca.http_port);
+        let hint = "or stop it; then restart certs run";
+        let status = || run(certs(&ca.path("")).arg("status"), 0);
+        until("the status", || status().contains(&why));
+        assert!(status().contains(hint), "{}", status());
+        for path in ["/api/v1/certificates", "/readyz"] {
+            let shown = page(admin, path);
+            let why = why.trim_start_matches("not renewable: ");
+            assert!(shown.contains(why) && shown.contains(hint), "{shown}");
+        }
+        drop(held);
+        running.signal(rustix::process::Signal::HUP);
+        if harden == "false" {
+            until("the renewal", || live() != old);
+            assert!(!status().contains("not renewable"), "{}", status());
+            continue;
+        }
+        // The sandbox denies new listeners.
+        until("the hint", || {
+            status().contains("is free now; hint: restart certs run")
+        });
+        let log = std::fs::File::create(ca.path("log")).unwrap();
+        drop(running);
+        let _again = Running::start_logging(&mut command, log.into());
+        until("the renewal", || live() != old);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod cut_off;
 mod issued;
+mod said;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

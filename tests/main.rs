@@ -29,6 +29,7 @@ mod environment;
 mod errno;
 mod fallback;
 mod faults;
+mod followed;
 mod haproxy;
 mod harden;
 mod hints;

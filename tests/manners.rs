@@ -259,12 +259,32 @@ fn answers(webroot: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn interrupted_command_leaves_no_answer() {
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    // A closed terminal sends HUP.
+    for (signal, code) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
         let mut stalled = StalledIssue::start();
         stalled.running.signal(signal);
         assert_eq!(stalled.running.exit_code(), Some(code));
         assert_eq!(answers(&stalled.ca.path("www")), Vec::<PathBuf>::new());
     }
+    // nohup has it ignored.
+    let StalledIssue { ca, mut running } = StalledIssue::start();
+    running.kill();
+    let issue = StalledIssue::issue(&ca);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(issue.get_program()).args(issue.get_args());
+    nohup.env_clear().envs(
+        issue
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    let begun = ca.script.count(Endpoint::Challenge);
+    let mut running = Running::start(nohup.env("PATH", "/usr/bin:/bin"));
+    until("the challenge", || {
+        ca.script.count(Endpoint::Challenge) > begun
+    });
+    running.signal(Signal::HUP);
+    running.signal(Signal::TERM);
+    assert_eq!(running.exit_code(), Some(143));
 }
 
 #[test]

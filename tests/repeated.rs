@@ -44,18 +44,29 @@ fn repeated_issue_keeps_stored_options_until_a_command_sets_or_drops_them() {
     let changed = options(&ca);
     assert_eq!((changed["key"].as_str(), runs()), (Some("ecdsa-p256"), 3));
     assert_eq!(changed["deploy"], made["deploy"]);
-    // A table of the file comes to it, and drops nothing.
+    // A table of the file is for the certificates that have no targets of their own.
     let (file, table) = (ca.path("certs.toml"), ca.path("table"));
     let path = table.display();
-    fs::write(
-        &file,
-        format!("[deploy.copy]\nkind = 'file'\npath = '{path}'\n"),
-    )
-    .unwrap();
-    again(&["--force", "--config", file.to_str().unwrap()], 0);
-    assert!(table.exists());
+    let copy = format!("[deploy.copy]\nkind = 'file'\npath = '{path}'\n");
+    fs::write(&file, &copy).unwrap();
+    let file = file.to_str().unwrap();
+    again(&["--force", "--config", file], 0);
+    assert!(!table.exists());
+    assert_eq!((&options(&ca)["deploy"], runs()), (&made["deploy"], 4));
+    // The same target is not there twice, and has the keys of its table.
+    let program = ca.path("hook");
+    let program = program.display();
+    let hook = format!("[deploy.hook]\nkind = 'exec'\ncommand = '{program}'\ntimeout = '9m'\n");
+    fs::write(file, copy + &hook).unwrap();
+    again(&["--force", "--config", file, "--deploy", "none"], 0);
+    again(&["--force", "--deploy", &format!("exec:{program}")], 0);
+    assert_eq!(runs(), 5);
+    again(&["--force", "--config", file], 0);
+    // It is a table, so that the certificate has all of them.
     let deploy = options(&ca)["deploy"].as_array().map(Vec::len);
-    assert_eq!((deploy, runs()), (Some(2), 4));
+    assert_eq!((deploy, runs()), (Some(2), 6));
+    assert!(table.exists() && options(&ca)["deploy"].to_string().contains("9m"));
+    let runs = || runs() - 2;
     again(&["--force", "--deploy", "none"], 0);
     assert_eq!(
         (&options(&ca)["deploy"], runs()),

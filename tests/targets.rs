@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
-use crate::support::{Nginx, Running, free_port, listens, make_script, program, run, until};
+use crate::support::{Nginx, Running, certs, free_port, listens, make_script, program, run, until};
 
 pub(crate) const NAME: &str = "example.com";
 
@@ -299,6 +299,18 @@ fn invalid_server_configuration_is_found_before_switch() {
         "{printed}"
     );
     assert_eq!(generation(&ca), 1);
+    // An error of several lines is one line of a result.
+    let status = run(certs(&ca.path("")).arg("status"), 0);
+    let last = status.lines().find(|line| line.contains("last error: "));
+    let last = last.unwrap_or_default();
+    for words in [
+        "unknown directive",
+        "; nginx: configuration file",
+        "test failed",
+    ] {
+        assert!(last.contains(words), "{words}: {status}");
+    }
+    assert!(!status.contains("u{a}"), "{status}");
     std::fs::write(&config, sound).unwrap();
     let printed = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
     assert!(printed.contains("not due; generation 0002"), "{printed}");

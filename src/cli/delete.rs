@@ -8,14 +8,15 @@ use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::catalog::{denied_output, existing_store, recall};
-use super::factory::emptied;
+use super::catalog::{as_stored, denied_output, existing_store, recall};
+use super::factory::{emptied, outputs_for, publish_by};
 use super::labels::Labels;
 use super::meant;
 use super::output::{say, say_json};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
+use crate::deploy::outputs::Outputs;
 use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
 use crate::lineage::{Known, Lineage};
@@ -79,7 +80,8 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let was_there = match control::is_running(&settings.data_dir).await? {
         true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
         false => {
-            let deleted = delete_stored(&store, lineage, output).await;
+            let others = others(call, &settings).await?;
+            let deleted = delete_stored(&store, lineage, output, &others).await;
             deleted.map_err(Failure::on(lineage.as_str()))?.0
         }
     };
@@ -96,6 +98,19 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// The outputs of all certificates, stored or configured.
+async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
+    let mut all = as_stored(&call.sources, settings).await;
+    let configured = call.sources.settings(&Purpose::All);
+    // What is invalid is reported by the commands that use it.
+    all.extend(configured.into_iter().flat_map(|read| read.certificates));
+    let outputs = outputs_for(settings)?;
+    for one in &all {
+        publish_by(&outputs, settings, one)?;
+    }
+    Ok(outputs)
 }
 
 /// The certificate for the second key of `first`, which stays.

@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::TryFutureExt;
 
 pub(super) use self::client::{account_of, invalid, proxy_to, reached_by};
-pub(super) use self::outputs::{emptied, outputs_for};
-use self::outputs::{output_for, owner_of};
+pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
 use super::catalog::{remember, still_imported};
 use super::embedded;
@@ -23,9 +22,10 @@ use super::watcher::Watcher;
 use crate::acme::{self, Client, Issuer, Limiters};
 use crate::ca;
 use crate::certificate::{BundleCache, SigningRequest};
+use crate::challenge::listen::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{
-    CaSettings, CertificateSettings, DeployWhen, OutputSettings, RenewSettings, Settings,
+    CaSettings, CertificateSettings, DeployWhen, Origin, OutputSettings, RenewSettings, Settings,
 };
 use crate::control::{Done, Task};
 use crate::deploy::coalesce::{Coalesced, Gate};
@@ -144,14 +144,7 @@ impl Factory {
 
     /// Publishes a certificate where its settings say, from now on.
     pub(super) fn publish_by(&self, settings: &CertificateSettings) -> Result<(), Failure> {
-        let own = self.process.output_of(settings);
-        if own != self.process.output {
-            let owner = owner_of(&own, &self.process);
-            let lineage = settings.lineage.clone();
-            let output = output_for(&own, &self.process)?;
-            self.outputs.set(lineage, output, owner);
-        }
-        Ok(())
+        publish_by(&self.outputs, &self.process, settings)
     }
 
     /// The same, and gives what is published there to its readers, who may be others now.
@@ -189,13 +182,17 @@ impl Factory {
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
             keeper: match settings.asked_by() {
-                Some(origin) if origin.lasts() => Keeper::Command,
+                Some(origin) if origin.lasts() || origin == Origin::Install => Keeper::Command,
                 _ => Keeper::Settings,
             },
-            cannot_order: { settings.cannot_order.as_ref() }
-                .or_else(|| self.refused.cause(settings))
-                .cloned(),
+            cannot_order: { settings.cannot_order.clone() }
+                .or_else(|| self.refused.cause(settings)),
         })
+    }
+
+    /// Tries the refused addresses of listeners again: see [`Refused::retry`].
+    pub(super) fn retry_refused(&self) -> (Vec<Listener>, bool) {
+        self.refused.retry(&self.responses)
     }
 
     /// Does `task` for one certificate.
@@ -266,7 +263,10 @@ impl Factory {
         let stored = store.options(lineage).await;
         let stored = stored.map_err(Failure::on(lineage.as_str()))?;
         let settings = &still_imported(settings, stored.as_deref());
-        if stored.is_none() {
+        let read = |json| CertificateSettings::stored_as(lineage, json).ok();
+        let before = stored.as_deref().and_then(read);
+        let by_install = before.is_some_and(|one| one.asked_by() == Some(Origin::Install));
+        if stored.is_none() || by_install {
             remember(store, settings).await?;
         }
         let ended = work.await;

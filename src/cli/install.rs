@@ -8,6 +8,7 @@ mod stages;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -15,11 +16,15 @@ use serde_json::json;
 use super::output::{say, say_json};
 use super::{Call, meant};
 use crate::config::{ISSUE, KeyOptions, Settings};
+use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::install::journal::{Journals, Undone};
-use crate::install::program::{Program, forget_copy};
+use crate::install::program::{Patience, Program, forget_copy};
 use crate::lineage::Known;
+
+/// Without a progress line, a command of nginx is named after this time.
+const SLOW: &str = ": 5 s";
 
 /// The server to configure.
 #[derive(Debug, Subcommand)]
@@ -28,7 +33,8 @@ pub(super) enum Install {
     #[command(
         after_help = "Without --agree-tos or another option of certs issue nothing is ordered: the block gets a \
         self-signed certificate, and no redirect until certs issue has stored one and this command has run again. \
-        What nginx does not serve as planned is undone.\n\n\
+        What nginx does not serve as planned is undone; a redirect that something else prevents is named (exit code 7). \
+        nginx -t may take as long as `timeout` in the [deploy.NAME] of nginx says, 2 minutes by default.\n\n\
         Example: certs install nginx --domain www.example.com --agree-tos --email you@example.com"
     )]
     Nginx(NginxOptions),
@@ -99,7 +105,27 @@ struct Work<'a> {
 impl Work<'_> {
     fn program(&self) -> Result<Program, Failure> {
         let directories = self.call.environment.get("PATH");
-        Program::read(&self.options.nginx, directories.map_or("", String::as_str))
+        let directories = directories.map_or("", String::as_str);
+        Program::read(&self.options.nginx, directories, self.patience()?)
+    }
+
+    /// As long as the configured nginx targets allow, else as long as such a target does.
+    fn patience(&self) -> Result<Patience, Failure> {
+        let usual: DeployTarget = "nginx".parse().map_err(Failure::unexpected)?;
+        let tables = self.call.sources.tables();
+        let own = tables
+            .iter()
+            .filter(|one| matches!(one, DeployTarget::Nginx(_)));
+        let within = own.map(DeployTarget::deadline).max();
+        let terminal = self.call.terminal.clone();
+        Ok(Patience {
+            within: within.unwrap_or(usual.deadline()),
+            show: Arc::new(move |text| match terminal.shows_progress() {
+                true => terminal.show(text.to_owned()),
+                false if text.ends_with(SLOW) => tracing::info!("{text}"),
+                false => {}
+            }),
+        })
     }
 
     async fn undo(&self) -> Result<(), Failure> {

@@ -50,6 +50,11 @@ pub(super) async fn ordered(
     task: Task,
 ) -> Result<(), Failure> {
     meant::check_command(&call.sources, &settings).await?;
+    for certificate in &settings.certificates {
+        for unused in call.sources.unused_options(certificate) {
+            tracing::warn!("{unused}");
+        }
+    }
     if settings
         .certificates
         .iter()
@@ -206,10 +211,26 @@ pub(super) async fn interrupted() -> Failure {
         let message = format!("interrupted by signal {number}");
         Failure::new(128 + number, vec![(message, hint.to_owned())])
     };
+    // A terminal that is closed; nohup has the signal ignored.
+    let hangup = async {
+        match ignores_hangup() {
+            true => std::future::pending().await,
+            false => wait(SignalKind::hangup(), 1).await,
+        }
+    };
     tokio::select! {
+        failure = hangup => failure,
         failure = wait(SignalKind::interrupt(), 2) => failure,
         failure = wait(SignalKind::terminate(), 15) => failure,
     }
+}
+
+/// Whether SIGHUP is ignored by this process since its start: proc_pid_status(5).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Whether `task` may place an order: only orders need port 80.

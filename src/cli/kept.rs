@@ -36,6 +36,7 @@ pub(super) fn orphaned(
     match (settings.asked_by(), requested_by) {
         _ if is_configured(sources, settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
+        (Some(Origin::Install), _) => Some("its certs install has not ended"),
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
         (None, None) => None,
@@ -122,6 +123,9 @@ pub(super) async fn keep_stored(
                 let settings = without_shared_files(settings, configured);
                 configured.certificates.push(settings);
             }
+            _ if settings.asked_by() == Some(Origin::Install) => {
+                tracing::warn!(%lineage, "not managed, because its certs install has not ended; hint: the same command continues, certs delete {lineage} forgets it");
+            }
             _ => {
                 tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: certs issue retries, certs delete {lineage} forgets it");
             }
@@ -176,7 +180,8 @@ pub(super) fn orphaned_for_command(
     requested_by: Option<&RequestedBy>,
     sidecar_runs: bool,
 ) -> Option<String> {
-    if sidecar_runs || sources.known().is_empty() {
+    let is_unfinished = settings.asked_by() == Some(Origin::Install);
+    if !is_unfinished && (sidecar_runs || sources.known().is_empty()) {
         return settings.orphaned.clone();
     }
     orphaned(sources, settings, requested_by).map(str::to_owned)

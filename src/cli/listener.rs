@@ -1,5 +1,8 @@
 //! The challenge listeners of a process: bound here, or by the service manager.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -11,10 +14,12 @@ use crate::challenge::responses::Responses;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
 use crate::manage::CannotOrder;
-use crate::net::systemd;
+use crate::net::{sockets, systemd};
 
 /// How long a command waits for another command of ours to release the port.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// To an address of this machine.
+const LONGEST_CONNECT: Duration = Duration::from_secs(1);
 const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 /// The further tries where no command of ours is found to have the port.
 const UNOWNED_TRIES: u32 = 3;
@@ -29,33 +34,80 @@ pub(super) struct ChallengeSockets {
     pub(super) passed: Vec<Protocol>,
 }
 
-/// The addresses that could not be bound. Only the certificates that need one fail.
-#[derive(Default)]
-pub(super) struct Refused(Vec<(Listen, CannotOrder)>);
+/// The addresses that could not be bound. Only the certificates that need one fail. Clones
+/// share them.
+#[derive(Clone, Default)]
+pub(super) struct Refused(Arc<Mutex<Vec<(Listen, CannotOrder)>>>);
 
 impl Refused {
-    fn add(&mut self, error: &BindError) {
+    fn add(&self, error: &BindError) {
         let cause = CannotOrder {
             why: error.to_string(),
             hint: error.hint().to_owned(),
             only_when_due: true,
         };
-        self.0.push((error.listen, cause));
+        self.all().push((error.listen, cause));
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<(Listen, CannotOrder)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all().is_empty()
+    }
+
+    /// Adds to each hint that `certs run` must start again.
+    pub(super) fn at_start(&self) {
+        for (_, cause) in self.all().iter_mut() {
+            cause.hint += "; then restart certs run";
+        }
+    }
+
+    /// Tries each address again. Returns the listeners that this process has got by that, and
+    /// whether anything is known now that was not before.
+    pub(super) fn retry(&self, responses: &Responses) -> (Vec<Listener>, bool) {
+        let (mut got, mut is_new) = (Vec::new(), false);
+        self.all().retain_mut(|(listen, cause)| {
+            let address = listen.address;
+            if let Ok(listener) = Listener::bind(listen, responses) {
+                tracing::info!("listens on {address} by now");
+                got.push(listener);
+                is_new = true;
+                return false;
+            }
+            let near = sockets::reachable(address);
+            let is_free = TcpStream::connect_timeout(&near, LONGEST_CONNECT)
+                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+            let now = match is_free {
+                false => return true,
+                // The sandbox denies new listeners.
+                true => CannotOrder {
+                    why: format!("{address} was taken when certs run started, and is free now"),
+                    hint: "restart certs run".to_owned(),
+                    ..cause.clone()
+                },
+            };
+            is_new |= *cause != now;
+            *cause = now;
+            true
+        });
+        (got, is_new)
     }
 
     /// Why `settings` cannot be ordered: the first address that their challenges need.
-    pub(super) fn cause(&self, settings: &CertificateSettings) -> Option<&CannotOrder> {
+    pub(super) fn cause(&self, settings: &CertificateSettings) -> Option<CannotOrder> {
         self.of(&settings.challenge.listens())
     }
 
     /// The same for a challenge at these addresses.
-    pub(super) fn of(&self, needed: &[Listen]) -> Option<&CannotOrder> {
-        let mut refused = self.0.iter();
-        let refused = refused.find(|(listen, _)| {
+    pub(super) fn of(&self, needed: &[Listen]) -> Option<CannotOrder> {
+        let refused = self.all();
+        let refused = refused.iter().find(|(listen, _)| {
             let meets = |one: &Listen| listen.serves(one) || one.serves(listen);
             needed.iter().any(meets)
         });
-        refused.map(|(_, cause)| cause)
+        refused.map(|(_, cause)| cause.clone())
     }
 
     /// The failure of a command that cannot go on for any of its certificates.
@@ -66,7 +118,7 @@ impl Refused {
         let failed = certificates.into_iter().map(|settings| {
             let cause = self.cause(settings)?;
             let message = format!("{}: {}", settings.lineage, cause.why);
-            Some((message, cause.hint.clone()))
+            Some((message, cause.hint))
         });
         let failed: Vec<_> = failed.collect::<Option<_>>()?;
         (!failed.is_empty()).then(|| Failure::new(2, failed))

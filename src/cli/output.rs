@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{ConfigProblem, LogFormat};
 use crate::failure::Failure;
-use crate::text::{printable_json, printable_whole, printable_within};
+use crate::text::{in_a_line, printable_json, printable_whole, printable_within};
 
 impl From<Vec<ConfigProblem>> for Failure {
     /// An invalid configuration; nothing was sent or written.
@@ -169,7 +169,8 @@ impl Terminal {
     /// Shows a line above the progress line. What a store or a peer wrote into it can
     /// neither steer the terminal nor forge another line.
     pub(super) fn print(&self, line: &str) {
-        self.write(format!("{}\n", printable_within(line, usize::MAX)).as_bytes());
+        let line = printable_within(&folded(line), usize::MAX);
+        self.write(format!("{line}\n").as_bytes());
     }
 
     /// Shows a question; the answer follows on its line.
@@ -181,10 +182,7 @@ impl Terminal {
     fn in_a_line(&self, message: &str) -> String {
         let message = message.trim_end();
         // A list in a message has its items in lines.
-        let line = |part: &str| {
-            let parts: Vec<&str> = part.split('\n').map(str::trim_start).collect();
-            printable_within(&parts.join("; "), usize::MAX)
-        };
+        let line = |part: &str| printable_within(&folded(part), usize::MAX);
         let shown = match (self.format, self.colour) {
             (LogFormat::Json, _) => printable_json(message),
             (LogFormat::Text, false) => line(message),
@@ -267,11 +265,20 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
+/// A message of several lines as one, with the indentation of the first.
+fn folded(line: &str) -> String {
+    let text = line.trim_start_matches(' ');
+    match text.contains('\n') {
+        true => line[..line.len() - text.len()].to_owned() + &in_a_line(text),
+        false => line.to_owned(),
+    }
+}
+
 /// Prints a line of a result. A closed standard output (`certs status | head`) does not
 /// stop the work. What a store or a peer wrote into it can neither steer the terminal nor
 /// forge another line.
 pub(super) fn say(result: impl fmt::Display) {
-    let line = printable_within(&result.to_string(), usize::MAX);
+    let line = printable_within(&folded(&result.to_string()), usize::MAX);
     let _ = writeln!(io::stdout(), "{line}");
 }
 

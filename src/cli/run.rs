@@ -41,6 +41,9 @@ use crate::sandbox;
 use crate::store::Store;
 use crate::supervise::{Handle, Supervisor, cron};
 
+/// Between two tries of an address that another program had.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
+
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -87,6 +90,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         handle: handle.clone(),
         factory,
         listens: settings.listens().iter().map(|one| one.protocol).collect(),
+        board: shown.board.clone(),
     };
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
@@ -118,7 +122,7 @@ fn check_listener(refused: &Refused, settings: &Settings) -> Result<(), Failure>
     let default = settings.default_challenge();
     let default = default.and_then(|challenge| refused.of(&challenge.listens()));
     if let Some(cause) = default {
-        return Err(Failure::usage(cause.why.clone(), cause.hint.clone()));
+        return Err(Failure::usage(cause.why, cause.hint));
     }
     let all = settings.certificates.iter();
     let configured = all.filter(|one| one.origin == Some(Origin::Configuration));
@@ -145,6 +149,7 @@ impl Bound {
         let responses = Responses::default();
         let bound = listeners(call, &settings.listens(), &responses).await?;
         check_listener(&bound.refused, settings)?;
+        bound.refused.at_start();
         let admin = bind_admin(settings.admin_listen).await?;
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
@@ -175,9 +180,7 @@ impl Bound {
         notifier: &Arc<Notifier>,
     ) {
         for listener in self.challenges {
-            let metrics = sidecar.factory.services.metrics.clone();
-            let tally = Arc::new(move |result| metrics.challenge_request(result));
-            serving.spawn(listener.counted_by(tally).serve());
+            serving.spawn(counted(listener, &sidecar.factory).serve());
         }
         if let Some(listener) = self.admin {
             let router = admin::router(shown, self.hosts);
@@ -266,6 +269,30 @@ async fn reload(managed: &mut ManagedCertificates<'_>, handle: &Handle) {
     }
 }
 
+/// Tries the addresses again that another program had at the start.
+async fn retry_refused(
+    managed: &mut ManagedCertificates<'_>,
+    handle: &Handle,
+    serving: &mut JoinSet<()>,
+) {
+    let (listeners, is_new) = managed.factory.retry_refused();
+    for listener in listeners {
+        serving.spawn(counted(listener, &managed.factory).serve());
+    }
+    if is_new {
+        match managed.certificates() {
+            Ok(certificates) => handle.replace(certificates).await,
+            Err(failure) => tracing::error!("{}", failure.in_a_line()),
+        }
+    }
+}
+
+/// The listener, whose requests are counted in the metrics.
+fn counted(listener: Listener, factory: &Factory) -> Listener {
+    let metrics = factory.services.metrics.clone();
+    listener.counted_by(Arc::new(move |result| metrics.challenge_request(result)))
+}
+
 async fn obey(
     signals: &mut Signals,
     handle: &Handle,
@@ -281,6 +308,7 @@ async fn obey(
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     managed.notifier.send(&[NotifyState::Reloading, now]);
                 }
+                retry_refused(managed, handle, serving).await;
                 reload(managed, handle).await;
                 managed.notifier.send(&[NotifyState::Ready]);
             }
@@ -291,6 +319,9 @@ async fn obey(
                 }
                 // The caller may have gone.
                 let _ = reply.send(());
+            }
+            () = tokio::time::sleep(REFUSED_AGAIN), if !managed.factory.refused.is_empty() => {
+                retry_refused(managed, handle, serving).await;
             }
             listing = newest(&mut listings) => {
                 if let Some(certificates) = managed.listed(&listing).await {

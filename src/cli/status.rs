@@ -1,6 +1,7 @@
 //! `certs status`: the state of every certificate.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -40,11 +41,16 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         }
         (None, None) => Vec::new(),
     };
+    let sidecar = match store.is_some() && control::is_running(&settings.data_dir).await? {
+        true => Some(control::stuck(&settings.data_dir).await),
+        false => None,
+    };
     let now = SystemClock.now();
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
         let requested_by = requests.remove(&lineage);
-        match row(call, store.as_ref(), &settings, &lineage, requested_by, now).await {
+        let known = (requested_by, &sidecar);
+        match row(call, store.as_ref(), &settings, &lineage, known, now).await {
             Ok((mut row, denied)) => {
                 row.made_with.take_if(|_| only.is_none());
                 rows.push(row);
@@ -105,12 +111,15 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the running sidecar cannot renew, and why.
+type Stuck = BTreeMap<Lineage, String>;
+
 async fn row(
     call: &Call,
     store: Option<&FileStore>,
     process: &Settings,
     lineage: &Lineage,
-    requested_by: Option<RequestedBy>,
+    (requested_by, sidecar): (Option<RequestedBy>, &Option<Stuck>),
     now: Timestamp,
 ) -> Result<(Row, Result<(), Failure>), Failure> {
     let unknown = || {
@@ -131,7 +140,7 @@ async fn row(
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     let requested = requested_by.as_ref();
-    let sidecar_runs = control::is_running(&process.data_dir).await?;
+    let sidecar_runs = sidecar.is_some();
     let why = made_with
         .as_ref()
         .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
@@ -145,7 +154,10 @@ async fn row(
     let stored = own.map(|own| Remembered::Whole(Box::new(own.clone())));
     let stored = stored.and_then(|stored| call.sources.remembered(&stored).ok());
     let cause = stored.and_then(|stored| stored.cannot_order);
-    status.not_renewable = cause.map(|cause| cause.why);
+    let stuck = sidecar
+        .as_ref()
+        .and_then(|stuck| stuck.get(lineage).cloned());
+    status.not_renewable = stuck.or_else(|| cause.map(|cause| cause.shown()));
     let lacks = own.map(|own| denied(&call.sources, process, own));
     let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
     let lacks = lacks.map(|denied| status.denied = denied);

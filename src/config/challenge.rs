@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::CertificateSettings;
 use super::keys::CertificateLayer;
-use super::problem::Problems;
+use super::problem::{Problems, SettingOrigin};
 use super::resolve::Sources;
 use crate::certificate::Secret;
 use crate::challenge::dns01::{self, Settings};
+use crate::challenge::protocol::Protocol;
 use crate::challenge::{ChallengeKind, ChallengeSettings};
 
 impl Sources {
@@ -87,7 +89,81 @@ impl Sources {
     }
 }
 
+/// Options for one kind of challenge, which a command names beside another one.
+type Unused = (SettingOrigin, &'static str, ChallengeKind);
+
+impl Sources {
+    /// The options of a command for listeners and resolvers that the challenge of
+    /// `certificate` does not use.
+    pub(crate) fn unused_options(&self, certificate: &CertificateSettings) -> Vec<String> {
+        let (options, challenge) = (&self.options.shared, &certificate.challenge);
+        let kind = challenge.kind();
+        let is_listener = challenge
+            .listens()
+            .iter()
+            .any(|at| at.protocol == Protocol::Http);
+        let is_own = challenge
+            .listens()
+            .iter()
+            .any(|at| at.protocol == Protocol::Dns);
+        let origin = |given: Option<&SettingOrigin>| given.cloned();
+        let given = [
+            (
+                origin(options.http_listen.as_ref().map(|it| &it.origin)),
+                is_listener,
+            ),
+            (
+                origin(options.tls_listen.as_ref().map(|it| &it.origin)),
+                kind == ChallengeKind::TlsAlpn01,
+            ),
+            (
+                origin(options.dns_listen.as_ref().map(|it| &it.origin)),
+                is_own,
+            ),
+            (
+                origin(options.resolver.as_ref().map(|it| &it.origin)),
+                kind == ChallengeKind::Dns01,
+            ),
+        ];
+        let unused = given.into_iter().filter(|(_, is_used)| !is_used);
+        let unused = unused.filter_map(|(origin, _)| origin);
+        let how = match challenge.writes_in().first() {
+            Some(root) => format!("{} through {}", kind.name(), root.display()),
+            None => kind.name().to_owned(),
+        };
+        let lineage = &certificate.lineage;
+        unused
+            .map(|origin| {
+                format!("{origin}not used: {lineage} is proven by {how}; hint: leave it out, or choose its --challenge")
+            })
+            .collect()
+    }
+}
+
 impl CertificateLayer {
+    /// Adds what one source says about another challenge than the one that it chooses.
+    pub(super) fn contradictions(&self, problems: &mut Problems) {
+        let (Some(kind), None) = (self.kind(), &self.stored_challenge) else {
+            return;
+        };
+        let webroot = self.webroot.as_ref().map(|given| &given.origin);
+        let dns = self.dns.as_ref().map(|given| &given.origin);
+        let said: [Option<Unused>; 2] = [
+            webroot.map(|origin| (origin.clone(), "webroot", ChallengeKind::Http01)),
+            dns.map(|origin| (origin.clone(), "dns", ChallengeKind::Dns01)),
+        ];
+        for (origin, key, of) in said.into_iter().flatten() {
+            if of != kind {
+                let (own, chosen) = (of.name(), kind.name());
+                problems.add(
+                    &origin,
+                    format!("{key} is for {own}, and the challenge beside it is {chosen}"),
+                    format!("leave {key} out, or make the challenge {own}"),
+                );
+            }
+        }
+    }
+
     /// The kind of challenge that this source says or implies.
     fn kind(&self) -> Option<ChallengeKind> {
         let said = self.challenge.as_ref().map(|kind| kind.value);

@@ -14,7 +14,7 @@ use crate::lineage::Lineage;
 use crate::manage::{CannotOrder, is_registered};
 
 /// The most names that public CAs accept in one certificate.
-const MOST_NAMES: usize = 100;
+pub(crate) const MOST_NAMES: usize = 100;
 
 /// Which CA is meant.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -159,15 +159,7 @@ impl Sources {
         self.check_draft(&layers, problems);
         settings.deploy = self.deploy(&layers, problems);
         if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
-            // The tables of today, and what a command has stored beside them.
-            let mut all = self.tables();
-            let stored = std::mem::take(&mut settings.deploy);
-            all.extend(
-                stored
-                    .into_iter()
-                    .filter(|spec| !self.tables().contains(spec)),
-            );
-            settings.deploy = all;
+            settings.deploy = self.stored_targets(std::mem::take(&mut settings.deploy));
         }
         settings.output = Some(self.output(entry));
         settings
@@ -238,8 +230,35 @@ impl Sources {
         specs
     }
 
+    /// The stored targets of a certificate, with the keys that the tables of today have for the
+    /// same ones. If all of them are tables it has no targets of its own, and has every table.
+    fn stored_targets(&self, stored: Vec<DeployTarget>) -> Vec<DeployTarget> {
+        let tables = self.tables();
+        let of_today = |one: &DeployTarget| {
+            let is_same = |other: &&DeployTarget| other.to_string() == one.to_string();
+            let is_only = stored.iter().filter(is_same).count() == 1;
+            let mut same = tables.iter().filter(is_same);
+            match (tables.contains(one), same.next(), same.next()) {
+                (true, ..) => Some(one.clone()),
+                (false, Some(table), None) if is_only => Some(table.clone()),
+                _ => None,
+            }
+        };
+        if stored.iter().all(|one| of_today(one).is_some()) {
+            return tables;
+        }
+        let mut all = Vec::new();
+        for one in &stored {
+            let one = of_today(one).unwrap_or(one.clone());
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+        all
+    }
+
     /// The targets of all tables of the file.
-    fn tables(&self) -> Vec<DeployTarget> {
+    pub(crate) fn tables(&self) -> Vec<DeployTarget> {
         let tables = self.document.targets.values();
         tables.map(|spec| self.located(spec)).collect()
     }

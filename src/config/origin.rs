@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Origin {
     /// `certs issue`: it is kept until `certs delete`.
     Command,
+    /// `certs install` that has not ended: nothing keeps it before that.
+    Install,
     /// `certs import`: it is kept until `certs delete`.
     Import,
     /// The configuration: it is kept while it stands there.

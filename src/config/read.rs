@@ -68,7 +68,11 @@ pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Documen
     for mistake in mistakes {
         let origin = reader.origin(mistake.span().unwrap_or_default());
         if reported.insert(origin.to_string()) {
-            let hint = "this is TOML: key = value, texts in quotes, each key once";
+            let hint = match mistake.message().starts_with("cannot extend") {
+                // As `dns` beside [dns.NAME], or `deploy` beside [deploy.NAME].
+                true => "a key and a table cannot have one name: put the key below [[certificate]]",
+                false => "this is TOML: key = value, texts in quotes, each key once",
+            };
             problems.add(&origin, mistake.message(), hint);
         }
     }

@@ -158,6 +158,9 @@ impl Sources {
     }
 
     pub(super) fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
+        for source in [&self.options.shared, &entry.layer] {
+            source.contradictions(problems);
+        }
         let certificate = self.certificate(entry, problems);
         self.check(&certificate, entry, problems);
         certificate

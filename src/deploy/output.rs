@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use thiserror::Error;
 
-pub(super) use self::links::{is_of_another, remove_links};
+pub(super) use self::links::{alone, is_of_another, remove_links};
 use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
@@ -127,12 +127,14 @@ impl Outlet for Output {
         }
         let live = self.shared(&top, "live")?;
         let target = link_target(lineage, &name);
+        let alone = links::alone(&live);
         match live.read_link(lineage.as_str()) {
             Ok(found) if found == target => flush(&live)?,
             _ => switch(&live, lineage, &target)?,
         }
         let (names, is_placeholder) = (&bundle.facts().identifiers, generation == Generation(0));
         self.keep_links(&live, lineage, names, is_placeholder);
+        drop(alone);
         prune(&generations, generation);
         Ok(())
     }
@@ -201,6 +203,7 @@ impl Outlet for Output {
 
     fn restore_links(&self, lineage: &Lineage, names: &BTreeSet<Identifier>) {
         if let Ok(live) = Directory::open(&self.root).and_then(|root| root.child("live")) {
+            let _alone = links::alone(&live);
             self.add_links(&live, lineage, names, false);
         }
     }

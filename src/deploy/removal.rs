@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::output::{OutputError, at, is_of_another, remove_links};
+use super::output::{OutputError, alone, at, is_of_another, remove_links};
 use crate::files::DirectoryOwner;
 use crate::files::beneath::{self, Directory};
 use crate::lineage::Lineage;
@@ -60,6 +60,7 @@ impl Emptied {
         let [link, archive] = places(&self.root, lineage);
         let (name, aside) = (lineage.as_str(), format!(".{lineage}.new"));
         if let Some(live) = part(&self.root, "live").map_err(at("open", &link))? {
+            let _alone = alone(&live);
             let linked = live
                 .remove(&aside)
                 .and_then(|()| live.link(Path::new(other.as_str()), &aside))
@@ -79,6 +80,7 @@ impl Emptied {
         let [link, archive] = places(&self.root, lineage);
         let name = lineage.as_str();
         if let Some(live) = part(&self.root, "live").map_err(at("open", &link))? {
+            let _alone = alone(&live);
             let removed = live.remove(format!(".{lineage}.new"));
             let removed = removed
                 .and_then(|()| remove_links(&live, lineage, |_| false))

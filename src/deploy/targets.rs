@@ -113,7 +113,7 @@ macro_rules! targets {
             }
 
             /// The longest time of one check or reload.
-            pub(super) fn deadline(&self) -> Duration {
+            pub(crate) fn deadline(&self) -> Duration {
                 match self { $(Self::$kind(settings) => settings.deadline()),* }
             }
 

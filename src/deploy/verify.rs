@@ -77,10 +77,10 @@ impl VerifyError {
         self.was_blind
     }
 
-    /// The error for a server that no longer listens.
+    /// The error for a server that no longer shows its addresses, and why.
     #[must_use]
-    pub fn gone(server: &str, name: impl ToString) -> Self {
-        Self::new(server, name, SILENT)
+    pub fn gone(server: &str, name: impl ToString, why: &str) -> Self {
+        Self::new(server, name, why)
     }
 
     /// The error of one look that did not see the certificate.

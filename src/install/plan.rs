@@ -19,11 +19,12 @@ use std::path::PathBuf;
 pub(crate) use self::lines::{POLICY, challenge_location, shown_port};
 use self::lines::{listed, place_of_start};
 use super::change::{Edit, Edits};
-use super::server::{ServerBlock, find, list_names};
+use super::server::{CHALLENGES, ServerBlock, find, list_names};
 use super::syntax::Span;
 use super::tree::Tree;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
+use crate::text::shell_word;
 
 /// How far a plan goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,6 +176,7 @@ pub(crate) fn plan(
         .filter(|one| shares(one) && !is_found(one))
         .collect();
     found.extend(further);
+    let (found, hidden) = on_ports(tree, found, name, options)?;
     let mut planner = Planner {
         tree,
         options,
@@ -193,6 +195,7 @@ pub(crate) fn plan(
             relies_on_location: false,
         },
     };
+    planner.plan.notes.extend(hidden);
     planner.answer(&found)?;
     if stage > Stage::Challenges {
         for server in &found {
@@ -207,6 +210,36 @@ pub(crate) fn plan(
         planner.note_excluded(&found);
     }
     Ok(planner.plan)
+}
+
+/// The blocks that listen on a port, and a note about the others: those have the TLS of the
+/// server in front of them.
+fn on_ports<'s, 't>(
+    tree: &Tree,
+    found: Vec<&'s ServerBlock<'t>>,
+    name: &str,
+    options: &PlanOptions,
+) -> Result<(Vec<&'s ServerBlock<'t>>, Option<String>), Failure> {
+    let (found, hidden): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.is_on_a_port());
+    let places: Vec<String> = hidden.iter().map(|one| tree.place(one.at)).collect();
+    let places = places.join(", ");
+    if !found.is_empty() {
+        let note = (!hidden.is_empty()).then(|| {
+            format!(
+                "{places}: not changed, since it listens on a Unix socket alone: the server in front of it has its TLS"
+            )
+        });
+        return Ok((found, note));
+    }
+    Err(Failure::usage(
+        format!(
+            "{places}: the block listens on a Unix socket alone: the server in front of it has its clients and their TLS; nothing was changed"
+        ),
+        format!(
+            "add `listen {};` to the block, or obtain a certificate for the server in front: certs issue {name} --webroot DIR, which that server serves at {CHALLENGES}",
+            options.http_port
+        ),
+    ))
 }
 
 fn names(name: &str, found: &[&ServerBlock]) -> Vec<String> {
@@ -320,9 +353,22 @@ impl Planner<'_> {
             .filter(|name| !self.pair.covers(name))
             .collect();
         if !patterns.is_empty() {
+            let wild = patterns
+                .iter()
+                .filter(|name| Identifier::parse(name).is_ok());
+            let wild: Vec<String> = wild.map(|name| shell_word(name)).collect();
+            let remedy = match wild.is_empty() {
+                true => String::new(),
+                false => format!(
+                    "; for {}: certs issue {} {} --dns PROVIDER, and then this command again",
+                    wild.join(", "),
+                    self.plan.names.join(" "),
+                    wild.join(" ")
+                ),
+            };
             let patterns = listed(&patterns);
             self.note(format!(
-                "the certificate excludes {patterns}: HTTP-01 cannot validate a pattern"
+                "the certificate excludes {patterns}: HTTP-01 cannot validate a pattern{remedy}"
             ));
         }
         let lacking = names
@@ -332,7 +378,7 @@ impl Planner<'_> {
         if !lacking.is_empty() {
             let lacking = listed(&lacking.into_iter().collect::<Vec<_>>());
             self.note(format!(
-                "the certificate lacks {lacking}: no redirect was added for it, and clients of https get an error; certs issue with all names adds it"
+                "the certificate lacks {lacking}: no redirect was added for it, and clients of https get an error; for it: certs issue with all names, and then this command again"
             ));
         }
     }

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::change::{Edit, apply};
 use super::syntax::quoted;
@@ -13,6 +15,7 @@ use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::{self, trust};
+use crate::net::sockets::children_of;
 use crate::text::{printable, printable_lines};
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
@@ -24,11 +27,28 @@ const MOST_OF_LOG: u64 = 64 * 1024;
 const COPY: &str = ".certs-test.conf";
 /// In the title of a process that obeys `nginx -s`.
 const MASTER: &str = ": master process ";
+const WORKER: &str = ": worker process";
+/// In the title of a worker that accepts no connections any more.
+const ENDING: &str = "is shutting down";
+/// Between two looks at a command.
+const STEP: Duration = Duration::from_millis(10);
+
+/// How long a command of nginx is waited for, and what is shown meanwhile.
+#[derive(Clone)]
+pub(crate) struct Patience {
+    /// The longest time of one command.
+    pub within: Duration,
+    /// Shows what is waited for; an empty text at its end.
+    pub show: Arc<dyn Fn(&str) + Send + Sync>,
+}
 
 /// An nginx that can be started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Program {
     path: PathBuf,
+    patience: Patience,
+    /// The time of the last test: a reload reads the configuration as slowly.
+    tested: Arc<Mutex<Duration>>,
     /// The version from `nginx -V`; zeroes if there is none in its output.
     pub version: (u32, u32, u32),
     /// The main file that it was built with.
@@ -68,7 +88,11 @@ impl ErrorLog {
 impl Program {
     /// Reads version and main file from the program at `path`; a name without a `/` is
     /// searched in `directories`.
-    pub(crate) fn read(path: &Path, directories: &str) -> Result<Self, Failure> {
+    pub(crate) fn read(
+        path: &Path,
+        directories: &str,
+        patience: Patience,
+    ) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             let hint = "install nginx, or name its program with --nginx FILE";
             Failure::usage(format!("{}: {error}", path.display()), hint)
@@ -96,6 +120,8 @@ impl Program {
         };
         Ok(Self {
             path,
+            patience,
+            tested: Arc::default(),
             version: version(&text),
             main: built_with("--conf-path=", DEFAULT),
             prefix: built_with("--prefix=", DEFAULT_PREFIX),
@@ -140,6 +166,33 @@ impl Program {
         self.run(main, &["-s", "reload"])
     }
 
+    /// The workers that accept connections for the nginx of `main`; none if they cannot be
+    /// seen.
+    #[must_use]
+    pub(crate) fn workers(&self, main: &Path) -> BTreeSet<u32> {
+        let tree = Tree::load(main, &Overlay::new()).ok();
+        let file = tree.and_then(|tree| self.of_main(&tree, "pid"));
+        let file = file.unwrap_or_else(|| self.pid_file.clone());
+        let pid = std::fs::read_to_string(file).unwrap_or_default();
+        let Ok(pid) = pid.trim().parse() else {
+            return BTreeSet::new();
+        };
+        let mut workers = children_of(pid);
+        workers.retain(|pid| {
+            let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let title = String::from_utf8_lossy(&title).into_owned();
+            title.contains(WORKER) && !title.contains(ENDING)
+        });
+        workers
+    }
+
+    /// How long a reload may take until new workers have replaced the old ones.
+    #[must_use]
+    pub(crate) fn reloads_within(&self) -> Duration {
+        let tested = *self.tested.lock().unwrap_or_else(PoisonError::into_inner);
+        2 * tested
+    }
+
     /// `nginx -s` signals whatever process has the number in its pid file, and HUP ends most.
     fn check_pid_file(&self, main: &Path) -> Result<(), String> {
         let Ok(tree) = Tree::load(main, &Overlay::new()) else {
@@ -167,10 +220,56 @@ impl Program {
         trust::resolve(main).map_err(|error| format!("{error}; hint: {}", error.hint()))?;
         let mut command = Command::new(&self.path);
         command.args(arguments).arg("-c").arg(main);
-        match command.stdin(Stdio::null()).output() {
-            Ok(output) if output.status.success() => Ok(()),
-            Ok(output) => Err(printable_lines(&String::from_utf8_lossy(&output.stderr))),
-            Err(error) => Err(error.to_string()),
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let begun = command.stderr(Stdio::piped()).spawn();
+        let mut child = begun.map_err(|error| error.to_string())?;
+        // A full pipe would stop it.
+        let said = child.stderr.take().map(|stderr| {
+            std::thread::spawn(move || {
+                let mut said = Vec::new();
+                let read = stderr.take(MOST_OF_LOG).read_to_end(&mut said);
+                read.map(|_| said).unwrap_or_default()
+            })
+        });
+        let shown = format!("nginx {}", arguments.join(" ").replace(" -q", ""));
+        let (ended, took) = self.wait(&mut child, &shown);
+        (self.patience.show)("");
+        if arguments.contains(&"-t") {
+            *self.tested.lock().unwrap_or_else(PoisonError::into_inner) = took;
+        }
+        match ended? {
+            status if status.success() => Ok(()),
+            _ => {
+                let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
+                Err(printable_lines(&String::from_utf8_lossy(&said)))
+            }
+        }
+    }
+
+    /// Waits for the end of a command, and measures it.
+    fn wait(&self, child: &mut Child, shown: &str) -> (Result<ExitStatus, String>, Duration) {
+        let (mut took, within) = (Duration::ZERO, self.patience.within);
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return (Ok(status), took),
+                Ok(None) if took < within => {}
+                Ok(None) => {
+                    // It may have ended by now.
+                    let _ = child.kill().and_then(|()| child.wait());
+                    let within = within.as_secs();
+                    let late = format!(
+                        "`{shown}` did not end within {within} s: its configuration may wait for slow DNS; `timeout` in a [deploy.NAME] of nginx allows more"
+                    );
+                    return (Err(late), took);
+                }
+                Err(error) => return (Err(error.to_string()), took),
+            }
+            std::thread::sleep(STEP);
+            let before = took.as_secs();
+            took += STEP;
+            if took.as_secs() > before {
+                (self.patience.show)(&format!("waits for {shown}: {} s", took.as_secs()));
+            }
         }
     }
 

@@ -104,7 +104,9 @@ impl<'a> ServerBlock<'a> {
         };
         let names = server.of("server_name");
         let names = names.flat_map(|one| one.directive.arguments());
-        server.names = names.map(in_a_labels).collect();
+        let mut seen = BTreeSet::new();
+        let names = names.flat_map(each_name).collect::<Vec<_>>().into_iter();
+        server.names = names.filter(|name| seen.insert(name.clone())).collect();
         server.listens = server.of("listen").map(Listen::read).collect();
         if server.listens.is_empty() {
             server.listens.push(Listen {
@@ -120,11 +122,7 @@ impl<'a> ServerBlock<'a> {
     /// Whether it has exactly this name.
     #[must_use]
     pub(crate) fn is_named(&self, name: &str) -> bool {
-        self.names.iter().any(|own| match own.strip_prefix('.') {
-            // `.example.com` means `example.com` and `*.example.com`.
-            Some(base) => name == base || name.strip_prefix("*.") == Some(base),
-            None => own == name,
-        })
+        self.names.iter().any(|own| own == name)
     }
 
     /// Its pattern that matches this host, if there is one.
@@ -132,13 +130,17 @@ impl<'a> ServerBlock<'a> {
     pub(crate) fn pattern_for(&self, host: &str) -> Option<&str> {
         let fits = |name: &&String| {
             let begins = name.strip_suffix(".*");
-            let ends = name
-                .strip_prefix('*')
-                .or(name.starts_with('.').then_some(name));
+            let ends = name.strip_prefix('*');
             begins.is_some_and(|begin| host.starts_with(&format!("{begin}.")))
                 || ends.is_some_and(|end| host.ends_with(end) && host.len() > end.len())
         };
         self.names.iter().find(fits).map(String::as_str)
+    }
+
+    /// Whether it listens on a port, and not on Unix sockets alone.
+    #[must_use]
+    pub(crate) fn is_on_a_port(&self) -> bool {
+        self.listens.iter().any(|listen| listen.port.is_some())
     }
 
     /// Whether any of its listeners has TLS.
@@ -183,16 +185,18 @@ impl<'a> ServerBlock<'a> {
 /// The names of directives that a block inherits, as far as they matter here.
 const INHERITED: [&str; 3] = ["root", "auth_request", "ssl_certificate"];
 
-/// A `server_name` as clients send it.
-fn in_a_labels(name: &str) -> String {
+/// The names of a `server_name` as clients send them: `.example.com` is `example.com` and
+/// `*.example.com`.
+fn each_name(name: &str) -> Vec<String> {
     let name = name.to_lowercase();
-    let (dot, base) = match name.strip_prefix('.') {
-        Some(base) => (".", base),
-        None => ("", &*name),
+    let base = name.strip_prefix('.');
+    let label = match Identifier::parse(base.unwrap_or(&name)) {
+        Ok(parsed) if !name.is_ascii() => parsed.to_string(),
+        _ => base.unwrap_or(&name).to_owned(),
     };
-    match Identifier::parse(base) {
-        Ok(parsed) if !base.is_ascii() => format!("{dot}{parsed}"),
-        _ => name,
+    match base {
+        Some(_) => vec![label.clone(), format!("*.{label}")],
+        None => vec![label],
     }
 }
 

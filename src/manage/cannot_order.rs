@@ -13,6 +13,11 @@ pub(crate) struct CannotOrder {
 }
 
 impl CannotOrder {
+    /// The cause and its hint in one text.
+    pub(crate) fn shown(&self) -> String {
+        format!("{}; hint: {}", self.why, self.hint)
+    }
+
     /// The warning while the order is not due.
     pub(crate) fn warning(&self) -> String {
         let (why, hint) = (&self.why, &self.hint);

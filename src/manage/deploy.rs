@@ -10,7 +10,7 @@ use super::proof::FILES;
 use super::services::{Certificate, Services};
 use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::deploy::verify::{ServedAt, Verification, VerifyError, look_once};
+use crate::deploy::verify::{SILENT, ServedAt, Verification, VerifyError, look_once};
 use crate::deploy::{Delivery, DeployError};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -159,15 +159,23 @@ impl Pass<'_> {
     }
 
     fn delivery(&self, pair: &Pair, urgent: bool) -> Delivery {
+        Delivery {
+            urgent,
+            ..self.delivered(pair.generation, pair.bundle.facts())
+        }
+    }
+
+    /// The pair of `generation` with these `facts`, as a target gets it.
+    pub(super) fn delivered(&self, generation: Generation, facts: &Facts) -> Delivery {
         let lineage = self.lineage().clone();
         Delivery {
             live: self.services.output.live_path(&lineage),
             lineage,
-            names: pair.bundle.facts().identifiers.clone(),
-            generation: pair.generation,
-            fingerprint: pair.bundle.facts().fingerprint.clone(),
-            not_after: pair.bundle.facts().not_after,
-            urgent,
+            names: facts.identifiers.clone(),
+            generation,
+            fingerprint: facts.fingerprint.clone(),
+            not_after: facts.not_after,
+            urgent: false,
         }
     }
 
@@ -266,7 +274,8 @@ impl Pass<'_> {
         let mut endpoints = endpoints_to_verify(certificate).await;
         let listens = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
         if let Some(gone) = self.record.served.keys().find(|known| !listens(known)) {
-            return Err(VerifyError::gone(gone, self.lineage()).into());
+            let why = silence(certificate, gone, &self.delivery(pair, false)).await;
+            return Err(VerifyError::gone(gone, self.lineage(), &why).into());
         }
         if endpoints.is_empty() && !certificate.targets.is_empty() {
             tracing::warn!(lineage = %self.lineage(), "the deployment is not verified: name an endpoint with --verify HOST:PORT");
@@ -400,6 +409,22 @@ pub(super) fn servers_without_endpoint(certificate: &Certificate) -> BTreeSet<St
     let targets = certificate.targets.iter();
     let servers = targets.filter(|target| target.copy_of(lineage).is_none());
     servers.map(|target| target.name()).collect()
+}
+
+/// Why a server that was seen before no longer shows where it listens: it is gone, or hangs.
+pub(super) async fn silence(
+    certificate: &Certificate,
+    server: &str,
+    delivery: &Delivery,
+) -> String {
+    for (_, target) in certificate.named_targets() {
+        if target.name() == server
+            && let Some(obstacle) = target.obstacle(delivery).await
+        {
+            return obstacle;
+        }
+    }
+    SILENT.to_owned()
 }
 
 /// A visible reason why a server cannot load the pair.

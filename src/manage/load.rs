@@ -123,7 +123,8 @@ impl<'p> Pass<'p> {
         served.retain(|endpoint, _| found.contains(endpoint) || servers.contains(endpoint));
         for (endpoint, seen) in served.iter_mut() {
             if !found.contains(endpoint) {
-                seen.problem = Some(SILENT.to_owned());
+                // A look may have found why.
+                seen.problem.get_or_insert_with(|| SILENT.to_owned());
             }
         }
         for endpoint in &found {

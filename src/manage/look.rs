@@ -2,13 +2,13 @@
 //! deployments. A server that went back to another certificate for our names is deployed
 //! to again; one that is unreachable is only reported, since no reload helps it.
 
-use super::deploy::endpoints_to_verify;
+use super::deploy::{endpoints_to_verify, silence};
 use super::error::ManageError;
 use super::proof::FILES;
 use super::services::Looks;
 use super::session::Pass;
 use crate::certificate::Facts;
-use crate::deploy::verify::{SILENT, ServedAt, Unseen, VerifyError, look_once};
+use crate::deploy::verify::{ServedAt, Unseen, VerifyError, look_once};
 use crate::identifier::Identifier;
 use crate::record::{Failures, Generation, Served};
 use crate::renew::look::{after_drift, look_at, pause, sooner, turn};
@@ -57,7 +57,8 @@ impl Pass<'_> {
                 }
             }
         }
-        self.note_silent(&endpoints, first);
+        self.note_silent(&endpoints, first, generation, &facts)
+            .await;
         match drifted {
             Some(found) => {
                 self.record.drift = after_drift(&self.record.drift, found, now);
@@ -154,17 +155,24 @@ impl Pass<'_> {
         drifted
     }
 
-    /// Reports servers that were seen before and listen no more.
-    fn note_silent(&mut self, endpoints: &[ServedAt], name: &Identifier) {
+    /// Reports servers that were seen before and show no more where they listen.
+    async fn note_silent(
+        &mut self,
+        endpoints: &[ServedAt],
+        name: &Identifier,
+        generation: Generation,
+        facts: &Facts,
+    ) {
         let lineage = self.lineage().clone();
-        let found = |known: &String| endpoints.iter().any(|at| at.to_string() == *known);
-        for (server, seen) in &mut self.record.served {
-            if found(server) {
-                continue;
-            }
-            (seen.problem, seen.not_after) = (Some(SILENT.to_owned()), None);
-            tracing::warn!(%lineage, "{server} does not serve the certificate: {SILENT}");
-            self.unseen = Some(VerifyError::gone(server, name));
+        let found = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
+        let gone = self.record.served.keys().filter(|known| !found(known));
+        let delivery = self.delivered(generation, facts);
+        for server in gone.cloned().collect::<Vec<_>>() {
+            let why = silence(self.certificate, &server, &delivery).await;
+            tracing::warn!(%lineage, "{server} does not serve the certificate: {why}");
+            self.unseen = Some(VerifyError::gone(&server, name, &why));
+            let seen = self.record.served.entry(server);
+            seen.and_modify(|seen| (seen.problem, seen.not_after) = (Some(why), None));
         }
     }
 }

@@ -55,6 +55,15 @@ pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
     Some(found.into_iter().collect())
 }
 
+/// The child processes of process `pid`.
+#[must_use]
+pub(crate) fn children_of(pid: u32) -> BTreeSet<u32> {
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    let children = children.split_whitespace();
+    children.filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// The user, neither root nor ours, that listens on a port of this machine to which a
 /// connection from `own` to `address` may lead. Any user may listen on a port above 1023.
 #[must_use]

@@ -19,6 +19,7 @@ use super::status::{Board, ProofState, Status};
 use crate::failure::Check;
 use crate::net::listen::Limits;
 use crate::record::Generation;
+use crate::text::in_a_line;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// The data that the endpoints show.
@@ -125,11 +126,12 @@ pub(crate) fn router(shown: Shown, hosts: HostNames) -> Router {
 async fn readyz(State(shown): State<Shown>) -> Response {
     let all = shown.board.all();
     let complaints = all.iter().filter_map(|status| {
-        let complaint = complaint(status)?;
+        let complaint = in_a_line(&complaint(status)?);
         Some(format!("{}: {complaint}\n", status.name))
     });
     let unmanaged = shown.board.obstacles().unmanaged.into_iter();
-    let unmanaged = unmanaged.map(|(lineage, why)| format!("{lineage}: not managed: {why}\n"));
+    let unmanaged =
+        unmanaged.map(|(lineage, why)| format!("{lineage}: not managed: {}\n", in_a_line(&why)));
     let process = shown.process.as_ref().and_then(|check| check());
     let process = process.map(|why| format!("{why}\n")).into_iter();
     let complaints: String = process.chain(complaints).chain(unmanaged).collect();
@@ -147,9 +149,9 @@ fn remarks(status: &Status) -> impl Iterator<Item = String> {
     let orphaned = status.orphaned_why.iter();
     let orphaned = orphaned.map(|why| format!("{}: orphaned: {why}\n", status.name));
     let stuck = status.not_renewable.iter();
-    let stuck = stuck.map(move |why| format!("{name}: not renewable: {why}\n"));
+    let stuck = stuck.map(move |why| format!("{name}: not renewable: {}\n", in_a_line(why)));
     let unchecked = (proof.state == ProofState::NotChecked)
-        .then(|| format!("{name}: {}: {}\n", proof.state, proof.detail));
+        .then(|| format!("{name}: {}: {}\n", proof.state, in_a_line(&proof.detail)));
     let rolled_back = status.rolled_back_to.as_ref();
     let rolled_back =
         rolled_back.map(|to| format!("{name}: {}\n", to.seen_at(name, SystemClock.now())));
@@ -162,7 +164,8 @@ fn remarks(status: &Status) -> impl Iterator<Item = String> {
 fn excluded_names(status: &Status) -> impl Iterator<Item = String> {
     status.excluded.iter().map(|one| {
         let (name, excluded) = (&status.name, &one.identifier);
-        format!("{name}: excluded for now: {excluded}: {}\n", one.reason)
+        let reason = in_a_line(&one.reason);
+        format!("{name}: excluded for now: {excluded}: {reason}\n")
     })
 }
 

@@ -124,9 +124,12 @@ impl EmbeddedCa {
         command
             .args(["issue", "--agree-tos", "--ca", &self.server.directory_url()])
             .arg("--ca-root")
-            .arg(self.path("root.pem"))
-            .args(["--http-listen", &format!("127.0.0.1:{}", self.http_port)])
-            .args(arguments);
+            .arg(self.path("root.pem"));
+        let is_other = |argument: &&str| argument.contains("tls-alpn-01") || *argument == "--dns";
+        if !arguments.iter().any(is_other) {
+            command.args(["--http-listen", &format!("127.0.0.1:{}", self.http_port)]);
+        }
+        command.args(arguments);
         command
     }
 }

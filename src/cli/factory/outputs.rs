@@ -15,6 +15,20 @@ pub(in super::super) fn outputs_for(settings: &Settings) -> Result<Outputs, Fail
     Ok(Outputs::new(output_for(output, settings)?, owner))
 }
 
+/// Publishes a certificate in `outputs` where its settings say, from now on.
+pub(in super::super) fn publish_by(
+    outputs: &Outputs,
+    process: &Settings,
+    settings: &CertificateSettings,
+) -> Result<(), Failure> {
+    let own = process.output_of(settings);
+    if own != process.output {
+        let owner = owner_of(&own, process);
+        outputs.set(settings.lineage.clone(), output_for(&own, process)?, owner);
+    }
+    Ok(())
+}
+
 /// The output of a certificate that was made with these settings, for its deletion.
 pub(in super::super) fn emptied(
     made_with: Option<&CertificateSettings>,
@@ -28,7 +42,7 @@ pub(in super::super) fn emptied(
 
 /// In a directory of the user that owns the data directory, files belong to that user, unless
 /// the configuration gives them to another.
-pub(super) fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
+fn owner_of(output: &OutputSettings, process: &Settings) -> DirectoryOwner {
     let is_given = output.owner.is_some() || output.group.is_some();
     let (own, data) = (&output.directory, &process.data_dir);
     let (own, data) = (DirectoryOwner::of(own), DirectoryOwner::of(data));
@@ -38,7 +52,7 @@ pub(super) fn owner_of(output: &OutputSettings, process: &Settings) -> Directory
     }
 }
 
-pub(super) fn output_for(output: &OutputSettings, process: &Settings) -> Result<Output, Failure> {
+fn output_for(output: &OutputSettings, process: &Settings) -> Result<Output, Failure> {
     let refused = |message: String| {
         let hint = "set [output] owner and group to existing names or to numbers";
         Failure::usage(message, hint)

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::super::{Call, issue, meant};
 use super::Work;
 use super::draft::make_webroot;
-use crate::challenge::{ChallengeSettings, webroot};
-use crate::config::{Settings, Sources};
+use crate::challenge::{ChallengeKind, ChallengeSettings, webroot};
+use crate::config::{MOST_NAMES, Origin, Settings, Sources};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
@@ -56,6 +56,25 @@ impl Work<'_> {
         }
     }
 
+    /// Refuses more names than public CAs take, before anything is changed.
+    pub(super) fn check_count(&self, plan: &InstallPlan) -> Result<(), Failure> {
+        let (ca, _) = self.call.sources.ca_settings()?;
+        let count = plan.names.len();
+        if count <= MOST_NAMES || !ca.directory.is_public() {
+            return Ok(());
+        }
+        let name = &plan.name;
+        Err(Failure::usage(
+            format!(
+                "{name}: its blocks have {count} names, and public CAs take {MOST_NAMES} at most in one certificate; nothing was changed or ordered"
+            ),
+            format!(
+                "move names to a server block of their own, and run this command for each block; or obtain {name} and up to {} of the others with certs issue, and then run this command again",
+                MOST_NAMES - 1
+            ),
+        ))
+    }
+
     /// Orders the certificate, and stores it without a deployment. Returns the settings with
     /// which it is deployed later.
     pub(super) async fn ordered(
@@ -63,8 +82,11 @@ impl Work<'_> {
         mut settings: Settings,
         plan: &InstallPlan,
     ) -> Result<Settings, Failure> {
+        let given = |name: &&str| self.options.keys.gives(name);
         for certificate in &mut settings.certificates {
-            if !self.options.keys.gives("http_listen") {
+            let is_other = certificate.challenge.kind() != ChallengeKind::Http01
+                && ["challenge", "dns"].iter().any(given);
+            if !is_other && !self.options.keys.gives("http_listen") {
                 let webroot = webroot::Settings::new(plan.webroot.clone());
                 certificate.challenge = ChallengeSettings::Webroot(webroot);
             }
@@ -74,22 +96,20 @@ impl Work<'_> {
             certificate.deploy.clear();
             certificate.verify.clear();
         }
-        let call = self.naming(&plan.names);
-        issue::pass(&call, &first, Trigger::Requested).await?;
+        self.pass(&unfinished(first)).await?;
         Ok(settings)
     }
 
-    /// Deploys it to nginx and verifies it, now and whenever it is renewed.
+    /// Deploys it to nginx and verifies it. Returns the settings with which it is renewed.
     pub(super) async fn deployed(
         &self,
         mut settings: Settings,
         pid_file: Option<PathBuf>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Settings, Failure> {
         let spec = pid_file.map_or("nginx".to_owned(), |file| {
             format!("nginx:{}", file.display())
         });
         let target: DeployTarget = spec.parse().map_err(Failure::unexpected)?;
-        let mut names = Vec::new();
         for certificate in &mut settings.certificates {
             if !certificate
                 .deploy
@@ -98,8 +118,25 @@ impl Work<'_> {
             {
                 certificate.deploy.push(target.clone());
             }
-            names.extend(certificate.names.iter().map(ToString::to_string));
         }
-        issue::pass(&self.naming(&names), &settings, Trigger::Requested).await
+        self.pass(&unfinished(settings.clone())).await?;
+        Ok(settings)
     }
+
+    /// One pass with these settings, which are stored.
+    pub(super) async fn pass(&self, settings: &Settings) -> Result<(), Failure> {
+        let all = settings.certificates.iter().flat_map(|one| &one.names);
+        let names: Vec<String> = all.map(ToString::to_string).collect();
+        issue::pass(&self.naming(&names), settings, Trigger::Requested).await
+    }
+}
+
+/// The settings until the install has ended: what fails is continued by no other command.
+fn unfinished(mut settings: Settings) -> Settings {
+    for certificate in &mut settings.certificates {
+        if certificate.origin == Some(Origin::Command) {
+            certificate.origin = Some(Origin::Install);
+        }
+    }
+    settings
 }

@@ -1,7 +1,9 @@
 //! Looks at what nginx answers after a reload: challenges, the certificate and the redirect.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use super::draft::Draft;
@@ -21,19 +23,60 @@ use crate::install::program::{ErrorLog, Program};
 use crate::install::tree::Tree;
 use crate::net::sockets;
 
+const EMERGENCY: &str = "[emerg]";
 /// nginx has given up a reload.
 const GIVEN_UP: &str = "still could not bind";
 
 /// The looks after one reload.
-pub(super) struct Looks {
+pub(super) struct Looks<'a> {
     log: ErrorLog,
+    program: &'a Program,
+    main: &'a Path,
+    /// The workers before the reload.
+    workers: BTreeSet<u32>,
 }
 
-impl Looks {
+impl<'a> Looks<'a> {
     /// Looks after a reload that is still to come.
-    pub(super) fn new(program: &Program, tree: &Tree) -> Self {
+    pub(super) fn new(program: &'a Program, main: &'a Path, tree: &Tree) -> Self {
         Self {
             log: program.error_log(tree),
+            program,
+            main,
+            workers: program.workers(main),
+        }
+    }
+
+    /// Whether nginx runs, as far as this process sees.
+    pub(super) fn is_running(&self) -> bool {
+        !self.workers.is_empty()
+    }
+
+    /// Waits until new workers have replaced those from before the reload: these would answer
+    /// by the old configuration, which may have the same certificate.
+    pub(super) fn replaced(&self) -> Result<(), Failure> {
+        let is_refused = || {
+            let said = self.log.lines_with(EMERGENCY);
+            // nginx tries to bind an address several times.
+            self.is_given_up() || said.iter().any(|line| !line.contains("bind() to"))
+        };
+        let (mut passed, within) = (Duration::ZERO, WITHIN + self.program.reloads_within());
+        loop {
+            let now = self.program.workers(self.main);
+            if self.workers.is_empty() || (!now.is_empty() && now.is_disjoint(&self.workers)) {
+                return Ok(());
+            }
+            if passed >= within || is_refused() {
+                let cause = self.cause(&[]);
+                return Err(Failure::usage(
+                    format!(
+                        "nginx got the signal to reload, and its old workers still serve{cause}; everything was undone"
+                    ),
+                    "see the error log of nginx, which says why it kept the old configuration; then run this command again",
+                ));
+            }
+            std::thread::sleep(PAUSE);
+            passed += PAUSE;
         }
     }
 
@@ -43,7 +86,7 @@ impl Looks {
 
     /// What nginx says about the failure, and who has the port.
     fn cause(&self, ports: &[u16]) -> String {
-        let said = ["[emerg]", "certs-install-checks"].map(|word| self.log.lines_with(word));
+        let said = [EMERGENCY, "certs-install-checks"].map(|word| self.log.lines_with(word));
         let said = said.iter().filter_map(|lines| lines.first());
         let mut cause: String = said.map(|line| format!("; nginx: {line}")).collect();
         for port in ports {
@@ -130,8 +173,7 @@ impl Looks {
             .filter(covers)
             .cloned()
             .collect();
-        let found = wait_for_redirects(&at, || self.is_given_up())?;
-        Some(format!("no redirect to https: {found}"))
+        wait_for_redirects(&at, || self.is_given_up())
     }
 }
 

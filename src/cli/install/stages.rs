@@ -5,6 +5,7 @@
 use serde_json::json;
 
 use super::super::issue::interrupted;
+use super::super::meant;
 use super::super::output::{say, say_json};
 use super::draft::Draft;
 use super::proof::{Looks, check_free};
@@ -17,6 +18,7 @@ use crate::install::journal::{Change, Subject};
 use crate::install::plan::{InstallPlan, PlanOptions, Stage, choose, names_beside, plan};
 use crate::install::program::Program;
 use crate::install::tree::{Overlay, Tree};
+use crate::lineage::Lineage;
 use crate::text::shell_word;
 
 /// What an install has done so far.
@@ -25,6 +27,8 @@ struct Report {
     changed: Vec<std::path::PathBuf>,
     done: Vec<String>,
     notes: Vec<String>,
+    /// What port 80 answers instead of a redirect.
+    unredirected: Option<String>,
     /// The result of the last reload.
     reloaded: Option<Result<(), String>>,
 }
@@ -57,6 +61,7 @@ impl Work<'_> {
             main,
             report: Report::default(),
             trusts_locations: true,
+            ordered: None,
         };
         let ended = tokio::select! {
             biased;
@@ -65,10 +70,14 @@ impl Work<'_> {
         };
         let plan = match ended {
             Ok(plan) => plan,
-            Err(failure) => return Err(run.undone(before, failure)),
+            Err(failure) => {
+                let failure = run.undone(before, failure);
+                run.say_stored().await;
+                return Err(failure);
+            }
         };
         run.print(&plan).await;
-        Ok(())
+        run.is_redirected(&plan)
     }
 }
 
@@ -80,6 +89,8 @@ pub(super) struct Run<'a> {
     report: Report,
     /// See [`crate::install::plan::PlanOptions`].
     pub(super) trusts_locations: bool,
+    /// The certificate that this command has begun to order.
+    ordered: Option<Lineage>,
 }
 
 impl Run<'_> {
@@ -102,13 +113,46 @@ impl Run<'_> {
         }
     }
 
+    /// Says what is stored of a certificate whose install has failed: not even `certs run`
+    /// continues it.
+    async fn say_stored(&self) {
+        let stored = meant::stored(&self.work.settings.data_dir).await;
+        let Some(lineage) = &self.ordered else {
+            return;
+        };
+        for known in stored.unwrap_or_default() {
+            if known.lineage == *lineage {
+                let what = match known.issued.is_empty() {
+                    true => "the attempt is stored, and nothing orders it",
+                    false => "the certificate is stored, and nothing renews it",
+                };
+                tracing::warn!(%lineage, "{what} before this command succeeds; hint: run it again once the cause is mended, or certs delete {lineage} forgets it");
+            }
+        }
+    }
+
+    fn is_redirected(&self, plan: &InstallPlan) -> Result<(), Failure> {
+        let Some(found) = &self.report.unredirected else {
+            return Ok(());
+        };
+        let message = format!(
+            "{}: https works, and plain HTTP does not lead to it: {found}",
+            plan.name
+        );
+        let hint = "find what answers there instead: another program, a proxy in front, or another block of that name, which nginx -T shows; then run this command again";
+        Err(Failure::new(7, vec![(message, hint.to_owned())]))
+    }
+
     async fn stages(&mut self) -> Result<InstallPlan, Failure> {
         // Refuses what a later stage would refuse.
         let first = self.draft(Stage::Redirect).await?;
         check_free(&first.plan)?;
         let settings = match first.is_issued() {
             true => None,
-            false => self.work.wanted(&first.plan).await?,
+            false => {
+                self.work.check_count(&first.plan)?;
+                self.work.wanted(&first.plan).await?
+            }
         };
         let Some(settings) = settings else {
             let tls = self.stage(Stage::Tls).await?;
@@ -118,14 +162,19 @@ impl Run<'_> {
             };
         };
         let plan = self.stage(Stage::Challenges).await?;
+        let new = settings.certificates.first();
+        self.ordered = new.map(|one| one.lineage.clone());
         let settings = self.work.ordered(settings, &plan).await?;
         self.stage(Stage::Tls).await?;
-        self.deploy(settings).await?;
+        let settings = self.deploy(settings).await?;
         let names = plan.names.join(", ");
         self.report
             .done
             .push(format!("{names}: issued, and verified by a handshake"));
-        self.stage(Stage::Redirect).await
+        let plan = self.stage(Stage::Redirect).await?;
+        // From now on it is kept.
+        self.work.pass(&settings).await?;
+        Ok(plan)
     }
 
     /// nginx's configuration as it is now.
@@ -168,7 +217,7 @@ impl Run<'_> {
     }
 
     /// Deploys the certificate to nginx from now on, and verifies it.
-    async fn deploy(&self, settings: Settings) -> Result<(), Failure> {
+    async fn deploy(&self, settings: Settings) -> Result<Settings, Failure> {
         let pid_file = self.program.pid_file(&self.tree()?);
         self.work.deployed(settings, pid_file).await
     }
@@ -177,8 +226,13 @@ impl Run<'_> {
     async fn stage(&mut self, stage: Stage) -> Result<InstallPlan, Failure> {
         let draft = self.draft(stage).await?;
         let before = self.work.journals.newest()?;
-        let looks = Looks::new(&self.program, &self.tree()?);
+        let program = self.program.clone();
+        let main = self.main.clone();
+        let looks = Looks::new(&program, &main, &self.tree()?);
         if draft.changes.is_empty() && draft.links.is_empty() {
+            if stage == Stage::Redirect && looks.is_running() {
+                self.report.unredirected = looks.redirects(&draft);
+            }
             if stage != Stage::Challenges {
                 return Ok(self.noted(draft));
             }
@@ -188,7 +242,7 @@ impl Run<'_> {
             let stopped = reloaded.as_ref().err().cloned();
             self.report.reloaded = Some(reloaded);
             match stopped {
-                None => {}
+                None => looks.replaced()?,
                 Some(error) if stage == Stage::Challenges => {
                     return Err(Failure::usage(
                         format!("nginx cannot be reloaded: {error}"),
@@ -221,7 +275,7 @@ impl Run<'_> {
         self.trusts_locations && draft.plan.relies_on_location
     }
 
-    async fn look(&mut self, stage: Stage, draft: &Draft, log: &Looks) -> Result<(), Failure> {
+    async fn look(&mut self, stage: Stage, draft: &Draft, log: &Looks<'_>) -> Result<(), Failure> {
         let answered = log.answers(&draft.plan);
         match answered {
             Err(failure) if !draft.is_issued() || self.can_go_aside(draft) => return Err(failure),
@@ -232,7 +286,7 @@ impl Run<'_> {
             log.served(draft).await?;
         }
         if stage == Stage::Redirect {
-            self.report.notes.extend(log.redirects(draft));
+            self.report.unredirected = log.redirects(draft);
         }
         Ok(())
     }
@@ -288,6 +342,7 @@ impl Run<'_> {
             changed,
             done,
             notes,
+            unredirected,
             reloaded,
         } = &self.report;
         let pair = self.work.pair(&plan.names).await;
@@ -297,7 +352,7 @@ impl Run<'_> {
             let json = json!({
                 "name": plan.name, "names": plan.names, "changed": changed, "done": done,
                 "notes": notes, "webroot": plan.webroot, "issued": issued, "next": next,
-                "reloaded": reloaded.as_ref().map(Result::is_ok),
+                "reloaded": reloaded.as_ref().map(Result::is_ok), "no_redirect": unredirected,
             });
             return say_json(json);
         }

@@ -144,10 +144,11 @@ impl ManagedCertificates<'_> {
         let known = self.board.obstacles().not_renewable;
         let stuck = all.iter().filter_map(|one| {
             let (lineage, cause) = (one.wanted.lineage.clone(), one.cannot_order.as_ref()?);
-            if known.get(&lineage) != Some(&cause.why) {
+            let shown = cause.shown();
+            if known.get(&lineage) != Some(&shown) {
                 tracing::error!(%lineage, "{}", cause.warning());
             }
-            Some((lineage, cause.why.clone()))
+            Some((lineage, shown))
         });
         stuck.collect()
     }

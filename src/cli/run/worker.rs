@@ -1,5 +1,6 @@
 //! The sidecar's end of the control socket: the supervisor does a command's work.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use crate::control::{Done, Task, Worker};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
+use crate::observe::Board;
 use crate::record::Renaming;
 use crate::store::StoreError;
 use crate::supervise::Handle;
@@ -22,6 +24,7 @@ pub(super) struct Sidecar {
     pub(super) factory: Arc<Factory>,
     /// The challenge listeners of this process.
     pub(super) listens: Vec<Protocol>,
+    pub(super) board: Board,
     /// Reads the store again, and answers when that is done.
     pub(super) reload: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -124,12 +127,17 @@ impl Worker for Sidecar {
         let stored = self.stored(lineage).await?;
         let output = self.factory.emptied(stored.as_ref());
         let output = (!keep_files).then_some(&output);
-        let deleted = delete(services.store.as_ref(), lineage, output).await;
+        let (store, others) = (services.store.as_ref(), services.output.as_ref());
+        let deleted = delete(store, lineage, output, others).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
         // No pass may order it again before the supervisor has forgotten it.
         self.restock().await;
         drop(lease);
         Ok(was_there)
+    }
+
+    async fn not_renewable(&self) -> BTreeMap<Lineage, String> {
+        self.board.obstacles().not_renewable
     }
 
     async fn rename(&self, renaming: &Renaming) -> Result<(), Failure> {

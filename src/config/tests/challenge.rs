@@ -98,6 +98,124 @@ fn strongest_source_names_the_kind_and_its_own_keys_say_how() {
 }
 
 #[test]
+fn contradictions_of_one_source_are_refused() {
+    let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n";
+    for (keys, word, own) in [
+        (
+            "challenge = 'tls-alpn-01'\nwebroot = '/'\n",
+            "webroot is for http-01",
+            "tls-alpn-01",
+        ),
+        (
+            "challenge = 'http-01'\ndns = 'self'\n",
+            "dns is for dns-01",
+            "http-01",
+        ),
+        (
+            "dns = 'self'\nwebroot = '/'\n",
+            "webroot is for http-01",
+            "dns-01",
+        ),
+    ] {
+        let case = Case::new(&format!("{file}{keys}"));
+        let problems = case.sources().settings(&Purpose::All).unwrap_err();
+        let problems = messages(&problems).join("; ");
+        let own = format!("the challenge beside it is {own}");
+        assert!(
+            problems.contains(word) && problems.contains(&own),
+            "{problems}"
+        );
+        // The file's defaults are for the certificates that use them.
+        let case = Case::new(&format!("{keys}{file}"));
+        case.sources().settings(&Purpose::All).unwrap();
+    }
+    // And what a certificate says replaces them.
+    let case = Case::new(
+        "agree_tos = true\nwebroot = '/'\n[[certificate]]\nnames = 'a.example.com'\nchallenge = 'tls-alpn-01'\n",
+    );
+    let settings = case.settings(&Purpose::All);
+    assert_eq!(
+        settings.certificates[0].challenge.kind(),
+        ChallengeKind::TlsAlpn01
+    );
+}
+
+#[test]
+fn unused_options_are_named() {
+    let parse = |words: &[&str], environment: &[(&str, &str)]| {
+        let command = KeyOptions::<ISSUE>::augment_args(clap::Command::new("issue"));
+        let matches = command.get_matches_from([&["issue"], words].concat());
+        let given = KeyOptions::<ISSUE>::from_arg_matches(&matches).unwrap();
+        let mut options = Options::default();
+        options.names(&["a.example.com".to_owned()]);
+        options.keys(&given);
+        let agreed = [("CERTS_AGREE_TOS", "true")];
+        let environment = agreed.iter().chain(environment);
+        let environment =
+            environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let sources = Sources::read(&options, &environment.collect());
+        let sources = sources.with_default_data_dir(Path::new("/data"));
+        let settings = sources.settings(&Purpose::Named);
+        settings.map(|read| sources.unused_options(&read.certificates[0]).join("; "))
+    };
+    let (tls, http) = (
+        ["--tls-listen", "127.0.0.1:5001"],
+        ["--http-listen", "127.0.0.1:5002"],
+    );
+    let (dns, resolver) = (
+        ["--dns-listen", "127.0.0.1:5003"],
+        ["--resolver", "127.0.0.1:5004"],
+    );
+    let kind = |kind| ["--challenge", kind];
+    for (words, environment, unused) in [
+        (vec![kind("tls-alpn-01"), tls], vec![], vec![]),
+        // It implies its challenge, unless another one is chosen.
+        (vec![tls], vec![], vec![]),
+        (vec![http, tls], vec![], vec!["--tls-listen"]),
+        (vec![tls], vec![("CERTS_CHALLENGE", "tls-alpn-01")], vec![]),
+        (
+            vec![kind("tls-alpn-01"), http],
+            vec![],
+            vec!["--http-listen"],
+        ),
+        (vec![["--dns", "self"], dns, resolver], vec![], vec![]),
+        (vec![["--dns", "self"], http], vec![], vec!["--http-listen"]),
+        (
+            vec![dns, resolver],
+            vec![],
+            vec!["--dns-listen", "--resolver"],
+        ),
+        (vec![["--webroot", "/"], tls], vec![], vec!["--tls-listen"]),
+        // A default of the environment is for the certificates that use it.
+        (
+            vec![kind("tls-alpn-01")],
+            vec![("CERTS_HTTP_LISTEN", "127.0.0.1:1")],
+            vec![],
+        ),
+    ] {
+        let said = parse(&words.concat(), &environment).unwrap();
+        let count = said.matches("not used: a.example.com is proven by").count();
+        assert_eq!(count, unused.len(), "{words:?}: {said}");
+        assert!(
+            unused.iter().all(|one| said.contains(one)),
+            "{words:?}: {said}"
+        );
+    }
+    for words in [
+        vec![kind("tls-alpn-01"), ["--webroot", "/"]],
+        vec![["--dns", "self"], ["--webroot", "/"]],
+        vec![kind("http-01"), ["--dns", "self"]],
+    ] {
+        let problems = parse(&words.concat(), &[]).unwrap_err();
+        let problems = messages(&problems).join("; ");
+        assert!(
+            problems.contains("and the challenge beside it is"),
+            "{problems}"
+        );
+    }
+}
+
+#[test]
 fn addresses_of_listeners_change_no_stored_kind() {
     let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n";
     let mut stored = Case::new(file)

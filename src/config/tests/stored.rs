@@ -97,3 +97,56 @@ fn every_key_is_stored_with_the_certificate_or_named_as_the_process_s() {
         assert_eq!(kept, settings, "{}", key.name);
     }
 }
+
+#[test]
+fn stored_targets_stay_and_none_is_there_twice() {
+    let table = |name: &str, keys: &str| format!("[deploy.{name}]\n{keys}\n");
+    let nginx = table(
+        "web",
+        "kind = 'nginx'\npid_file = '/run/a.pid'\ntimeout = '9m'",
+    );
+    let copy = table("copy", "kind = 'file'\npath = '/srv/copy.pem'");
+    let of = |file: &str, stored: &[&str]| {
+        let plain = Case::new("").set("CERTS_DOMAINS", "a.internal");
+        let plain = plain.set("CERTS_CA", "https://ca.internal/dir");
+        let mut made = plain.settings(&Purpose::All).certificates.remove(0);
+        made.deploy = stored.iter().map(|spec| spec.parse().unwrap()).collect();
+        let mut case = Case::new(file).set("CERTS_CA", "https://ca.internal/dir");
+        case.options.names(&["a.internal".to_owned()]);
+        let sources = case.sources();
+        let sources = sources.with_stored(&Remembered::Whole(Box::new(made)));
+        let deploy = sources
+            .settings(&Purpose::Named)
+            .unwrap()
+            .certificates
+            .remove(0)
+            .deploy;
+        serde_json::to_string(&deploy).unwrap()
+    };
+    let both = format!("{nginx}{copy}");
+    let web = r#"{"kind":"nginx","keys":{"pid_file":["/run/a.pid"],"timeout":["9m"]}}"#;
+    for (file, stored, deploy) in [
+        // Its own targets.
+        (
+            &*copy,
+            &["nginx:/run/a.pid"][..],
+            r#"["nginx:/run/a.pid"]"#.to_owned(),
+        ),
+        // One of them is a table of today.
+        (
+            &both,
+            &["nginx:/run/a.pid", "coturn"],
+            format!(r#"[{web},"coturn"]"#),
+        ),
+        (&both, &["coturn", "coturn"], r#"["coturn"]"#.to_owned()),
+        // Tables alone, or none.
+        (
+            &both,
+            &["nginx:/run/a.pid"],
+            format!(r#"["file:/srv/copy.pem",{web}]"#),
+        ),
+        (&both, &[], format!(r#"["file:/srv/copy.pem",{web}]"#)),
+    ] {
+        assert_eq!(of(file, stored), deploy, "{stored:?} {file}");
+    }
+}

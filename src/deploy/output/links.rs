@@ -4,14 +4,23 @@
 //! published last, or to that whose own name it is.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::{Output, move_link};
 use crate::deploy::Outlet;
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+
+/// One second in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 impl Output {
     /// With links for the further names of its certificates.
@@ -65,6 +74,22 @@ impl Output {
         let other = target.and_then(|target| linked_lineage(&target));
         other.is_some_and(|other| self.live(&other).is_ok_and(|live| live.is_some()))
     }
+}
+
+/// Keeps other processes from moving links in `live` until the returned file is closed: a
+/// link that is read must still be there when it is replaced. Every reader of the directory
+/// could hold this lock, so that it is not waited for for ever.
+pub(in crate::deploy) fn alone(live: &Directory) -> Option<File> {
+    let opened = live.opened().ok()?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(opened),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            // Not every file system has locks.
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Links `name`, unless it is another certificate's own name. Returns whether the link is new.
@@ -257,5 +282,47 @@ mod tests {
                 .placeholder(&www, &set("www.a.example"), NOW)
                 .unwrap()
         );
+    }
+
+    #[test]
+    fn own_link_of_a_certificate_outlives_every_race() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("certs")).linked(true);
+        publish(&output, "b.example", 1, "b.example www.a.example");
+        let bundles = [
+            ("a.example", set("a.example www.a.example")),
+            ("www.a.example", set("www.a.example")),
+        ];
+        let bundles = bundles.map(|(lineage, names)| {
+            let lineage = Lineage::parse(lineage).unwrap();
+            (lineage, self_signed(&names, NOW).unwrap())
+        });
+        let link = output.live_path_of_all().join("www.a.example");
+        for round in 0..150 {
+            // The name is another certificate's when both begin.
+            std::fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink("b.example", &link).unwrap();
+            let begin = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for (lineage, bundle) in &bundles {
+                    scope.spawn(|| {
+                        begin.wait();
+                        output.publish(lineage, Generation(1), bundle).unwrap();
+                    });
+                }
+            });
+            let target = std::fs::read_link(&link).unwrap();
+            assert_eq!(
+                target,
+                Path::new("../archive/www.a.example/0001"),
+                "{round}"
+            );
+        }
+        // A reader that keeps the lock delays a publication, and no more.
+        let live = Directory::open(&output.live_path_of_all()).unwrap();
+        let _held = alone(&live).unwrap();
+        publish(&output, "www.a.example", 2, "www.a.example");
+        let target = std::fs::read_link(&link).unwrap();
+        assert_eq!(target, Path::new("../archive/www.a.example/0002"));
     }
 }

@@ -18,6 +18,7 @@ use crate::deploy::owner::Owner;
 use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
 use crate::files::beneath::Directory;
+use crate::identifier::Identifier;
 use crate::net::sockets::listened_on_by;
 
 use self::cli::{Cli, refused};
@@ -236,6 +237,33 @@ async fn one_for(
     Ok(None)
 }
 
+/// HAProxy's certificates beside `own` that it may show for a name of `delivery`: it shows the
+/// one that it loaded first, and the load of a new pair makes ours the last.
+async fn others_for(
+    cli: &Cli<'_>,
+    own: &str,
+    delivery: &Delivery,
+) -> Result<Vec<String>, DeployCause> {
+    let mut others = Vec::new();
+    let known = cli.names().await?;
+    for name in known
+        .into_iter()
+        .filter(|name| name != own)
+        .take(MOST_LOOKED_AT)
+    {
+        let shown = show(cli, &name).await?;
+        let shows =
+            |pattern: &Identifier| delivery.names.iter().any(|it| it.is_covered_by(pattern));
+        if shown.is_used && shown.names.iter().flatten().any(shows) {
+            others.push(match shown.file == name {
+                true => name,
+                false => format!("{name} ({})", shown.file),
+            });
+        }
+    }
+    Ok(others)
+}
+
 /// The list or directory that a bind reads and that `file` can be added to.
 async fn list_for(cli: &Cli<'_>, file: &Path) -> Result<String, DeployCause> {
     let lists = cli.command("show ssl crt-list").await?;
@@ -324,6 +352,24 @@ impl Target for Settings {
         }
         drop(turn);
         self.keep(pair).await
+    }
+
+    async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
+        if cli::hangs(&self.socket).await {
+            let why = "HAProxy takes connections at its socket and does not answer: it hangs or is stopped; see its log, and restart it";
+            return Some(why.to_owned());
+        }
+        let (cli, own) = self.entry(delivery).await.ok()?;
+        let others = others_for(&cli, &own.name, delivery).await.ok()?;
+        let (is, names) = match others.as_slice() {
+            [] => return None,
+            [_] => ("is", others),
+            _ => ("are", others),
+        };
+        let (lineage, names) = (&delivery.lineage, names.join(", "));
+        Some(format!(
+            "HAProxy also has {names}, which {is} for names of {lineage}, too, and shows one certificate for a name: take {names} out of its configuration, or out of the directory that it reads, and reload it"
+        ))
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {

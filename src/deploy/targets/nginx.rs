@@ -16,7 +16,7 @@ use crate::deploy::key_access;
 use crate::deploy::keys::values::within;
 use crate::deploy::process::{Process, Server};
 use crate::deploy::target_settings::prelude::*;
-use crate::net::sockets::listened_on_by;
+use crate::net::sockets::{children_of, listened_on_by};
 use crate::text::printable_lines;
 
 const SERVER: Server<'_> = Server {
@@ -251,10 +251,10 @@ impl Target for Settings {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let master = self.master()?;
         may_reload(master.process.pid, delivery).await?;
-        let before = children(master.process.pid);
+        let before = children_of(master.process.pid);
         master.process.signal(Signal::HUP)?;
         let (pid, end) = (master.process.pid, Instant::now() + READ_WITHIN);
-        while !before.is_empty() && children(pid).is_subset(&before) && Instant::now() < end {
+        while !before.is_empty() && children_of(pid).is_subset(&before) && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
@@ -292,17 +292,9 @@ async fn may_reload(master: u32, delivery: &Delivery) -> Result<(), DeployCause>
     }
 }
 
-/// The child processes of `master`.
-fn children(master: u32) -> BTreeSet<u32> {
-    let children = format!("/proc/{master}/task/{master}/children");
-    let children = std::fs::read_to_string(children).unwrap_or_default();
-    let children = children.split_whitespace();
-    children.filter_map(|pid| pid.parse().ok()).collect()
-}
-
 /// A worker process of `master`.
 fn worker_of(master: u32) -> Option<u32> {
-    children(master).into_iter().find(|pid| {
+    children_of(master).into_iter().find(|pid| {
         let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
         title.is_ok_and(|title| title.contains(WORKER))
     })
@@ -311,7 +303,7 @@ fn worker_of(master: u32) -> Option<u32> {
 /// The number of draining generations: workers that shut down and still serve. Workers
 /// that started together are one generation.
 fn draining(master: u32) -> usize {
-    let started = children(master).into_iter().filter_map(|pid| {
+    let started = children_of(master).into_iter().filter_map(|pid| {
         let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         title

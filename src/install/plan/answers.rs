@@ -227,16 +227,16 @@ impl Planner<'_> {
         for names in server.of("server_name") {
             let written: Vec<&str> = names.directive.arguments().collect();
             let label = |name: &&&str| !name.is_ascii() && !name.starts_with('~');
-            let labels = written
-                .iter()
-                .filter(label)
-                .filter_map(|name| Identifier::parse(name).ok());
+            let labels = written.iter().filter(label).filter_map(|name| {
+                let base = name.strip_prefix('.');
+                let parsed = Identifier::parse(base.unwrap_or(name)).ok()?;
+                Some(format!("{}{parsed}", if base.is_some() { "." } else { "" }))
+            });
             let all = server
                 .of("server_name")
                 .flat_map(|one| one.directive.arguments());
             let all: Vec<&str> = all.collect();
             let labels: Vec<String> = labels
-                .map(|name| name.to_string())
                 .filter(|name| !all.contains(&name.as_str()))
                 .collect();
             if labels.is_empty() {

@@ -1,16 +1,19 @@
 //! The redirect from port 80, in the block itself: for the names that the certificate has,
 //! and not for its challenges. Redirects of the user that would lead to themselves.
 
+use super::super::change::{indent, line_end};
 use super::super::server::ServerBlock;
 use super::super::tree::{Placed, Tree};
 use super::Planner;
-use super::lines::shown_port;
+use super::lines::{listed, shown_port};
 use super::listens::existing;
 
 /// In blocks that still wait for their redirect.
 pub(super) const LATER: &str = "# certs: no redirect until a CA has issued";
 /// Ends the rules of a block for challenges, before any other.
 pub(super) const PASS_BY: &str = "if ($uri ~ ^/\\.well-known/acme-challenge/) { break; }";
+/// The start of our redirect.
+const OURS: &str = "if ($certs_plain ~ \"^http://";
 /// nginx reads at most 4096 bytes of a word.
 const LONGEST: usize = 2048;
 
@@ -26,7 +29,11 @@ impl Planner<'_> {
             let mut marks = text[span.clone()].windows(LATER.len());
             let mark = marks.position(|at| at == LATER.as_bytes());
             let served = self.served(server);
-            let (Some(mark), false) = (mark, served.is_empty()) else {
+            if served.is_empty() {
+                continue;
+            }
+            let Some(mark) = mark else {
+                self.extend(server, &served);
                 continue;
             };
             let at = span.start + mark;
@@ -39,21 +46,50 @@ impl Planner<'_> {
             }
             self.insert(server, ours, &lines);
             let (place, port) = (self.tree.place(server.at), self.options.http_port);
-            let reaches = self.reaches(&existing(&self.on(server, port)), &served[..1]);
-            self.plan.redirected.extend(reaches);
+            self.redirected(server, &served);
             self.done(format!("{place}: port {port} redirects to https"));
         }
+    }
+
+    fn redirected(&mut self, server: &ServerBlock, served: &[&String]) {
+        let listeners = existing(&self.on(server, self.options.http_port));
+        let reaches = self.reaches(&listeners, served);
+        self.plan.redirected.extend(reaches);
+    }
+
+    /// Brings our redirect in a block to the names that the certificate has now.
+    fn extend(&mut self, server: &ServerBlock, served: &[&String]) {
+        let file = server.at.file;
+        let text = |one: &Placed| {
+            let text = &self.tree.files[one.file].text[one.directive.span.clone()];
+            String::from_utf8_lossy(text).into_owned()
+        };
+        let ours = server.of("if").filter(|one| one.file == file);
+        let ours: Vec<_> = ours.filter(|one| text(one).starts_with(OURS)).collect();
+        let [first, others @ ..] = ours.as_slice() else {
+            return;
+        };
+        let wanted = self.redirect_lines(served).split_off(1);
+        if !ours.iter().map(text).eq(wanted.iter().cloned()) {
+            let source = &self.tree.files[file].text;
+            let start = first.directive.span.start;
+            let between = line_end(source).to_owned() + &indent(source, start);
+            let lines = wanted.join(&between);
+            self.edit(file, first.directive.span.clone(), lines);
+            for other in others {
+                self.edit(file, other.directive.span.clone(), "");
+            }
+            let (place, names) = (self.tree.place(*first), listed(served));
+            self.done(format!("{place}: the redirect is for {names}"));
+        }
+        self.redirected(server, served);
     }
 
     pub(super) fn redirect_lines(&self, names: &[&String]) -> Vec<String> {
         let port = shown_port(self.options.https_port);
         let pattern = |name: &String| {
             let escaped = name.replace('.', "\\.");
-            let any = |name: &str| name.replacen("*\\.", "[^.]+\\.", 1);
-            match escaped.strip_prefix("\\.") {
-                Some(base) => format!("([^.]+\\.)?{base}"),
-                None => any(&escaped),
-            }
+            escaped.replacen("*\\.", "[^.]+\\.", 1)
         };
         let mut groups = vec![String::new()];
         for name in names.iter().map(|name| pattern(name)) {
@@ -70,7 +106,7 @@ impl Planner<'_> {
         let set = "set $certs_plain $scheme://$host:$server_port;".to_owned();
         let plain = self.options.http_port;
         let ifs = groups.into_iter().map(|group| {
-            format!("if ($certs_plain ~ \"^http://({group}):{plain}$\") {{ return 308 https://$host{port}$request_uri; }}")
+            format!("{OURS}({group}):{plain}$\") {{ return 308 https://$host{port}$request_uri; }}")
         });
         std::iter::once(set).chain(ifs).collect()
     }

@@ -306,3 +306,84 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn redirect_grows_and_shrinks_with_the_certificate() {
+    let site = "http {\n  server {\n    listen 80;\n    server_name .example.com;\n    return 200;\n  }\n}\n";
+    let (tls, plan) = planned(site, &[], Stage::Tls).unwrap();
+    assert_eq!(plan.names, ["example.com"]);
+    let note = "*.example.com: HTTP-01 cannot validate a pattern; for '*.example.com': certs issue example.com '*.example.com' --dns PROVIDER, and then this command again";
+    assert!(plan.notes[0].ends_with(note), "{:?}", plan.notes);
+    let rule = |names: &str| format!("\"^http://({names}):80$\") {{ return 308 ");
+    let (apex, _) = planned(&tls, &["example.com"], Stage::Redirect).unwrap();
+    assert!(apex.contains(&rule("example\\.com")), "{apex}");
+    let both = ["example.com", "*.example.com"];
+    let (grown, plan) = planned(&apex, &both, Stage::Redirect).unwrap();
+    assert!(
+        grown.contains(&rule("example\\.com|[^.]+\\.example\\.com")),
+        "{grown}"
+    );
+    assert_eq!(grown.lines().count(), apex.lines().count());
+    let reached: Vec<_> = plan.redirected.iter().map(|reach| &*reach.name).collect();
+    assert_eq!(reached, ["example.com", "certs-probe.example.com"]);
+    let (again, plan) = planned(&grown, &both, Stage::Redirect).unwrap();
+    // It is looked at nevertheless.
+    assert!(again == grown && plan.redirected.len() == 2, "{again}");
+    let (shrunk, _) = planned(&grown, &["example.com"], Stage::Redirect).unwrap();
+    assert_eq!(shrunk, apex);
+}
+
+#[test]
+fn block_on_a_unix_socket_is_left_to_the_server_in_front() {
+    let alone = "http { server { listen unix:/run/x; server_name example.com; } }";
+    let refused = planned(alone, &[], Stage::Redirect).unwrap_err();
+    assert!(
+        refused.summary().contains("Unix socket alone"),
+        "{refused:?}"
+    );
+    let beside = "http {\nserver { listen unix:/run/x; server_name example.com; }\nserver {\n  listen 80;\n  server_name example.com;\n}\n}\n";
+    let (made, plan) = planned(beside, &[], Stage::Tls).unwrap();
+    assert!(
+        plan.notes[0].contains("the server in front of it"),
+        "{:?}",
+        plan.notes
+    );
+    let first = beside.lines().nth(1).unwrap();
+    assert!(
+        made.contains(first) && made.contains("listen 443 ssl;"),
+        "{made}"
+    );
+    // And both in one block.
+    let both = "http { server { listen unix:/run/x; listen 80; server_name example.com; } }";
+    let (made, _) = planned(both, &[], Stage::Tls).unwrap();
+    assert!(
+        !made.contains("x:443") && made.contains("listen 443 ssl;"),
+        "{made}"
+    );
+}
+
+#[test]
+fn leading_dot_in_unicode_gets_its_a_label() {
+    let site = "http { server { listen 80; server_name .bücher.example; } server { listen 80; server_name example.com; } }";
+    let directory = tempfile::tempdir().unwrap();
+    let main = directory.path().join("nginx.conf");
+    std::fs::write(&main, site).unwrap();
+    let tree = Tree::load(&main, &Overlay::new()).unwrap();
+    let name = "xn--bcher-kva.example".to_owned();
+    let options = PlanOptions {
+        name: Some(name.clone()),
+        ..options()
+    };
+    let pair = Pair {
+        live: PathBuf::from("/live"),
+        issued: BTreeSet::new(),
+    };
+    let plan = plan(&tree, &name, &options, &pair, Stage::Tls).unwrap();
+    let made = apply(site.as_bytes(), plan.edits.values().next().unwrap());
+    let made = String::from_utf8(made).unwrap();
+    assert!(
+        made.contains("server_name .bücher.example .xn--bcher-kva.example;"),
+        "{made}"
+    );
+    assert_eq!(plan.names, [name]);
+}

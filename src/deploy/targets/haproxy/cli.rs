@@ -61,6 +61,12 @@ impl<'a> Cli<'a> {
         ))
     }
 
+    /// The names of all certificates.
+    pub(super) async fn names(&self) -> Result<Vec<String>, DeployCause> {
+        let reply = self.command(LIST).await?;
+        Ok(replies::listed(&reply))
+    }
+
     /// Sends one command, on a connection of its own; repeated while HAProxy is busy.
     pub(super) async fn command(&self, command: &str) -> Result<String, DeployCause> {
         let end = Instant::now() + LOCKED_FOR;
@@ -78,7 +84,7 @@ impl<'a> Cli<'a> {
                 Ok(Err(error)) => return Err(DeployCause::Unreachable(error.to_string())),
                 Err(_) => {
                     return Err(DeployCause::Unreachable(format!(
-                        "no reply within {} s",
+                        "no reply within {} s: it hangs or is stopped",
                         REPLY_WITHIN.as_secs()
                     )));
                 }
@@ -172,6 +178,13 @@ impl<'a> Cli<'a> {
             TRANSACTION_WITHIN.as_secs()
         )))
     }
+}
+
+/// Whether HAProxy's socket takes connections, and nothing answers there.
+pub(super) async fn hangs(socket: &Address) -> bool {
+    let cli = Cli { socket, prefix: "" };
+    let asked = tokio::time::timeout(REPLY_WITHIN, cli.exchange("show info"));
+    asked.await.is_err()
 }
 
 /// Connects; over TCP on this machine, root sends keys to no port of another user.
