@@ -89,9 +89,6 @@ impl Sources {
     }
 }
 
-/// Options for one kind of challenge, which a command names beside another one.
-type Unused = (SettingOrigin, &'static str, ChallengeKind);
-
 impl Sources {
     /// The options of a command for listeners and resolvers that the challenge of
     /// `certificate` does not use.
@@ -122,7 +119,7 @@ impl Sources {
             ),
             (
                 origin(options.resolver.as_ref().map(|it| &it.origin)),
-                kind == ChallengeKind::Dns01,
+                kind.is_in_dns(),
             ),
         ];
         let unused = given.into_iter().filter(|(_, is_used)| !is_used);
@@ -148,15 +145,16 @@ impl CertificateLayer {
         };
         let webroot = self.webroot.as_ref().map(|given| &given.origin);
         let dns = self.dns.as_ref().map(|given| &given.origin);
-        let said: [Option<Unused>; 2] = [
-            webroot.map(|origin| (origin.clone(), "webroot", ChallengeKind::Http01)),
-            dns.map(|origin| (origin.clone(), "dns", ChallengeKind::Dns01)),
-        ];
-        for (origin, key, of) in said.into_iter().flatten() {
-            if of != kind {
-                let (own, chosen) = (of.name(), kind.name());
+        let of_provider = matches!(kind, ChallengeKind::Dns01 | ChallengeKind::DnsAccount01);
+        let of_webroot = kind == ChallengeKind::Http01;
+        for (origin, key, is_used, own) in [
+            (webroot, "webroot", of_webroot, ChallengeKind::Http01),
+            (dns, "dns", of_provider, ChallengeKind::Dns01),
+        ] {
+            if let (Some(origin), false) = (origin, is_used) {
+                let (own, chosen) = (own.name(), kind.name());
                 problems.add(
-                    &origin,
+                    origin,
                     format!("{key} is for {own}, and the challenge beside it is {chosen}"),
                     format!("leave {key} out, or make the challenge {own}"),
                 );

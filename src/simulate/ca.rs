@@ -386,10 +386,11 @@ impl SimulatedCa {
     }
 
     fn count(&mut self, names: &BTreeSet<Identifier>, exempt: bool, now: Timestamp) {
-        let spare = self
-            .newest(names)
-            .is_some_and(|newest| newest.is_needed(now));
-        if spare {
+        let newest = self.newest(names);
+        let spare = newest.filter(|newest| newest.is_needed(now));
+        if let Some(spare) = spare {
+            let (start, exempt) = (spare.window(now).start, exempt);
+            tracing::error!(?names, %now, %start, exempt, "signed while the newest one was not due");
             self.counts.duplicates += 1;
         } else if self.faults.short {
             self.discount(names);
