@@ -62,12 +62,6 @@ impl ChallengeKind {
         named.map_or("", |(name, _)| name)
     }
 
-    /// Whether its answer is a record of the DNS.
-    #[must_use]
-    pub(crate) fn is_in_dns(self) -> bool {
-        matches!(self, Self::Dns01 | Self::DnsAccount01 | Self::DnsPersist01)
-    }
-
     /// The next thing to do when the CA found no valid answer.
     #[must_use]
     pub fn advice(self) -> &'static str {

@@ -14,12 +14,13 @@
 //! # The modules
 //! - [`identifier`], [`lineage`], [`fingerprint`], [`certificate`], [`record`],
 //!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`text`],
-//!   [`program`], and [`net`] (the HTTP client, DNS and the listeners): the vocabulary. It imports no other module.
+//!   [`program`], and [`net`] (the HTTP client, proxies, roots, DNS, the roles of AWS, listeners):
+//!   the vocabulary. It imports no other module.
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
 //!   each CA.
-//! - [`challenge`]: proving control of a name: solvers and the listeners on ports 80 and 443.
+//! - [`challenge`]: proving control of a name: solvers and the listeners on ports 80, 443 and 53.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, the reload of servers, verification by handshake.
 //! - [`install`]: an existing nginx: its configuration is read, edited and restored.

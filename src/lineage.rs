@@ -37,8 +37,8 @@ pub(crate) enum Meant<'k> {
     Lacks(&'k Known),
 }
 
-/// The one of `known` that `names` mean; that for their second key is meant with it. Their order decides only between several: then it
-/// is the one that bears the first name.
+/// The one of `known` that `names` mean; that for their second key is meant with it. Their
+/// order decides only between several: then it is the one that bears the first name.
 pub(crate) fn meant<'k>(names: &[Identifier], known: &'k [Known]) -> Meant<'k> {
     let set: BTreeSet<Identifier> = names.iter().cloned().collect();
     let first = names.first().map(Lineage::of);

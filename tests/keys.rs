@@ -284,7 +284,7 @@ fn refused_lifetime_exits_4_with_a_hint_that_helps() {
 fn unknown_profile_exits_4_and_lists_those_of_the_ca() {
     let ca = EmbeddedCa::start();
     let printed = run(&mut ca.issue(&[NAME, "--profile", "eternal"]), 4);
-    let known = "--profile must be one of: default, shortlived, tlsserver";
+    let known = "repeat certs issue with --profile and one of: default, shortlived, tlsserver";
     assert!(
         printed.contains("`eternal`") && printed.contains(known),
         "{printed}"

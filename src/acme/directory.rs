@@ -158,14 +158,19 @@ impl Cause {
 
 fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
     if meta.profiles.is_empty() {
-        return Cow::Borrowed("this CA offers no profiles: give --profile none");
+        return Cow::Borrowed("this CA offers no profiles: repeat certs issue with --profile none");
     }
     let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
-    format!("--profile must be one of: {}", names.join(", ")).into()
+    format!(
+        "repeat certs issue with --profile and one of: {}",
+        names.join(", ")
+    )
+    .into()
 }
 
 fn lifetime_hint(meta: &Meta) -> Cow<'static, str> {
-    let other = "give --lifetime none: this CA chooses the lifetime, or allows for others";
+    let other =
+        "repeat certs issue with --lifetime none: this CA chooses the lifetime, or allows others";
     match meta.profiles.is_empty() {
         true => Cow::Borrowed(other),
         false => {

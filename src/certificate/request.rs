@@ -128,7 +128,7 @@ fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
             match (2048..=8192).contains(&bits) {
                 true => Ok(()),
                 false => Err(format!(
-                    "its RSA key has {bits} bits, and CAs sign 2048 to 4096"
+                    "its RSA key has {bits} bits, and needs 2048 to 8192"
                 )),
             }
         }
@@ -139,7 +139,7 @@ fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
             match CURVES.contains(&curve.as_str()) {
                 true => Ok(()),
                 false => Err(format!(
-                    "its key is on the curve {curve}, and CAs sign P-256 and P-384"
+                    "its key is on the curve {curve}, which is none of P-256, P-384 and P-521"
                 )),
             }
         }
@@ -214,7 +214,11 @@ fn identifier(name: &GeneralName<'_>) -> Result<Identifier, String> {
     let of_another_type =
         || "an alternative name is neither a DNS name nor an IP address".to_owned();
     match name {
-        GeneralName::DNSName(name) => Identifier::parse(name).map_err(|error| error.to_string()),
+        GeneralName::DNSName(name) => match Identifier::parse(name) {
+            // An order would be for the address, and the request for another name.
+            Ok(Identifier::Ip(_)) => Err(format!("the DNS name {name} is an IP address")),
+            parsed => parsed.map_err(|error| error.to_string()),
+        },
         GeneralName::IPAddress(octets) => {
             let address = address(octets).map_err(|_| of_another_type())?;
             Ok(Identifier::Ip(address))

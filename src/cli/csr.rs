@@ -69,8 +69,12 @@ async fn refuse_other_key(
     if let Some(store) = existing_store(settings.data_dir.clone())? {
         let stored = store.options(lineage).await;
         let stored = stored.map_err(Failure::on(lineage.as_str()))?;
-        let stored = stored.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
-        is_own |= stored.is_some_and(|stored| stored.request.is_none());
+        // Damaged settings may be those of a certificate with a key.
+        let has_request = |json: String| {
+            let stored = CertificateSettings::stored_as(lineage, &json);
+            stored.is_ok_and(|stored| stored.request.is_some())
+        };
+        is_own |= stored.is_some_and(|json| !has_request(json));
     }
     match is_own {
         false => Ok(()),

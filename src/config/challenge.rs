@@ -90,8 +90,8 @@ impl Sources {
 }
 
 impl Sources {
-    /// The options of a command for listeners and resolvers that the challenge of
-    /// `certificate` does not use.
+    /// The options of a command for listeners that the challenge of `certificate` does not
+    /// use. Every challenge may use the resolver: it also finds CAA records.
     pub(crate) fn unused_options(&self, certificate: &CertificateSettings) -> Vec<String> {
         let (options, challenge) = (&self.options.shared, &certificate.challenge);
         let kind = challenge.kind();
@@ -116,10 +116,6 @@ impl Sources {
             (
                 origin(options.dns_listen.as_ref().map(|it| &it.origin)),
                 is_own,
-            ),
-            (
-                origin(options.resolver.as_ref().map(|it| &it.origin)),
-                kind.is_in_dns(),
             ),
         ];
         let unused = given.into_iter().filter(|(_, is_used)| !is_used);

@@ -30,9 +30,10 @@ pub(crate) const MANY: usize = 100;
 pub(crate) const SPREAD_OF_MANY: Duration = HOUR;
 /// A renewal that is due within this time may become due before its pass ends. Ours.
 pub(crate) const PREFLIGHT_MARGIN: Duration = MINUTE.saturating_mul(5);
-/// The age up to which an order is resumed. Ours: Let's Encrypt's orders expire after
-/// seven days.
-pub(crate) const OLDEST_ORDER: Duration = DAY.saturating_mul(3);
+/// The age up to which an order is resumed. Source: Let's Encrypt's orders expire after seven
+/// days. No less: a CA may have signed it just before an outage of days, and a second order
+/// would be a needless certificate.
+pub(crate) const OLDEST_ORDER: Duration = DAY.saturating_mul(7);
 
 /// Bounds of `Retry-After` on renewal information. Source: RFC 9773 section 4.3.2.
 pub(crate) const SHORTEST_RECHECK: Duration = MINUTE;

@@ -54,7 +54,7 @@ pub(in super::super) fn proxy_to<'s>(
     let url = ca.directory.identity().parse::<http::Uri>().ok();
     let host = url.as_ref().and_then(http::Uri::host).unwrap_or_default();
     process.proxies.to(host).map_err(|why| {
-        let hint = format!("name an HTTP proxy with --proxy {FORMS}; --proxy none uses none");
+        let hint = format!("set CERTS_PROXY to an HTTP proxy, {FORMS}; CERTS_PROXY=none uses none");
         Failure::usage(printable(why), hint)
     })
 }

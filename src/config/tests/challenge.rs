@@ -180,11 +180,7 @@ fn unused_options_are_named() {
         ),
         (vec![["--dns", "self"], dns, resolver], vec![], vec![]),
         (vec![["--dns", "self"], http], vec![], vec!["--http-listen"]),
-        (
-            vec![dns, resolver],
-            vec![],
-            vec!["--dns-listen", "--resolver"],
-        ),
+        (vec![dns, resolver], vec![], vec!["--dns-listen"]),
         (vec![["--webroot", "/"], tls], vec![], vec!["--tls-listen"]),
         // A default of the environment is for the certificates that use it.
         (

@@ -367,17 +367,19 @@ async fn dropped_order_is_refunded_once() {
     let full_at = async || {
         let (state, _) = fixture.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
         let duplicates = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
-        *duplicates.values().next().unwrap()
+        let of_name = |(names, _): &(&String, _)| names.contains("n0.example.com");
+        *duplicates.iter().find(of_name).unwrap().1
     };
     let spent = full_at().await;
-    fixture.clock.set(START + DAY * 4);
+    certificate.wanted.identifiers = ["n1.example.com".parse().unwrap()].into();
+    fixture.clock.set(START + DAY);
     for _ in 0..3 {
         pass(&fixture.services, &certificate, Trigger::Scheduled)
             .await
             .unwrap();
     }
     assert_eq!(full_at().await, spent - DAY * 7 / 5);
-    assert_eq!(fixture.orders(), 4);
+    assert_eq!(fixture.orders(), 5);
 }
 
 #[tokio::test]
@@ -399,4 +401,24 @@ async fn released_lease_is_taken_within_seconds() {
     }
     fixture.until("issued", |all| all[0].is_ready()).await;
     assert_eq!(fixture.orders(), 1);
+}
+
+#[tokio::test]
+async fn order_of_before_an_outage_of_days_is_resumed_and_an_expired_one_is_not() {
+    for (days, resumed) in [(4, true), (8, false)] {
+        let fixture = Fixture::new();
+        let certificate = fixture.certificate("n0.example.com");
+        fixture.signer.outages.store(1, Ordering::SeqCst);
+        let due = async || pass(&fixture.services, &certificate, Trigger::Scheduled).await;
+        assert!(due().await.is_err());
+        let pending = async || {
+            let stored = fixture.services.store.load(&certificate.wanted.lineage);
+            stored.await.unwrap().unwrap().0.order
+        };
+        let first = pending().await.unwrap().begun;
+        fixture.clock.set(START + DAY * days);
+        fixture.signer.outages.store(1, Ordering::SeqCst);
+        assert!(due().await.is_err());
+        assert_eq!(pending().await.unwrap().begun == first, resumed, "{days}");
+    }
 }
