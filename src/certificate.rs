@@ -259,7 +259,7 @@ impl Bundle {
         &self.key_pem
     }
 
-    /// Whether its private key is here, and not with the user who brought a signing request.
+    /// Whether its private key is here, and not with the user that brought a signing request.
     #[must_use]
     pub fn has_key(&self) -> bool {
         self.key_pem.signing_request().is_none()

@@ -353,7 +353,7 @@ pub trait Solver: Send + Sync {
     /// returns, and the caller polls beside it.
     async fn observed(&self, answer: &Answer);
 
-    /// Removes the answer; a missing one is no error.
+    /// Removes the answer; a missing one is not an error.
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError>;
 
     /// Why the CA may not have seen a presented answer, as far as this machine can tell.

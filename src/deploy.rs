@@ -135,7 +135,7 @@ pub trait Target: Send + Sync {
     /// Checks that it would load the files on disk; changes nothing.
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause>;
 
-    /// What [`Target::check`] does, for a user who waits for it.
+    /// What [`Target::check`] does, in words for a waiting user.
     fn check_phase(&self) -> String {
         format!("checking {}", self.name())
     }

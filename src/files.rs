@@ -152,7 +152,7 @@ pub(crate) fn beside(directory: &Path, suffix: &str) -> PathBuf {
 
 /// Creates the data directory with mode 0700, and gives an empty one that mode: the mount
 /// point of a new volume is open to all users. A directory that has files may belong to
-/// another user, who chose its mode.
+/// another user, and keeps the mode that this user chose.
 pub(crate) fn make_data_directory(path: &Path) -> io::Result<DirectoryOwner> {
     const PRIVATE: u32 = 0o700;
     let above = DirectoryOwner::checked(path)?;

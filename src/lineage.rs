@@ -82,7 +82,7 @@ impl Lineage {
     }
 
     /// The name of the certificate for the same names with the other kind of key. No DNS name
-    /// has an underscore, so that it is no certificate's usual name.
+    /// has an underscore, so that it never is another certificate's default name.
     #[must_use]
     pub(crate) fn beside(&self, kind: &str) -> Self {
         Self::cut(&format!("{self}_{kind}"))

@@ -239,8 +239,8 @@ pub struct Issued {
     /// still valid; `None`: at once.
     #[serde(default, rename = "handover_at")]
     pub deploy_at: Option<Timestamp>,
-    /// The first CA, if the fallback CA issued this one: the change of CA is no reason
-    /// to order again, and the next order goes to the first CA.
+    /// The first CA, if the fallback CA issued this one: the change of CA does not
+    /// cause an order, and the next order goes to the first CA.
     #[serde(default, deserialize_with = "maybe_ca_url")]
     pub instead_of: Option<String>,
     /// The settings that it was ordered with; `None` if they are unknown.

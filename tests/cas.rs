@@ -201,7 +201,7 @@ fn caa_records_of_a_refused_name_are_printed_as_advice() {
         let shown = "CAA records at example.com: 0 issue \"other.test\", 0 issue \"third.test; validationmethods=dns-01\"";
         assert_eq!(printed.contains(shown), is_shown, "{printed}");
         ca.script.clear();
-        // They are no gate.
+        // CAA records that forbid the CA do not prevent an order.
         let mut issue = ca.issue(&["www.example.com", "--force"]);
         run(issue.arg(format!("--resolver={forbids}")), 0);
     }

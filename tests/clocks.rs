@@ -29,7 +29,7 @@ fn expire_window(ca: &EmbeddedCa) {
 
 /// The log lines about a wrong clock.
 pub(crate) fn alarms(log: &str) -> Vec<&str> {
-    // A pass that failed by the clock says so too, and is no alarm.
+    // A pass that failed by the clock says so too, and does not count as an alarm.
     let is_alarm = |line: &&str| {
         let message = line.split("hint:").next().unwrap();
         message.contains("this machine's clock") && !message.contains(" failed: ")

@@ -1,4 +1,4 @@
-//! Attacks by the user who owns the data directory on the commands that root runs in it, each beside the everyday
+//! Attacks by the owner of the data directory on the commands that root runs in it, each beside the everyday
 //! case: root's files stay as they are, no command hangs, and the service can use what root's commands made.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

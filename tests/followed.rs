@@ -208,7 +208,7 @@ fn hints_of_a_configuration_lead_to_a_valid_one() {
         );
         check(after, 0);
     }
-    // Who must agree is not the file.
+    // Without `agree_tos` in the file, the message names it.
     std::fs::write(&file, A).unwrap();
     let mut command = certs(directory.path());
     let printed = run(command.args(["config", "check", "--config"]).arg(&file), 2);

@@ -219,7 +219,7 @@ fn haproxy_pairs_of_a_crt_store_are_replaced_by_their_names() {
     let haproxy = Haproxy::start(NEW, &directory, bind, &store).unwrap();
     let other = ["other.example.com", &deploy, &verify(haproxy.port)];
     run(&mut ca.issue(&other), 0);
-    // An alias is no file to keep.
+    // An alias of HAProxy is not a file that `certs` can replace.
     std::fs::write(
         ca.path("certs.toml"),
         "[deploy.front]\nkind = 'haproxy'\nsocket = '/s'\ncertificate = '@web/own'\n",

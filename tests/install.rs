@@ -244,7 +244,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
     });
     let printed = run(&mut machine.install(&["--undo"]), 0);
     assert!(printed.contains("nothing to undo"), "{printed}");
-    // What is named and not found is no success.
+    // A named site that is not found is an error.
     let printed = run(
         &mut machine.install(&["--undo", "--domain", "www.example.com"]),
         2,
@@ -363,7 +363,7 @@ fn install_as_nobody(machine: &Machine) {
     for word in [
         "sites-available/site: cannot be written",
         "nothing was changed",
-        "hint: run as a user who may write the file",
+        "hint: run as a user that may write the file",
     ] {
         assert!(printed.contains(word), "{word}: {printed}");
     }

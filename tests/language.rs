@@ -18,6 +18,7 @@ const RETIRED: &[(&str, &str)] = &[
     ("in vain", "failed, without result"),
     ("anew", "again, new"),
     ("nobody", "no process, no user, no CA"),
+    ("who", "the process, the user, the CA that"),
     ("whoever", "the process, the user, the CA that"),
     ("whom", "the server, the CA that"),
     ("stands in", "is the fallback"),
@@ -37,14 +38,20 @@ const RETIRED: &[(&str, &str)] = &[
     ("ledger", "rate limits, tokens"),
 ];
 
-/// Keys of stored records, and names of metrics and scenarios: what others store or read
-/// keeps its words.
-const STORED: [&str; 8] = [
+/// `is no X` is retired, except with one of these words before or after it.
+const IS_NO: (&str, &str) = ("is no", "invalid, unknown, is not a valid, does not");
+const BEFORE_IS_NO: &str = "there";
+const AFTER_IS_NO: [&str; 2] = ["longer", "more"];
+
+/// Keys of stored records, names of metrics and scenarios, and an option of systemctl: what
+/// others store or read keeps its words.
+const STORED: [&str; 9] = [
     "\"handover\"",
     "\"handover_at\"",
     "\"quarantine\"",
     "\"taken_back\"",
     "\"told\"",
+    "--kill-who",
     "ledger_breaches",
     "ledger_tokens",
     "unproven-names",
@@ -92,6 +99,7 @@ fn retired_in(path: &PathBuf) -> Vec<String> {
     let text = String::from_utf8_lossy(&bytes);
     let numbered = text.lines().enumerate();
     let found = numbered.flat_map(|(at, line)| retired(line).map(move |words| (at + 1, words)));
+    let found = found.chain(is_no(&text).into_iter().map(|line| (line, IS_NO)));
     let shown = |(line, (retired, instead))| {
         format!("{}:{line}: `{retired}`; say: {instead}", path.display())
     };
@@ -102,12 +110,38 @@ fn retired(line: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let stored = STORED.iter();
     let plain = words(&stored.fold(line.to_owned(), |line, key| line.replace(key, "")));
     // In code `nobody` is the user of Unix.
-    let in_prose = line.to_lowercase().contains(" nobody ");
+    let is_prose = |word: &str| matches!(bare(word), "nobody" | "Nobody");
+    let in_prose = line.split_whitespace().any(is_prose);
     let used = move |(retired, _): &&(&str, &str)| match *retired {
         "nobody" => in_prose,
         _ => plain.contains(&format!(" {retired} ")),
     };
     RETIRED.iter().filter(used).copied()
+}
+
+/// `word` without the punctuation of prose. A quote at the end stays, as in `"nobody"`.
+fn bare(word: &str) -> &str {
+    let word = word.trim_start_matches(['(', '"']);
+    word.trim_end_matches([',', '.', ';', ':', '!', '?', ')'])
+}
+
+/// The lines with `is no X` or `are no X`, which may continue on the next line.
+fn is_no(text: &str) -> Vec<usize> {
+    let numbered = text.lines().zip(1..);
+    let all = numbered.flat_map(|(line, at)| line.split_whitespace().map(move |word| (at, word)));
+    let has_letter = |word: &str| word.contains(|letter: char| letter.is_alphanumeric());
+    let all: Vec<_> = all.filter(|(_, word)| has_letter(word)).collect();
+    let retired = (1..all.len().saturating_sub(2)).filter_map(|at| {
+        let (line, verb) = all[at];
+        let [before, no, after] = [at - 1, at + 1, at + 2].map(|at| all[at].1);
+        let before = before.rsplit(['(', '"']).next().unwrap_or_default();
+        let is_retired = matches!(verb, "is" | "are")
+            && no == "no"
+            && !before.eq_ignore_ascii_case(BEFORE_IS_NO)
+            && !AFTER_IS_NO.contains(&bare(after));
+        is_retired.then_some(line)
+    });
+    retired.collect()
 }
 
 /// `line` as words in lower case, a blank before and after each.
@@ -134,10 +168,46 @@ fn retired_words_are_found_in_every_spelling() {
         "fn hand_over() {}",
         "a hand-over",
         "if nobody is there",
+        "a file that belongs to nobody.",
+        "a user who waits",
+        "/// Who waits.",
     ] {
         assert_eq!(retired(line).count(), 1, "{line}");
     }
-    for line in ["manewtwo", "the handle, over", "standing", "as_nobody()"] {
+    for line in [
+        "manewtwo",
+        "the handle, over",
+        "standing",
+        "as_nobody()",
+        "(\"nobody\", NOBODY)",
+        "a user whose key",
+        "systemctl kill --kill-who=main",
+    ] {
         assert_eq!(retired(line).count(), 0, "{line}");
+    }
+}
+
+#[test]
+fn is_no_is_found_across_lines_and_allowed_where_english_needs_it() {
+    for text in [
+        "// This is no certificate.",
+        "/// Roots that are\n/// no certificate.",
+        "- Then it is\n  no loss",
+        "(\"it is no file\")",
+    ] {
+        assert_eq!(is_no(text).len(), 1, "{text}");
+    }
+    for text in [
+        "it is no longer read",
+        "// a pair that is\n// no more, though",
+        "and there is no file",
+        "where there\n// are no names",
+        "Err(\"there is no file\")",
+        "There is no file",
+        "the answer is no. Then",
+        "say what it is: no file",
+        "let is_none = 1",
+    ] {
+        assert_eq!(is_no(text).len(), 0, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Who asked for a certificate decides who keeps it.
+//! The origin of a certificate decides how long it is kept.
 
 use std::process::Command;
 

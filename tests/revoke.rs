@@ -159,7 +159,7 @@ fn revoke_now_orders_nothing_and_says_what_is_served() {
         printed.contains("the certificate to be served is revoked"),
         "{printed}"
     );
-    // Once more is no error, and asks the CA for nothing.
+    // A second revocation is not an error, and asks the CA for nothing.
     run(&mut verb(&ca, &now), 0);
     assert_eq!(ca.script.count(Endpoint::Revocation), 1);
     let before = key(&ca);

@@ -130,7 +130,7 @@ fn read_only_commands_write_nothing() {
         );
         assert!(!wrote, "{arguments:?} wrote something");
     }
-    // A data directory that cannot be created is no error either.
+    // A data directory that cannot be created is not an error either.
     let (output, _) = run(&["status", "--data-dir", "/proc/none"], &[]);
     assert!(output.status.success(), "{}", text(&output));
 }

@@ -325,8 +325,8 @@ impl Cause {
         self
     }
 
-    /// Two names that control was not proven of are reported together, with the hint of the
-    /// first; of other causes, the first one is.
+    /// Joins two failed validations into one report, with the hint of the first. Any other
+    /// cause takes precedence over a failed validation; of two such causes, the first one does.
     pub(super) fn joined(self, other: Self) -> Self {
         match (self, other) {
             (Self::NotValidated(mut first), Self::NotValidated(second)) => {

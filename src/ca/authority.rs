@@ -304,7 +304,7 @@ fn ca_params(
 /// Checks a certificate of the CA with its key, and with the `root` that must have signed it.
 ///
 /// # Errors
-/// What is invalid.
+/// The invalid part, in words.
 fn signer(pem: String, key_pem: String, root: Option<&CaKey>) -> Result<CaKey, String> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|_| "not a valid certificate in PEM")?;

@@ -55,7 +55,7 @@ impl Server {
             .with_state(self.clone())
     }
 
-    /// What is public and signed: a client checks it without TLS.
+    /// The public and signed files only: a client can check them without TLS.
     pub(super) fn public_router(&self) -> Router {
         let other = "without TLS this CA serves /crl/ and /root.pem only: use https\n";
         let routes = self

@@ -37,7 +37,7 @@ impl SigningRequest {
     /// Reads and checks a request in PEM or DER.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The invalid part, in words.
     pub fn read(content: &[u8]) -> Result<Self, String> {
         if content.len() > LARGEST {
             return Err(format!("larger than {} KiB", LARGEST >> 10));

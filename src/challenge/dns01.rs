@@ -189,7 +189,7 @@ impl From<Failed> for SolverError {
 struct Dns {
     provider: Result<Arc<dyn Provider>, Failed>,
     resolver: Resolver,
-    /// Where the records of the presented answers are, and who found that.
+    /// Where the records of the presented answers are, and the resolver that found them.
     places: Mutex<HashMap<String, (Place, Resolver)>>,
     turn: tokio::sync::Mutex<()>,
     kind: ChallengeKind,

@@ -147,7 +147,7 @@ impl Factory {
         publish_by(&self.outputs, &self.process, settings)
     }
 
-    /// The same, and gives what is published there to its readers, who may be others now.
+    /// The same, and gives the published files to their readers, which may have changed.
     pub(super) fn open_published(&self, settings: &CertificateSettings) -> Result<(), Failure> {
         self.publish_by(settings)?;
         if let Err(error) = self.outputs.open_published(&settings.lineage) {

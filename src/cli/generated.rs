@@ -61,7 +61,7 @@ fn shown(command: &Command) -> Command {
     bare
 }
 
-/// A closed standard output (`certs completions bash | head`) is no failure.
+/// A closed standard output (`certs completions bash | head`) is not a failure.
 fn print(text: &[u8]) {
     let _ = std::io::stdout().write_all(text);
 }

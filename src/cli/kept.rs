@@ -1,6 +1,6 @@
-//! Who asked for a certificate decides who keeps it. What a command or an import made is
-//! kept until it is deleted; what the configuration or a label made is kept while that asks
-//! for it, and is orphaned afterwards: shown, looked at, and renewed no more.
+//! The origin of a certificate decides how long it is kept. One that a command or an import
+//! made is kept until it is deleted. One that the configuration or a label made is kept while
+//! that names it, and is orphaned afterwards: shown, looked at, and no longer renewed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ pub(super) struct Orphan {
 }
 
 /// Why nothing keeps the certificate of these stored settings; `None` if something does.
-/// Settings of an earlier version do not say who asked: they count as made by a command,
+/// Settings of an earlier version do not name an origin: they count as made by a command,
 /// so that nothing in use expires.
 pub(super) fn orphaned(
     sources: &Sources,

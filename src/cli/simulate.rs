@@ -72,7 +72,7 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
     // Before the simulation: an unwritable file must not waste its result.
     let file = options.plot.as_deref().map(create).transpose()?;
     let (score, timeline) = play(&plan).map_err(Failure::unexpected)?;
-    // "all" and "none" are no events.
+    // "all" and "none" are not names of events.
     let mut named = words(&options.scenarios);
     if let Some(name) = named.find(|name| score.events.get(*name) == Some(&0)) {
         return Err(Failure::usage(

@@ -62,7 +62,7 @@ impl DirectoryUrl {
         self.known()?.address_profile
     }
 
-    /// What a user must know before an order, such as its price.
+    /// A notice that a user must read before an order, such as its price.
     pub(crate) fn notice(&self) -> Option<&'static str> {
         self.known()?.notice
     }
@@ -92,7 +92,7 @@ impl DirectoryUrl {
             .is_some_and(|preset| preset.name.ends_with(STAGING))
     }
 
-    /// What is known of a public CA.
+    /// The built-in preset, if this is a public CA.
     pub(super) fn known(&self) -> Option<&'static Preset> {
         let mut all = PUBLIC.iter();
         all.find(|preset| preset.name == self.0 || preset.url == self.0)

@@ -440,7 +440,7 @@ pub(crate) struct CertificateSettings {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_second: bool,
     pub reuse_key: bool,
-    /// The signing request of a user who has the key.
+    /// The signing request, if the key is elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<SigningRequest>,
     #[serde(default)]
@@ -455,7 +455,7 @@ pub(crate) struct CertificateSettings {
     /// The client that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
-    /// Who asked for it; settings of an earlier version do not say.
+    /// The source that requested it; settings of an earlier version do not name one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Why nothing keeps it, as `certs run` found.
@@ -514,7 +514,7 @@ impl CertificateSettings {
         self.key.of_certificate(self.is_second)
     }
 
-    /// Who asked for it, if that is known.
+    /// The source that requested it, if that is known.
     pub(crate) fn asked_by(&self) -> Option<Origin> {
         let imported = self.imported.as_ref().map(|_| Origin::Import);
         self.origin.or(imported)

@@ -282,7 +282,7 @@ pub(super) fn list<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems
     Some(all.map(|all| all.into_iter().map(|item| item.value).collect()))
 }
 
-/// Reads endpoints: a text each, or a table with the same parts; `none` is no endpoint.
+/// Reads endpoints: a text each, or a table with the same parts; `none` stands for an empty list.
 pub(super) fn endpoints(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<Endpoint>> {
     let read = |item: &Value, problems: &mut Problems| match &item.value {
         Raw::Table(keys) => parsed(&endpoint_text(keys, &item.origin), hint, problems),

@@ -1,8 +1,8 @@
-//! Who asked for a certificate, and so keeps it. It is stored with the settings.
+//! The origin of a certificate, which decides how long it is kept; stored with the settings.
 
 use serde::{Deserialize, Serialize};
 
-/// Who asked for a certificate.
+/// The source that requested a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Origin {

@@ -270,8 +270,8 @@ impl Output {
             && contents.iter().all(|(file, mode, _)| is_given(file, *mode))
     }
 
-    /// Gives what is published to the configured readers, who may be others than when it was
-    /// written.
+    /// Gives the published files to the configured readers, which may have changed since they
+    /// were written.
     pub(super) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
         let Some(generation) = self
             .live(lineage)?
@@ -288,7 +288,7 @@ impl Output {
     }
 
     /// Gives the files of a published generation to the configured owner. The directories
-    /// stay their owner's, who wrote the files.
+    /// still belong to the user that wrote the files.
     pub(super) fn give_files(
         &self,
         lineage: &Lineage,

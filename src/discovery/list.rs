@@ -36,7 +36,7 @@ impl ListReader {
     /// Reads the next bytes.
     ///
     /// # Errors
-    /// If this is no list of containers; no part of it may be used then.
+    /// If this is not a list of containers; no part of it may be used then.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(), String> {
         bytes.iter().try_for_each(|byte| self.take(*byte))
     }

@@ -1,4 +1,4 @@
-//! Work as the user who owns a directory. Root's commands in the directory of a service's
+//! Work as the owner of a directory. Root's commands in the directory of a service's
 //! user leave files that this user can read, and reach no file that this user cannot: a
 //! link that the user has placed there leads root nowhere.
 
@@ -34,8 +34,8 @@ struct Owner {
 
 impl DirectoryOwner {
     /// The owner of `directory`, or of the nearest parent that exists: the first user but
-    /// root on the way there, who can replace all that follows. Name a directory that the
-    /// administrator has configured: below it that owner can place links.
+    /// root on the way there, since that user can replace all that follows. Name a directory
+    /// that the administrator has configured: below it that owner can place links.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> Self {
         let nearest = directory.ancestors();

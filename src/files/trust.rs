@@ -188,7 +188,7 @@ pub(super) fn stepped(real: &Path, step: &OsStr) -> PathBuf {
 struct Walk {
     /// The owner of a socket's directory.
     holder: Option<u32>,
-    /// A further user who is trusted.
+    /// A further trusted user.
     user: Option<u32>,
     /// The path so far, without links.
     real: PathBuf,

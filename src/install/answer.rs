@@ -165,7 +165,7 @@ mod tests {
         };
         let serve = |refusals, status| serve(webroot.path(), refusals, status);
         assert_eq!(answered(serve(3, "404 Not Found"), false), None);
-        // A limit on requests is no answer.
+        // A rate limit does not count as an answer.
         for status in ["429 Too Many Requests", "503 Service Unavailable"] {
             assert_eq!(answered(serve(1, status), true), None);
         }

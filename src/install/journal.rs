@@ -347,7 +347,7 @@ fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
             Failure::of_file(
                 &error,
                 format!("{path}: cannot be written: {error}; nothing was changed"),
-                "run as a user who may write the file, usually root",
+                "run as a user that may write the file, usually root",
             )
         })?;
     }

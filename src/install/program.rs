@@ -310,7 +310,7 @@ impl Program {
             Failure::of_file(
                 &error,
                 format!("{copy}: cannot write the copy for the test: {error}"),
-                "run as a user who may write there, usually root",
+                "run as a user that may write there, usually root",
             )
         });
         let tested = written.and_then(|()| {

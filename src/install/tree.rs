@@ -175,7 +175,7 @@ impl Loader<'_> {
             Failure::of_file(
                 &error,
                 format!("{}: {error}{by}", path.display()),
-                "name nginx's main file with --conf FILE, and run as a user who may read all files",
+                "name nginx's main file with --conf FILE, and run as a user that may read all files",
             )
         };
         let real = std::fs::canonicalize(path).map_err(failed)?;
@@ -251,7 +251,7 @@ fn is_missing(error: &io::Error) -> bool {
 fn unread(path: &Path, error: &io::Error) -> Failure {
     Failure::usage(
         format!("{}: {error}", path.display()),
-        "run as a user who may read nginx's whole configuration, usually root",
+        "run as a user that may read nginx's whole configuration, usually root",
     )
 }
 

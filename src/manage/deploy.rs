@@ -262,7 +262,7 @@ impl Pass<'_> {
     }
 
     /// Verifies `pair` at every endpoint; those of `blind` come last, since they take all the
-    /// time and are no reason to roll back. A server whose check took long, as `checking` says,
+    /// time and do not cause a rollback. A server whose check took long, as `checking` says,
     /// loads the pair as slowly.
     async fn verify(
         &mut self,

@@ -62,7 +62,7 @@ impl Pass<'_> {
         match drifted {
             Some(found) => {
                 self.record.drift = after_drift(&self.record.drift, found, now);
-                // A maintenance window is no reason to leave the server as it is.
+                // A repair does not wait for a maintenance window.
                 if let Some(issued) = self.record.issued.as_mut() {
                     issued.deploy_at = None;
                 }

@@ -332,7 +332,7 @@ fn has_a_window(record: &Record) -> bool {
     issued.is_some_and(|issued| issued.facts.renewal_id.is_some())
 }
 
-/// The error for a step that failed before and backs off: the pass is no success, although
+/// The error for a step that failed before and backs off: the pass has failed, although
 /// nothing can be done now.
 fn waiting(record: &Record, delayed: Delayed) -> ManageError {
     match delayed {

@@ -1,5 +1,5 @@
 //! Whether a certificate is proven to be served, from its record: by the last handshake
-//! with each endpoint. Without an endpoint nothing was checked, and that is no success. It
+//! with each endpoint. Without an endpoint nothing was checked, and that is not a success. It
 //! asks no server.
 
 use crate::observe::{Proof, ProofState};

@@ -224,7 +224,7 @@ pub(crate) struct Wanted {
     pub ca: String,
     /// The other settings of its orders.
     pub terms: Terms,
-    /// The signing request of a user who has the key, instead of a key.
+    /// The signing request instead of a key, if the key is elsewhere.
     pub request: Option<SigningRequest>,
     /// Whether names that fail may be excluded, so that the others are still issued.
     pub partial: bool,

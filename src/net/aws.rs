@@ -119,7 +119,7 @@ impl Role {
     /// Keys that are valid for some minutes at least.
     ///
     /// # Errors
-    /// When the environment names no source that gives some, and this is no instance of EC2
+    /// When the environment names no source that gives some, and this is not an instance of EC2
     /// with a role.
     pub(crate) async fn keys(&self) -> Result<Keys, RoleError> {
         let mut kept = self.kept.lock().await;

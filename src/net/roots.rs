@@ -81,7 +81,7 @@ impl SystemRoots {
     }
 }
 
-/// Adds the certificates of a PEM file; those that are no usable root are skipped.
+/// Adds the certificates of a PEM file; invalid roots are skipped.
 fn add(roots: &mut RootCertStore, file: &Path, source: &str) {
     match named::read_data(file) {
         Ok(pem) => {

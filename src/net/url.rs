@@ -95,7 +95,7 @@ pub(crate) fn resolved(base: &str, reference: &str) -> String {
 }
 
 /// The URL in its one spelling: scheme and host in lower case, without the default port, user,
-/// password and fragment (RFC 3986 section 6.2). A text that is no URL stays as it is.
+/// password and fragment (RFC 3986 section 6.2). A text that is not a URL stays as it is.
 pub(crate) fn normalized(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();

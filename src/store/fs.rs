@@ -54,7 +54,7 @@ struct Stored {
 
 #[derive(Serialize, Deserialize)]
 struct StoredCa {
-    /// For a person who reads the file.
+    /// For an operator that reads the file.
     ca: String,
     revision: Revision,
     #[serde(rename = "authority")]

@@ -1,5 +1,5 @@
 //! The modules of a folder name each other in one direction only, so that each can be read with the modules
-//! below it. A folder and its own modules are no pair, since it declares them. Also: the table of imports
+//! below it. A folder and its own modules do not count, since it declares them. Also: the table of imports
 //! permits only imports that are used.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -218,7 +218,7 @@ mod tests {
         let words =
             format!("the name server ns2.example.com ({address}) answers without the record");
         assert!(seen.ends_with(&words), "{seen}");
-        // The server of another zone is no reason to wait, and is named.
+        // The server of another zone does not delay the order, and is named.
         let other = Place {
             name: Name::from_ascii("a.example.org.").unwrap(),
             ..place.clone()

@@ -137,7 +137,7 @@ pub(super) trait Provider: Send + Sync {
     /// Adds the value beside the others of the name.
     async fn add(&self, txt: &Txt) -> Result<(), Failed>;
 
-    /// Removes the value, and no other one; a missing value is no error.
+    /// Removes the value, and no other one; a missing value is not an error.
     async fn remove(&self, txt: &Txt) -> Result<(), Failed>;
 
     /// Whether a value outlives this process.

@@ -84,7 +84,7 @@ impl<'a> Looks<'a> {
         !self.log.lines_with(GIVEN_UP).is_empty()
     }
 
-    /// What nginx says about the failure, and who has the port.
+    /// What nginx says about the failure, and the process that has the port.
     fn cause(&self, ports: &[u16]) -> String {
         let said = [EMERGENCY, "certs-install-checks"].map(|word| self.log.lines_with(word));
         let said = said.iter().filter_map(|lines| lines.first());

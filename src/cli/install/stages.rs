@@ -47,7 +47,7 @@ impl Work<'_> {
         }
         program.test(&main).map_err(|error| {
             let hint = match error.contains("(13: Permission denied)") {
-                true => "run as the user who starts nginx, usually root",
+                true => "run as the user that starts nginx, usually root",
                 false => "fix the reported error first, or name another main file with --conf FILE",
             };
             let main = main.display();

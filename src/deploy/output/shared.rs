@@ -71,7 +71,7 @@ impl Output {
     }
 
     /// The mode of a directory. A configured owner without a group of its own passes
-    /// through as one of all users, who cannot list it.
+    /// through with the rights of all users, which do not include listing it.
     fn directory_mode(&self) -> u32 {
         let passes = self.owner.is_another_user() && self.owner.group.is_none();
         DIRECTORY | u32::from(passes)

@@ -134,7 +134,7 @@ pub(super) fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> 
         Err(error) => Err(Failure::of_file(
             &error,
             format!("{}: {error}", path.display()),
-            "run as a user who may read the file",
+            "run as a user that may read the file",
         )),
     }
 }

@@ -60,7 +60,7 @@ impl<'o> Intended<'o> {
     ) -> Option<Timestamp> {
         let mut after = known.clone();
         let refusal = self.spend(&mut after, ca, now).err()?;
-        // A state that must be corrected was dated by a wrong clock, and is no refusal.
+        // A state that must be corrected was dated by a wrong clock: it refuses nothing.
         (after == *known).then_some(refusal.until)
     }
 }

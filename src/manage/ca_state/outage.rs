@@ -43,7 +43,7 @@ impl Operation<'_> {
         ca: &str,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        // A probe that a wrong clock has dated is no reason to wait.
+        // A probe that a wrong clock has dated delays nothing.
         let until_others = |first| {
             let latest = outage.probe_at + first;
             (outage.probe_at <= now && now < latest).then_some(latest)

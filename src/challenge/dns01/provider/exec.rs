@@ -27,7 +27,7 @@ pub(super) const KIND: Kind = Kind {
 
 struct Exec {
     program: PathBuf,
-    /// It knows who starts programs, if this process may not.
+    /// Starts programs through the helper, if this process may not.
     responses: Responses,
 }
 
