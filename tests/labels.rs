@@ -428,7 +428,7 @@ fn reload_without_docker_keeps_discovered_certificates_until_restart() {
     followed.until_issued("first.example.com");
     std::fs::write(&config, "").unwrap();
     followed.running.signal(rustix::process::Signal::HUP);
-    followed.until_logged("the Docker host change only at a restart");
+    followed.until_logged("and the Docker host change only at a restart");
     followed.until_logged("the configuration was reloaded");
     docker.add("second", json!({"certs.domains": "second.example.com"}));
     followed.until_issued("second.example.com");

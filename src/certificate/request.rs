@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::error::X509Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
@@ -50,8 +51,10 @@ impl SigningRequest {
             return Err("not a valid PKCS#10 request".to_owned());
         };
         check_key(&request.certification_request_info.subject_pki)?;
-        let signed = request.verify_signature();
-        signed.map_err(|_| "its signature is invalid: it was changed, or made with another key")?;
+        request.verify_signature().map_err(|error| match error {
+            X509Error::SignatureUnsupportedAlgorithm => "its signature algorithm is not supported: sign it with SHA-256, or for P-384 with SHA-384",
+            _ => "its signature is invalid: it was changed, or made with another key",
+        })?;
         check_extensions(&request)?;
         let names = names(&request)?;
         Ok(Self {

@@ -36,7 +36,7 @@ pub(super) fn orphaned(
     match (settings.asked_by(), requested_by) {
         _ if is_configured(sources, settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
-        (Some(Origin::Install), _) => Some("its certs install has not ended"),
+        (Some(Origin::Install), _) => Some(UNFINISHED),
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
         (None, None) => None,
@@ -112,6 +112,10 @@ pub(super) async fn keep_stored(
         let is_ordered = record.is_some_and(|record| record.order.is_some());
         match orphaned(sources, &settings, requests.get(&lineage)) {
             _ if granted.contains(&lineage) => {}
+            // It may go on at this moment.
+            Some(UNFINISHED) => {
+                tracing::info!(%lineage, "not managed: {UNFINISHED}; hint: {}", finish(&lineage));
+            }
             Some(why) if is_issued => {
                 let before = settings.orphaned.replace(why.to_owned());
                 if before.as_deref() != Some(why) {
@@ -122,9 +126,6 @@ pub(super) async fn keep_stored(
             None if is_issued || is_ordered => {
                 let settings = without_shared_files(settings, configured);
                 configured.certificates.push(settings);
-            }
-            _ if settings.asked_by() == Some(Origin::Install) => {
-                tracing::warn!(%lineage, "not managed, because its certs install has not ended; hint: the same command continues, certs delete {lineage} forgets it");
             }
             _ => {
                 tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: certs issue retries, certs delete {lineage} forgets it");
@@ -205,8 +206,21 @@ pub(super) async fn skip_orphans(
     Ok(())
 }
 
+/// Why nothing keeps the certificate of an install that has failed, or was cut off.
+const UNFINISHED: &str = "its installation in nginx has not ended";
+
+/// The next thing to do then.
+fn finish(lineage: &Lineage) -> String {
+    format!(
+        "certs install nginx --domain {lineage} ends it, certs delete {lineage} removes the certificate"
+    )
+}
+
 /// What an operator reads about an orphaned certificate.
 pub(super) fn notice(lineage: &Lineage, why: &str) -> String {
+    if why == UNFINISHED {
+        return format!("not renewed: {why}; hint: {}", finish(lineage));
+    }
     format!(
         "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, certs issue with its names keeps it, certs delete {lineage} removes it"
     )

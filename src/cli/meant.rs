@@ -90,9 +90,17 @@ fn second(
     let first = firsts.get(&names).map(|first| first.beside(kind));
     let expected = first.unwrap_or_else(|| own.clone());
     let is_stored = its.clone().any(|one| *one == expected);
+    // Not that of a certificate of its own, which only has the name.
+    let is_free = |name: &Lineage| {
+        stored
+            .iter()
+            .all(|one| one.lineage != *name || one.is_second)
+    };
+    let numbered = (2..).map_while(|number| Lineage::parse(&format!("{expected}-{number}")).ok());
     match its.find(|one| !taken.contains(*one)) {
         Some(renamed) if !is_stored => renamed.clone(),
-        _ => expected,
+        _ if is_free(&expected) => expected,
+        _ => numbered.into_iter().find(is_free).unwrap_or(expected),
     }
 }
 

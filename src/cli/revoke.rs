@@ -65,7 +65,8 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
         (None, Some(file)) => return Box::pin(revoke_file(call, options, file)).await,
         (None, None) => return Err(Failure::usage("no certificate is given", "give a NAME")),
     };
-    if !options.keys.is_empty() {
+    // A proxy is for this command, whichever CA it is.
+    if options.keys.gives_besides(&["proxy"]) {
         return Err(Failure::usage(
             "a stored certificate is revoked at the CA that issued it; nothing was revoked",
             "leave out --ca and --ca-root: they belong to --cert-file",

@@ -199,7 +199,7 @@ layer! {
 
     group "Network" {
         "proxy", proxy: Option<Proxy>, proxy_or_none, TEXT
-            .hint("write http://[USER:PASSWORD@]HOST:PORT, or none")
+            .hint("write http://HOST:PORT, with USER:PASSWORD@ before HOST where the proxy wants them, or none")
             .doc("Reach CAs through this HTTP proxy, but for the hosts of NO_PROXY; CERTS_PROXY_FILE keeps its password out of sight, and none means no proxy of the environment either")
             .default_is("HTTPS_PROXY or ALL_PROXY")
             .option(ISSUE | RUN | ACCOUNT, "URL");

@@ -24,6 +24,7 @@ use super::syntax::Span;
 use super::tree::Tree;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::text::shell_word;
 
 /// How far a plan goes.
@@ -69,6 +70,11 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// Its certificate, by the name below `live`.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        Lineage::parse(self.live.file_name()?.to_str()?).ok()
+    }
+
     fn is_issued(&self) -> bool {
         !self.issued.is_empty()
     }

@@ -191,6 +191,18 @@ impl Pass<'_> {
         Ok(pending)
     }
 
+    /// Whether a revoked certificate of the store has this key.
+    async fn is_revoked(&self, key: &Secret) -> Result<bool, ManageError> {
+        let (store, lineage) = (&self.services.store, self.lineage());
+        for generation in self.record.revoked.keys() {
+            let stored = store.bundle(lineage, *generation).await?;
+            if stored.is_some_and(|(stored, _)| stored == *key) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The key of a new order: the one of the user's signing request, the one to reuse, or a
     /// new one.
     async fn key_for_order(&self) -> Result<Secret, ManageError> {
@@ -198,10 +210,13 @@ impl Pass<'_> {
         if let Some(request) = &wanted.request {
             let key = request.in_place_of_key();
             let newest = self.newest_key().await?;
-            if newest.is_some_and(|newest| newest == key) && self.record.must_replace() {
+            let replaced = newest.is_some_and(|newest| newest == key) && self.record.must_replace();
+            if replaced || self.is_revoked(&key).await? {
                 let lineage = &wanted.lineage;
                 return Err(ManageError::Impossible {
-                    why: format!("{lineage} is revoked, and its signing request has the same key"),
+                    why: format!(
+                        "{lineage}: a certificate with the key of this signing request was revoked"
+                    ),
                     hint: format!(
                         "make a new key with a new request, then certs csr FILE --name {lineage}"
                     ),

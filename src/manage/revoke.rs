@@ -10,7 +10,7 @@ use super::order::RecordJournal;
 use super::rollback::nothing_issued;
 use super::session::Pass;
 use crate::acme::RevocationRequest;
-use crate::certificate::{Facts, Secret};
+use crate::certificate::{Facts, Secret, SigningRequest};
 use crate::record::{Failures, Generation, Issued, Revocation, RevocationReason, ToRevoke};
 use crate::renew::policy::REVOCATION_PAUSE;
 
@@ -35,6 +35,20 @@ impl Pass<'_> {
             return Ok(());
         }
         let certificates = self.to_revoke(&issued, reason).await?;
+        let request = self.certificate.wanted.request.as_ref();
+        let request = request.map(SigningRequest::in_place_of_key);
+        let newest = certificates.get(&issued.generation);
+        if !at_once && request.is_some() && newest.map(|one| &one.key_pem) == request.as_ref() {
+            let lineage = self.lineage();
+            return Err(ManageError::Impossible {
+                why: format!(
+                    "nothing was revoked: {lineage} has the key of a signing request, and its replacement needs another key"
+                ),
+                hint: format!(
+                    "certs csr FILE --name {lineage} --force with the request of a new key, and then certs revoke --cert-file for the old certificate; or certs revoke {lineage} --now"
+                ),
+            });
+        }
         let has_key = |key: &Secret| certificates.values().any(|one| one.key_pem == *key);
         let order = &mut self.record.order;
         let dropped = order.take_if(|order| has_key(&order.key_pem));

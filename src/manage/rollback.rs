@@ -85,7 +85,8 @@ impl Pass<'_> {
         let mut stored = Vec::new();
         for generation in (oldest..newest.0).map(Generation) {
             let stored_pair = store.bundle(lineage, generation).await;
-            if generation != served && matches!(stored_pair, Ok(Some(_))) {
+            let is_usable = generation != served && !self.record.revoked.contains_key(&generation);
+            if is_usable && matches!(stored_pair, Ok(Some(_))) {
                 stored.push(format!("certs rollback {lineage} --to {}", generation.0));
             }
         }

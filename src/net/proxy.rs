@@ -27,7 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// Of a proxy without a port, as for curl.
 const PORT: u16 = 1080;
 /// The forms of a proxy, for hints.
-pub(crate) const FORMS: &str = "http://[USER:PASSWORD@]HOST:PORT";
+pub(crate) const FORMS: &str =
+    "http://HOST:PORT, with USER:PASSWORD@ before HOST where the proxy wants them";
 
 /// An HTTP proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::{Value, json};
+
 use super::issued::{ca_of, whole};
 use super::{Machine, PLAIN, write};
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -322,13 +324,13 @@ fn failed_first_install_is_continued_by_no_other_command() {
     let running = Running::start_logging(&mut sidecar, output.into());
     let said = |words: &str| std::fs::read_to_string(&log).unwrap().contains(words);
     until("the sidecar", || said("ready"));
-    assert!(said("its certs install has not ended"));
+    assert!(said("its installation in nginx has not ended"));
     drop(running);
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders);
     assert_eq!(ca.script.count(Endpoint::Order), asked);
     let status = run(certs(root).arg("status"), 0);
     assert!(
-        status.contains("its certs install has not ended"),
+        status.contains("its installation in nginx has not ended"),
         "{status}"
     );
     // The same command continues the order, and then it is kept.
@@ -337,6 +339,36 @@ fn failed_first_install_is_continued_by_no_other_command() {
     let status = run(certs(root).arg("status"), 0);
     assert!(!status.contains("orphaned"), "{status}");
     run(certs(root).args(["renew", "--force"]), 0);
+}
+
+#[test]
+fn install_that_was_cut_off_after_the_order_keeps_the_certificate_when_repeated() {
+    for origin in ["install", "command"] {
+        let Some(machine) = Machine::new(PLAIN) else {
+            return;
+        };
+        let ca = ca_of(&machine);
+        machine.start();
+        let root = machine.directory.path();
+        run(&mut whole(&machine, &ca, &["--domain", "example.com"]), 0);
+        run(&mut machine.install(&["--undo"]), 0);
+        // As it was stored before the blocks had TLS, or by certs issue --webroot alone.
+        let options = machine.path("data/records/example.com/options.json");
+        let stored = std::fs::read_to_string(&options).unwrap();
+        let mut stored: Value = serde_json::from_str(&stored).unwrap();
+        (stored["origin"], stored["deploy"]) = (json!(origin), json!([]));
+        std::fs::write(&options, stored.to_string()).unwrap();
+        run(&mut machine.install(&["--domain", "example.com"]), 0);
+        let before = ca.leaf_at(machine.https, "example.com");
+        run(certs(root).args(["renew", "--force"]), 0);
+        let after = ca.leaf_at(machine.https, "example.com");
+        assert_ne!(before, after, "{origin}: nginx has the new certificate");
+        let status = run(certs(root).arg("status"), 0);
+        assert!(
+            status.contains("proven") && !status.contains("not renewed"),
+            "{status}"
+        );
+    }
 }
 
 #[test]

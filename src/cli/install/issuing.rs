@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
+use super::super::catalog::as_stored;
 use super::super::{Call, issue, meant};
 use super::Work;
 use super::draft::make_webroot;
 use crate::challenge::{ChallengeKind, ChallengeSettings, webroot};
-use crate::config::{MOST_NAMES, Origin, Settings, Sources};
+use crate::config::{CertificateSettings, MOST_NAMES, Origin, Purpose, Settings, Sources};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::install::plan::InstallPlan;
+use crate::lineage::Lineage;
 use crate::manage::Trigger;
 
 impl Work<'_> {
@@ -121,6 +123,33 @@ impl Work<'_> {
         }
         self.pass(&unfinished(settings.clone())).await?;
         Ok(settings)
+    }
+
+    /// The settings of a certificate that a configuration names.
+    pub(super) async fn configured(&self, lineage: &Lineage) -> Option<CertificateSettings> {
+        let sources = &self.call.sources;
+        if !sources.configures(lineage) {
+            return None;
+        }
+        let all = meant::settings(sources, &Purpose::All).await.ok()?;
+        let mut all = all.certificates.into_iter();
+        all.find(|one| one.lineage == *lineage)
+    }
+
+    /// The settings of a stored certificate that is not kept yet, or deployed nowhere.
+    pub(super) async fn to_keep(&self, lineage: &Lineage) -> Option<Settings> {
+        let is_meant = |one: &CertificateSettings| {
+            let is_unfinished = one.origin == Some(Origin::Install);
+            one.lineage == *lineage && (is_unfinished || one.deploy.is_empty())
+        };
+        let stored = as_stored(&self.call.sources, self.settings).await;
+        let mut found = stored.into_iter().find(is_meant)?;
+        if found.origin == Some(Origin::Install) {
+            found.origin = Some(Origin::Command);
+        }
+        let mut settings = self.settings.clone();
+        settings.certificates = vec![found];
+        Some(settings)
     }
 
     /// One pass with these settings, which are stored.

@@ -10,6 +10,7 @@ use super::super::output::{say, say_json};
 use super::draft::Draft;
 use super::proof::{Looks, check_free};
 use super::{Work, absolute, identifier};
+use crate::challenge::protocol::Protocol;
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::files::trust;
@@ -156,10 +157,12 @@ impl Run<'_> {
         };
         let Some(settings) = settings else {
             let tls = self.stage(Stage::Tls).await?;
-            return match first.is_issued() {
-                true => self.stage(Stage::Redirect).await,
-                false => Ok(tls),
-            };
+            if !first.is_issued() {
+                return Ok(tls);
+            }
+            let plan = self.stage(Stage::Redirect).await?;
+            self.keep(&first).await?;
+            return Ok(plan);
         };
         let plan = self.stage(Stage::Challenges).await?;
         let new = settings.certificates.first();
@@ -174,7 +177,41 @@ impl Run<'_> {
         let plan = self.stage(Stage::Redirect).await?;
         // From now on it is kept.
         self.work.pass(&settings).await?;
+        for one in &settings.certificates {
+            self.note_configured(&one.lineage, &plan).await;
+        }
         Ok(plan)
+    }
+
+    /// From now on the stored certificate of the blocks is kept, and deployed to nginx.
+    async fn keep(&mut self, draft: &Draft) -> Result<(), Failure> {
+        let Some(lineage) = draft.pair.lineage() else {
+            return Ok(());
+        };
+        self.note_configured(&lineage, &draft.plan).await;
+        let Some(settings) = self.work.to_keep(&lineage).await else {
+            return Ok(());
+        };
+        if let Some(Err(_)) = self.report.reloaded {
+            let again = "nginx does not run: run this command again once it does, so that certs deploys each new certificate to it";
+            self.report.notes.push(again.to_owned());
+            return Ok(());
+        }
+        let settings = self.deploy(settings).await?;
+        self.work.pass(&settings).await
+    }
+
+    /// Notes a configuration with which its certificate cannot be renewed beside nginx.
+    async fn note_configured(&mut self, lineage: &Lineage, plan: &InstallPlan) {
+        let configured = self.work.configured(lineage).await;
+        let listens = configured.map(|one| one.challenge.listens());
+        let mut listens = listens.into_iter().flatten();
+        if listens.any(|at| at.protocol == Protocol::Http) {
+            let webroot = plan.webroot.display();
+            self.report.notes.push(format!(
+                "the configuration renews {lineage} by a listener on port 80, which nginx has: add webroot = \"{webroot}\" to its [[certificate]]"
+            ));
+        }
     }
 
     /// nginx's configuration as it is now.

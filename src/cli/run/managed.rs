@@ -62,7 +62,7 @@ impl ManagedCertificates<'_> {
         }
         if !same_process(&self.at_start, &read) {
             tracing::warn!(
-                "listeners, directories, the schedule and the Docker host change only at a restart"
+                "listeners, directories, the schedule, the proxy and the Docker host change only at a restart"
             );
         }
         if read.docker.is_none() {
