@@ -275,7 +275,7 @@ async fn retry_refused(
     handle: &Handle,
     serving: &mut JoinSet<()>,
 ) {
-    let (listeners, is_new) = managed.factory.retry_refused();
+    let (listeners, is_new) = managed.factory.retry_refused().await;
     for listener in listeners {
         serving.spawn(counted(listener, &managed.factory).serve());
     }
