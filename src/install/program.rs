@@ -20,7 +20,7 @@ use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::{self, trust};
-use crate::net::sockets::children_of;
+use crate::net::sockets::{NGINX_ENDING, NGINX_MASTER, NGINX_WORKER, children_titled, title_of};
 use crate::text::{printable, printable_lines};
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
@@ -30,11 +30,6 @@ const DEFAULT_LOG: &str = "/var/log/nginx/error.log";
 const MOST_OF_LOG: u64 = 64 * 1024;
 /// The copy of the main file under test, beside it.
 const COPY: &str = ".certs-test.conf";
-/// In the title of a process that obeys `nginx -s`.
-const MASTER: &str = ": master process ";
-const WORKER: &str = ": worker process";
-/// In the title of a worker that accepts no connections any more.
-const ENDING: &str = "is shutting down";
 /// Between two texts about a command.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -138,10 +133,21 @@ impl Program {
     /// The pid file of an nginx with this configuration; `None` at its usual place.
     #[must_use]
     pub(crate) fn pid_file(&self, tree: &Tree) -> Option<PathBuf> {
-        let own = self.of_main(tree, "pid");
-        let file = own.unwrap_or_else(|| self.pid_file.clone());
+        let file = self.pid_path(tree);
         let usual = ["/run/nginx.pid", "/var/run/nginx.pid"].map(Path::new);
         (!usual.contains(&file.as_path())).then_some(file)
+    }
+
+    fn pid_path(&self, tree: &Tree) -> PathBuf {
+        let own = self.of_main(tree, "pid");
+        own.unwrap_or_else(|| self.pid_file.clone())
+    }
+
+    /// The pid file of the nginx of `main`, and the process id in it.
+    fn named_process(&self, main: &Path) -> Option<(PathBuf, u32)> {
+        let file = self.pid_path(&Tree::load(main, &Overlay::new()).ok()?);
+        let pid = std::fs::read_to_string(&file).ok()?.trim().parse().ok()?;
+        Some((file, pid))
     }
 
     /// The error log of an nginx with this configuration, from now on.
@@ -175,20 +181,11 @@ impl Program {
     /// seen.
     #[must_use]
     pub(crate) fn workers(&self, main: &Path) -> BTreeSet<u32> {
-        let tree = Tree::load(main, &Overlay::new()).ok();
-        let file = tree.and_then(|tree| self.of_main(&tree, "pid"));
-        let file = file.unwrap_or_else(|| self.pid_file.clone());
-        let pid = std::fs::read_to_string(file).unwrap_or_default();
-        let Ok(pid) = pid.trim().parse() else {
+        let Some((_, pid)) = self.named_process(main) else {
             return BTreeSet::new();
         };
-        let mut workers = children_of(pid);
-        workers.retain(|pid| {
-            let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let title = String::from_utf8_lossy(&title).into_owned();
-            title.contains(WORKER) && !title.contains(ENDING)
-        });
-        workers
+        let ending = children_titled(pid, NGINX_ENDING);
+        &children_titled(pid, NGINX_WORKER) - &ending
     }
 
     /// How long a reload may take until new workers have replaced the old ones.
@@ -200,22 +197,15 @@ impl Program {
 
     /// `nginx -s` signals whatever process has the number in its pid file, and HUP ends most.
     fn check_pid_file(&self, main: &Path) -> Result<(), String> {
-        let Ok(tree) = Tree::load(main, &Overlay::new()) else {
+        // nginx itself reports a missing file or process.
+        let Some((file, pid)) = self.named_process(main) else {
             return Ok(());
         };
-        let file = self.of_main(&tree, "pid");
-        let file = file.unwrap_or_else(|| self.pid_file.clone());
-        let pid = std::fs::read_to_string(&file).unwrap_or_default();
-        let title = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).ok();
-        let title = pid.trim().parse().ok().and_then(title);
-        // nginx itself reports a missing file or process.
-        match title {
-            Some(title) if !String::from_utf8_lossy(&title).contains(MASTER) => {
-                let (file, pid) = (file.display(), pid.trim());
-                Err(format!(
-                    "{file} is stale: process {pid} is another program, and nginx does not run"
-                ))
-            }
+        match title_of(pid) {
+            Some(title) if !title.contains(NGINX_MASTER) => Err(format!(
+                "{} is stale: process {pid} is another program, and nginx does not run",
+                file.display()
+            )),
             _ => Ok(()),
         }
     }
