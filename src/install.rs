@@ -19,3 +19,12 @@ pub(crate) mod server;
 pub(crate) mod site;
 pub(crate) mod syntax;
 pub(crate) mod tree;
+
+/// Does this when it is dropped: at the end of its block, also when the work is interrupted.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

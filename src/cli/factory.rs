@@ -191,8 +191,8 @@ impl Factory {
     }
 
     /// Tries the refused addresses of listeners again: see [`Refused::retry`].
-    pub(super) fn retry_refused(&self) -> (Vec<Listener>, bool) {
-        self.refused.retry(&self.responses)
+    pub(super) async fn retry_refused(&self) -> (Vec<Listener>, bool) {
+        self.refused.retry(&self.responses).await
     }
 
     /// Does `task` for one certificate.

@@ -103,10 +103,10 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn program(&self) -> Result<Program, Failure> {
+    async fn program(&self) -> Result<Program, Failure> {
         let directories = self.call.environment.get("PATH");
         let directories = directories.map_or("", String::as_str);
-        Program::read(&self.options.nginx, directories, self.patience()?)
+        Program::read(&self.options.nginx, directories, self.patience()?).await
     }
 
     /// As long as the configured nginx targets allow, else as long as such a target does.
@@ -147,14 +147,17 @@ impl Work<'_> {
                 "repeat the command with the --data-dir of the install; without --domain and --conf it undoes all of them",
             ));
         }
-        let program = self.program();
+        let program = self.program().await;
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {
             forget_copy(main);
-            let reload =
-                |program: &Program| program.test(main).is_ok() && program.reload(main).is_ok();
-            reloaded.push(program.as_ref().is_ok_and(reload));
+            reloaded.push(match &program {
+                Ok(program) => {
+                    program.test(main).await.is_ok() && program.reload(main).await.is_ok()
+                }
+                Err(_) => false,
+            });
         }
         if self.call.json {
             let restored: Vec<_> = undone

@@ -1,10 +1,10 @@
 //! The challenge listeners of a process: bound here, or by the service manager.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::Call;
@@ -66,32 +66,32 @@ impl Refused {
 
     /// Tries each address again. Returns the listeners that this process has got by that, and
     /// whether anything is known now that was not before.
-    pub(super) fn retry(&self, responses: &Responses) -> (Vec<Listener>, bool) {
+    pub(super) async fn retry(&self, responses: &Responses) -> (Vec<Listener>, bool) {
         let (mut got, mut is_new) = (Vec::new(), false);
-        self.all().retain_mut(|(listen, cause)| {
+        let all: Vec<Listen> = self.all().iter().map(|(listen, _)| *listen).collect();
+        for listen in all {
             let address = listen.address;
-            if let Ok(listener) = Listener::bind(listen, responses) {
+            if let Ok(listener) = Listener::bind(&listen, responses) {
                 tracing::info!("listens on {address} by now");
                 got.push(listener);
                 is_new = true;
-                return false;
+                self.all().retain(|(one, _)| *one != listen);
+                continue;
             }
-            let near = sockets::reachable(address);
-            let is_free = TcpStream::connect_timeout(&near, LONGEST_CONNECT)
-                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-            let now = match is_free {
-                false => return true,
+            if !is_free(listen).await {
+                continue;
+            }
+            for (_, cause) in self.all().iter_mut().filter(|(one, _)| *one == listen) {
                 // The sandbox denies new listeners.
-                true => CannotOrder {
+                let now = CannotOrder {
                     why: format!("{address} was taken when certs run started, and is free now"),
                     hint: "restart certs run".to_owned(),
                     ..cause.clone()
-                },
-            };
-            is_new |= *cause != now;
-            *cause = now;
-            true
-        });
+                };
+                is_new |= *cause != now;
+                *cause = now;
+            }
+        }
         (got, is_new)
     }
 
@@ -123,6 +123,14 @@ impl Refused {
         let failed: Vec<_> = failed.collect::<Option<_>>()?;
         (!failed.is_empty()).then(|| Failure::new(2, failed))
     }
+}
+
+/// Whether no program listens there, as far as a connection shows it: none does for UDP.
+async fn is_free(listen: Listen) -> bool {
+    let near = sockets::reachable(listen.address);
+    let connected = tokio::time::timeout(LONGEST_CONNECT, TcpStream::connect(near));
+    listen.protocol != Protocol::Dns
+        && matches!(connected.await, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// The listeners to serve while certificates are issued, on the `needed` addresses. Bind
@@ -233,5 +241,56 @@ pub(super) async fn serve(listeners: Vec<Listener>) {
     let mut serving: JoinSet<()> = listeners.into_iter().map(Listener::serve).collect();
     if serving.join_next().await.is_none() {
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    fn refused(protocol: Protocol, address: SocketAddr) -> Refused {
+        let listen = Listen { protocol, address };
+        let refused = Refused::default();
+        let error = Listener::bind(&listen, &Responses::default()).err();
+        refused.add(&error.unwrap());
+        refused
+    }
+
+    #[tokio::test]
+    async fn retry_lets_other_tasks_see_the_refused_addresses() {
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let refused = refused(Protocol::Http, held.local_addr().unwrap());
+        let responses = Responses::default();
+        tokio::select! {
+            biased;
+            _ = refused.retry(&responses) => panic!("blocked the runtime"),
+            () = async {} => assert!(refused.0.try_lock().is_ok()),
+        }
+    }
+
+    #[tokio::test]
+    async fn address_without_a_listener_is_free_unless_udp_is_used() {
+        let responses = Responses::default();
+        // Bound, and not listening.
+        let held = TcpSocket::new_v4().unwrap();
+        held.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let http = refused(Protocol::Http, held.local_addr().unwrap());
+        let (got, is_new) = http.retry(&responses).await;
+        assert!(got.is_empty() && is_new);
+        assert!(http.all()[0].1.why.ends_with("is free now"));
+
+        let held = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let dns = refused(Protocol::Dns, held.local_addr().unwrap());
+        let before = dns.all().clone();
+        let (got, is_new) = dns.retry(&responses).await;
+        assert!(got.is_empty() && !is_new);
+        assert_eq!(*dns.all(), before);
+        drop(held);
+        let (got, is_new) = dns.retry(&responses).await;
+        assert!(got.len() == 1 && is_new && dns.is_empty());
     }
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
@@ -275,7 +276,7 @@ async fn retry_refused(
     handle: &Handle,
     serving: &mut JoinSet<()>,
 ) {
-    let (listeners, is_new) = managed.factory.retry_refused();
+    let (listeners, is_new) = managed.factory.retry_refused().await;
     for listener in listeners {
         serving.spawn(counted(listener, &managed.factory).serve());
     }
@@ -300,6 +301,9 @@ async fn obey(
     (mut listings, mut reloads): Requests,
     serving: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
+    // Outside of the loop: each event would put it off.
+    let mut again = interval_at(Instant::now() + REFUSED_AGAIN, REFUSED_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -320,7 +324,7 @@ async fn obey(
                 // The caller may have gone.
                 let _ = reply.send(());
             }
-            () = tokio::time::sleep(REFUSED_AGAIN), if !managed.factory.refused.is_empty() => {
+            _ = again.tick(), if !managed.factory.refused.is_empty() => {
                 retry_refused(managed, handle, serving).await;
             }
             listing = newest(&mut listings) => {

@@ -2,11 +2,15 @@
 //! and the old workers accept connections beside the new ones for a moment: a CA that is asked
 //! at once would see their 404. A token of our own is fetched as a CA does, on this machine.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::AtEnd;
 use super::plan::Reach;
 use crate::files::beneath::Directory;
 
@@ -29,7 +33,7 @@ const TOKEN: &str = "certs-install-checks-this-location";
 ///
 /// # Errors
 /// When the answer cannot be written below `webroot`.
-pub(crate) fn wait_for_answers(
+pub(crate) async fn wait_for_answers(
     webroot: &Path,
     at: &[Reach],
     is_over: impl Fn() -> bool,
@@ -38,41 +42,36 @@ pub(crate) fn wait_for_answers(
     let place = Directory::make(&place, 0o755)?;
     place.remove(TOKEN)?;
     place.write_new(TOKEN, 0o644, TOKEN.as_bytes(), |_| Ok(()))?;
+    let _removed = AtEnd(|| {
+        let _ = place.remove(TOKEN);
+    });
     let path = format!("/.well-known/acme-challenge/{TOKEN}");
     let is_answer = |reply: &str| reply.contains(" 200") && reply.ends_with(TOKEN);
-    let found = wait(at, &path, is_answer, is_over);
-    place.remove(TOKEN)?;
-    Ok(found)
+    Ok(wait(at, &path, is_answer, is_over).await)
 }
 
 /// Waits until all of `at` redirect; what is answered instead, once `is_over` or after 6 s.
-pub(crate) fn wait_for_redirects(at: &[Reach], is_over: impl Fn() -> bool) -> Option<String> {
-    wait(at, "/", |reply| reply.contains(" 308"), is_over)
+pub(crate) async fn wait_for_redirects(at: &[Reach], is_over: impl Fn() -> bool) -> Option<String> {
+    wait(at, "/", |reply| reply.contains(" 308"), is_over).await
 }
 
-fn wait(
+async fn wait(
     at: &[Reach],
     path: &str,
     is_expected: impl Fn(&str) -> bool,
     is_over: impl Fn() -> bool,
 ) -> Option<String> {
     let (mut passed, mut limited, mut seen) = (Duration::ZERO, Duration::ZERO, 0);
-    let mut ask = |reach: &Reach| loop {
-        let reply = fetch(reach, path).unwrap_or_else(|error| error.to_string());
-        let is_limited = LIMITED.iter().any(|status| reply.starts_with(status));
-        if !is_limited || limited >= LIMITED_WITHIN {
-            return reply;
-        }
-        std::thread::sleep(LIMITED_PAUSE);
-        limited += LIMITED_PAUSE;
-    };
     loop {
-        let other = at.iter().find_map(|reach| {
-            let reply = ask(reach);
-            let status = reply.lines().next().unwrap_or("no HTTP reply");
-            let other = format!("{} at {}: {status}", reach.name, reach.address);
-            (!is_expected(&reply) && reply != UNREACHABLE).then_some(other)
-        });
+        let mut other = None;
+        for reach in at {
+            let reply = ask(reach, path, &mut limited).await;
+            if !is_expected(&reply) && reply != UNREACHABLE {
+                let status = reply.lines().next().unwrap_or("no HTTP reply");
+                other = Some(format!("{} at {}: {status}", reach.name, reach.address));
+                break;
+            }
+        }
         seen = if other.is_none() { seen + 1 } else { 0 };
         if seen == REPEATED {
             return None;
@@ -80,22 +79,34 @@ fn wait(
         if other.is_some() && (passed >= WITHIN || is_over()) {
             return other;
         }
-        std::thread::sleep(PAUSE);
+        sleep(PAUSE).await;
         passed += PAUSE;
+    }
+}
+
+/// The reply, once no limit on requests refuses it.
+async fn ask(reach: &Reach, path: &str, limited: &mut Duration) -> String {
+    loop {
+        let reply = fetch(reach, path).await;
+        let reply = reply.unwrap_or_else(|error| error.to_string());
+        let is_limited = LIMITED.iter().any(|status| reply.starts_with(status));
+        if !is_limited || *limited >= LIMITED_WITHIN {
+            return reply;
+        }
+        sleep(LIMITED_PAUSE).await;
+        *limited += LIMITED_PAUSE;
     }
 }
 
 /// This machine has no such address family: nothing is known.
 const UNREACHABLE: &str = "no such address on this machine";
 
-fn fetch(reach: &Reach, path: &str) -> io::Result<String> {
-    let connected = TcpStream::connect_timeout(&reach.address, WITHIN);
+async fn fetch(reach: &Reach, path: &str) -> io::Result<String> {
+    let connected = timeout(WITHIN, TcpStream::connect(reach.address)).await?;
     let mut stream = match connected {
         Err(error) if is_unreachable(&error) => return Ok(UNREACHABLE.to_owned()),
         connected => connected?,
     };
-    stream.set_read_timeout(Some(WITHIN))?;
-    stream.set_write_timeout(Some(WITHIN))?;
     let header = if reach.is_proxied {
         "PROXY UNKNOWN\r\n"
     } else {
@@ -104,9 +115,12 @@ fn fetch(reach: &Reach, path: &str) -> io::Result<String> {
     let name = &reach.name;
     let request =
         format!("{header}GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
     let mut reply = Vec::new();
-    stream.take(LARGEST).read_to_end(&mut reply)?;
+    let exchanged = async {
+        stream.write_all(request.as_bytes()).await?;
+        stream.take(LARGEST).read_to_end(&mut reply).await
+    };
+    timeout(WITHIN, exchanged).await??;
     Ok(String::from_utf8_lossy(&reply).into_owned())
 }
 
@@ -121,6 +135,7 @@ pub(crate) fn is_unreachable(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpListener};
 
     use super::*;
@@ -151,31 +166,35 @@ mod tests {
         address
     }
 
-    #[test]
-    fn answer_is_awaited_from_the_new_workers() {
+    #[tokio::test]
+    async fn answer_is_awaited_from_the_new_workers() {
         let webroot = tempfile::tempdir().unwrap();
-        let answered = |address: SocketAddr, is_over: bool| {
+        let answered = async |address: SocketAddr, is_over: bool| {
             let reach = Reach {
                 address,
                 binds: None,
                 is_proxied: true,
                 name: "example.com".to_owned(),
             };
-            wait_for_answers(webroot.path(), &[reach], || is_over).unwrap()
+            let at = [reach];
+            let found = wait_for_answers(webroot.path(), &at, || is_over);
+            found.await.unwrap()
         };
         let serve = |refusals, status| serve(webroot.path(), refusals, status);
-        assert_eq!(answered(serve(3, "404 Not Found"), false), None);
+        assert_eq!(answered(serve(3, "404 Not Found"), false).await, None);
         // A rate limit does not count as an answer.
         for status in ["429 Too Many Requests", "503 Service Unavailable"] {
-            assert_eq!(answered(serve(1, status), true), None);
+            assert_eq!(answered(serve(1, status), true).await, None);
         }
-        let wrong = answered(serve(usize::MAX, "404 Not Found"), true).unwrap();
+        let wrong = answered(serve(usize::MAX, "404 Not Found"), true).await;
+        let wrong = wrong.unwrap();
         assert!(wrong.ends_with(": HTTP/1.1 404 Not Found"), "{wrong}");
         let left = webroot.path().join(".well-known/acme-challenge");
         assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
         let closed = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = closed.local_addr().unwrap();
         drop(closed);
-        assert!(answered(address, true).unwrap().contains("refused"));
+        let refused = answered(address, true).await.unwrap();
+        assert!(refused.contains("refused"), "{refused}");
     }
 }

@@ -5,17 +5,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use super::AtEnd;
 use super::change::{Edit, apply};
 use super::syntax::quoted;
 use super::tree::{Overlay, Tree};
 use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::files::{self, trust};
-use crate::net::sockets::children_of;
+use crate::net::sockets::{NGINX_ENDING, NGINX_MASTER, NGINX_WORKER, children_titled, title_of};
 use crate::text::{printable, printable_lines};
 
 const DEFAULT: &str = "/etc/nginx/nginx.conf";
@@ -25,13 +30,8 @@ const DEFAULT_LOG: &str = "/var/log/nginx/error.log";
 const MOST_OF_LOG: u64 = 64 * 1024;
 /// The copy of the main file under test, beside it.
 const COPY: &str = ".certs-test.conf";
-/// In the title of a process that obeys `nginx -s`.
-const MASTER: &str = ": master process ";
-const WORKER: &str = ": worker process";
-/// In the title of a worker that accepts no connections any more.
-const ENDING: &str = "is shutting down";
-/// Between two looks at a command.
-const STEP: Duration = Duration::from_millis(10);
+/// Between two texts about a command.
+const STEP: Duration = Duration::from_secs(1);
 
 /// How long a command of nginx is waited for, and what is shown meanwhile.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ impl ErrorLog {
 impl Program {
     /// Reads version and main file from the program at `path`; a name without a `/` is
     /// searched in `directories`.
-    pub(crate) fn read(
+    pub(crate) async fn read(
         path: &Path,
         directories: &str,
         patience: Patience,
@@ -108,7 +108,7 @@ impl Program {
             resolved => resolved?,
         };
         let output = Command::new(&path).arg("-V").stdin(Stdio::null()).output();
-        let output = output.map_err(|error| failed(&error))?;
+        let output = output.await.map_err(|error| failed(&error))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let built_with = |option: &str, default: &str| {
             let mut words = text.split_whitespace();
@@ -133,10 +133,21 @@ impl Program {
     /// The pid file of an nginx with this configuration; `None` at its usual place.
     #[must_use]
     pub(crate) fn pid_file(&self, tree: &Tree) -> Option<PathBuf> {
-        let own = self.of_main(tree, "pid");
-        let file = own.unwrap_or_else(|| self.pid_file.clone());
+        let file = self.pid_path(tree);
         let usual = ["/run/nginx.pid", "/var/run/nginx.pid"].map(Path::new);
         (!usual.contains(&file.as_path())).then_some(file)
+    }
+
+    fn pid_path(&self, tree: &Tree) -> PathBuf {
+        let own = self.of_main(tree, "pid");
+        own.unwrap_or_else(|| self.pid_file.clone())
+    }
+
+    /// The pid file of the nginx of `main`, and the process id in it.
+    fn named_process(&self, main: &Path) -> Option<(PathBuf, u32)> {
+        let file = self.pid_path(&Tree::load(main, &Overlay::new()).ok()?);
+        let pid = std::fs::read_to_string(&file).ok()?.trim().parse().ok()?;
+        Some((file, pid))
     }
 
     /// The error log of an nginx with this configuration, from now on.
@@ -156,34 +167,25 @@ impl Program {
     }
 
     /// `nginx -t`; the error is nginx's message.
-    pub(crate) fn test(&self, main: &Path) -> Result<(), String> {
-        self.run(main, &["-t", "-q"])
+    pub(crate) async fn test(&self, main: &Path) -> Result<(), String> {
+        self.run(main, &["-t", "-q"]).await
     }
 
     /// Reloads a running nginx; the error is nginx's message, usually that it does not run.
-    pub(crate) fn reload(&self, main: &Path) -> Result<(), String> {
+    pub(crate) async fn reload(&self, main: &Path) -> Result<(), String> {
         self.check_pid_file(main)?;
-        self.run(main, &["-s", "reload"])
+        self.run(main, &["-s", "reload"]).await
     }
 
     /// The workers that accept connections for the nginx of `main`; none if they cannot be
     /// seen.
     #[must_use]
     pub(crate) fn workers(&self, main: &Path) -> BTreeSet<u32> {
-        let tree = Tree::load(main, &Overlay::new()).ok();
-        let file = tree.and_then(|tree| self.of_main(&tree, "pid"));
-        let file = file.unwrap_or_else(|| self.pid_file.clone());
-        let pid = std::fs::read_to_string(file).unwrap_or_default();
-        let Ok(pid) = pid.trim().parse() else {
+        let Some((_, pid)) = self.named_process(main) else {
             return BTreeSet::new();
         };
-        let mut workers = children_of(pid);
-        workers.retain(|pid| {
-            let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let title = String::from_utf8_lossy(&title).into_owned();
-            title.contains(WORKER) && !title.contains(ENDING)
-        });
-        workers
+        let ending = children_titled(pid, NGINX_ENDING);
+        &children_titled(pid, NGINX_WORKER) - &ending
     }
 
     /// How long a reload may take until new workers have replaced the old ones.
@@ -195,82 +197,67 @@ impl Program {
 
     /// `nginx -s` signals whatever process has the number in its pid file, and HUP ends most.
     fn check_pid_file(&self, main: &Path) -> Result<(), String> {
-        let Ok(tree) = Tree::load(main, &Overlay::new()) else {
+        // nginx itself reports a missing file or process.
+        let Some((file, pid)) = self.named_process(main) else {
             return Ok(());
         };
-        let file = self.of_main(&tree, "pid");
-        let file = file.unwrap_or_else(|| self.pid_file.clone());
-        let pid = std::fs::read_to_string(&file).unwrap_or_default();
-        let title = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).ok();
-        let title = pid.trim().parse().ok().and_then(title);
-        // nginx itself reports a missing file or process.
-        match title {
-            Some(title) if !String::from_utf8_lossy(&title).contains(MASTER) => {
-                let (file, pid) = (file.display(), pid.trim());
-                Err(format!(
-                    "{file} is stale: process {pid} is another program, and nginx does not run"
-                ))
-            }
+        match title_of(pid) {
+            Some(title) if !title.contains(NGINX_MASTER) => Err(format!(
+                "{} is stale: process {pid} is another program, and nginx does not run",
+                file.display()
+            )),
             _ => Ok(()),
         }
     }
 
     /// nginx loads the modules that `main` names into its own process, which is root's.
-    fn run(&self, main: &Path, arguments: &[&str]) -> Result<(), String> {
+    async fn run(&self, main: &Path, arguments: &[&str]) -> Result<(), String> {
         trust::resolve(main).map_err(|error| format!("{error}; hint: {}", error.hint()))?;
         let mut command = Command::new(&self.path);
         command.args(arguments).arg("-c").arg(main);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let begun = command.stderr(Stdio::piped()).spawn();
-        let mut child = begun.map_err(|error| error.to_string())?;
+        let begun = Instant::now();
+        let started = command.stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        let mut child = started.map_err(|error| error.to_string())?;
         // A full pipe would stop it.
         let said = child.stderr.take().map(|stderr| {
-            std::thread::spawn(move || {
+            tokio::spawn(async move {
                 let mut said = Vec::new();
-                let read = stderr.take(MOST_OF_LOG).read_to_end(&mut said);
+                let read = stderr.take(MOST_OF_LOG).read_to_end(&mut said).await;
                 read.map(|_| said).unwrap_or_default()
             })
         });
         let shown = format!("nginx {}", arguments.join(" ").replace(" -q", ""));
-        let (ended, took) = self.wait(&mut child, &shown);
-        (self.patience.show)("");
+        let showing = AtEnd(|| (self.patience.show)(""));
+        let ended = self.wait(&mut child, &shown).await;
+        drop(showing);
         if arguments.contains(&"-t") {
-            *self.tested.lock().unwrap_or_else(PoisonError::into_inner) = took;
+            *self.tested.lock().unwrap_or_else(PoisonError::into_inner) = begun.elapsed();
         }
-        match ended? {
-            status if status.success() => Ok(()),
-            _ => {
-                let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
+        match (ended?, said) {
+            (status, _) if status.success() => Ok(()),
+            (_, None) => Err(String::new()),
+            (_, Some(said)) => {
+                let said = said.await.unwrap_or_default();
                 Err(printable_lines(&String::from_utf8_lossy(&said)))
             }
         }
     }
 
-    /// Waits for the end of a command, and measures it.
-    fn wait(&self, child: &mut Child, shown: &str) -> (Result<ExitStatus, String>, Duration) {
-        let (mut took, within) = (Duration::ZERO, self.patience.within);
-        loop {
-            match child.try_wait() {
-                Ok(Some(status)) => return (Ok(status), took),
-                Ok(None) if took < within => {}
-                Ok(None) => {
-                    // It may have ended by now.
-                    let _ = child.kill().and_then(|()| child.wait());
-                    let within = within.as_secs();
-                    let late = format!(
-                        "`{shown}` did not end within {within} s: its configuration may wait for slow DNS; `timeout` in a [deploy.NAME] of nginx allows more"
-                    );
-                    return (Err(late), took);
-                }
-                Err(error) => return (Err(error.to_string()), took),
-            }
-            std::thread::sleep(STEP);
-            let before = took.as_secs();
-            took += STEP;
-            if took.as_secs() > before {
-                (self.patience.show)(&format!("waits for {shown}: {} s", took.as_secs()));
+    /// Waits for the end of a command, and shows for how long.
+    async fn wait(&self, child: &mut Child, shown: &str) -> Result<ExitStatus, String> {
+        let within = self.patience.within.as_secs();
+        for seconds in 1..=within {
+            match tokio::time::timeout(STEP, child.wait()).await {
+                Ok(ended) => return ended.map_err(|error| error.to_string()),
+                Err(_) => (self.patience.show)(&format!("waits for {shown}: {seconds} s")),
             }
         }
+        // It may have ended by now.
+        let _ = child.kill().await;
+        Err(format!(
+            "`{shown}` did not end within {within} s: its configuration may wait for slow DNS; `timeout` in a [deploy.NAME] of nginx allows more"
+        ))
     }
 
     /// `nginx -t` on a copy with the files of `overlay`; `scratch` is an empty directory
@@ -278,7 +265,7 @@ impl Program {
     ///
     /// # Errors
     /// The message of nginx, with the paths of the originals.
-    pub(crate) fn rehearse(
+    pub(crate) async fn rehearse(
         &self,
         main: &Path,
         overlay: &Overlay,
@@ -299,6 +286,7 @@ impl Program {
         // Relative paths are relative to the main file's directory.
         let copy = main.with_file_name(COPY);
         let copies = staged(&tree, overlay, &copy, scratch);
+        let _forgotten = AtEnd(|| forget_copy(main));
         let written = copies.iter().try_for_each(|(number, path)| {
             let (place, name) = Directory::of(path)?;
             place.remove(name)?;
@@ -313,22 +301,17 @@ impl Program {
                 "run as a user that may write there, usually root",
             )
         });
-        let tested = written.and_then(|()| {
-            self.test(&copy).map_err(|mut text| {
-                for (number, path) in &copies {
-                    let real = tree.files[*number].path.display().to_string();
-                    text = text.replace(&path.display().to_string(), &real);
-                }
-                Failure::usage(
-                    format!(
-                        "nginx would refuse the new configuration; nothing was changed:\n{text}"
-                    ),
-                    "fix the cause and run this command again",
-                )
-            })
-        });
-        forget_copy(main);
-        tested
+        written?;
+        self.test(&copy).await.map_err(|mut text| {
+            for (number, path) in &copies {
+                let real = tree.files[*number].path.display().to_string();
+                text = text.replace(&path.display().to_string(), &real);
+            }
+            Failure::usage(
+                format!("nginx would refuse the new configuration; nothing was changed:\n{text}"),
+                "fix the cause and run this command again",
+            )
+        })
     }
 }
 

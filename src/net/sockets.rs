@@ -11,6 +11,12 @@ use crate::files::trust;
 /// (`net.core.somaxconn`). If a burst fills the queue, TCP retries after a second.
 pub(crate) const BACKLOG: u32 = 4096;
 
+/// In the title of an nginx that obeys signals and `nginx -s`.
+pub(crate) const NGINX_MASTER: &str = ": master process ";
+pub(crate) const NGINX_WORKER: &str = ": worker process";
+/// In the title of a worker that accepts no connections any more.
+pub(crate) const NGINX_ENDING: &str = "worker process is shutting down";
+
 /// A listening socket.
 struct Listening {
     address: SocketAddr,
@@ -62,6 +68,21 @@ pub(crate) fn children_of(pid: u32) -> BTreeSet<u32> {
     let children = std::fs::read_to_string(children).unwrap_or_default();
     let children = children.split_whitespace();
     children.filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Those with `part` in their title.
+#[must_use]
+pub(crate) fn children_titled(pid: u32, part: &str) -> BTreeSet<u32> {
+    let mut children = children_of(pid);
+    children.retain(|pid| title_of(*pid).is_some_and(|title| title.contains(part)));
+    children
+}
+
+/// The title of process `pid`: its arguments, or what it has written over them.
+#[must_use]
+pub(crate) fn title_of(pid: u32) -> Option<String> {
+    let title = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&title).into_owned())
 }
 
 /// The user, neither root nor ours, that listens on a port of this machine to which a

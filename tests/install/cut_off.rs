@@ -14,7 +14,7 @@ fn counted(machine: &mut Machine) {
     let text = format!(
         "#!/bin/sh\nread -r count <{place}/count\ncount=$((count + 1))\necho $count >{place}/count\n\
          read -r at signal <{place}/at\n\
-         if [ $count = $at ]; then kill -$signal $PPID; [ $signal = INT ] || exit 1; fi\n\
+         if [ $count = $at ]; then kill -$signal $PPID; case $signal in INT) ;; TERM) exec sleep 600 ;; *) exit 1 ;; esac; fi\n\
          exec {} \"$@\"\n",
         machine.nginx.display()
     );
@@ -80,6 +80,24 @@ fn interrupted_install_is_undone() {
         assert!(printed.contains("interrupted by signal 2"), "{printed}");
         assert_eq!(machine.files(), before);
         until("the former configuration", || !listens(machine.https));
+    }
+}
+
+#[test]
+fn terminated_install_waits_for_no_slow_nginx() {
+    let Some(mut machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let ca = ca_of(&machine);
+    machine.start();
+    let before = machine.files();
+    counted(&mut machine);
+    // The tests of the copy and of the configuration.
+    for call in [3, 4] {
+        end_at(&machine, call, "TERM");
+        let printed = run(&mut whole(&machine, &ca, &["--domain", "example.com"]), 143);
+        assert!(printed.contains("interrupted by signal 15"), "{printed}");
+        assert_eq!(machine.files(), before);
     }
 }
 

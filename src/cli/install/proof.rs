@@ -54,7 +54,7 @@ impl<'a> Looks<'a> {
 
     /// Waits until new workers have replaced those from before the reload: these would answer
     /// by the old configuration, which may have the same certificate.
-    pub(super) fn replaced(&self) -> Result<(), Failure> {
+    pub(super) async fn replaced(&self) -> Result<(), Failure> {
         let is_refused = || {
             let said = self.log.lines_with(EMERGENCY);
             // nginx tries to bind an address several times.
@@ -75,7 +75,7 @@ impl<'a> Looks<'a> {
                     "see the error log of nginx, which says why it kept the old configuration; then run this command again",
                 ));
             }
-            std::thread::sleep(PAUSE);
+            tokio::time::sleep(PAUSE).await;
             passed += PAUSE;
         }
     }
@@ -100,10 +100,12 @@ impl<'a> Looks<'a> {
     }
 
     /// Whether a CA would get our answers.
-    pub(super) fn answers(&self, plan: &InstallPlan) -> Result<(), Failure> {
+    pub(super) async fn answers(&self, plan: &InstallPlan) -> Result<(), Failure> {
         let webroot = &plan.webroot;
         let found = wait_for_answers(webroot, &plan.plain, || self.is_given_up());
-        let found = found.map_err(|error| Failure::unusable(webroot, &error))?;
+        let found = found
+            .await
+            .map_err(|error| Failure::unusable(webroot, &error))?;
         let Some(found) = found else {
             return Ok(());
         };
@@ -161,7 +163,7 @@ impl<'a> Looks<'a> {
     }
 
     /// Why port 80 does not redirect, if it does not.
-    pub(super) fn redirects(&self, draft: &Draft) -> Option<String> {
+    pub(super) async fn redirects(&self, draft: &Draft) -> Option<String> {
         let covers = |reach: &&Reach| {
             let name = Identifier::parse(&reach.name);
             name.is_ok_and(|name| draft.pair.issued.iter().any(|one| name.is_covered_by(one)))
@@ -173,7 +175,7 @@ impl<'a> Looks<'a> {
             .filter(covers)
             .cloned()
             .collect();
-        wait_for_redirects(&at, || self.is_given_up())
+        wait_for_redirects(&at, || self.is_given_up()).await
     }
 }
 

@@ -39,14 +39,14 @@ impl Work<'_> {
         if let Some(name) = &self.options.domain {
             identifier(name)?;
         }
-        let program = self.program()?;
+        let program = self.program().await?;
         let main = absolute(self.options.conf.as_ref().unwrap_or(&program.main));
         trust::resolve(&main)?;
         let _lock = self.journals.lock()?;
         if self.journals.recover()? {
             tracing::warn!("an install that was cut off has been undone");
         }
-        program.test(&main).map_err(|error| {
+        program.test(&main).await.map_err(|error| {
             let hint = match error.contains("(13: Permission denied)") {
                 true => "run as the user that starts nginx, usually root",
                 false => "fix the reported error first, or name another main file with --conf FILE",
@@ -72,7 +72,7 @@ impl Work<'_> {
         let plan = match ended {
             Ok(plan) => plan,
             Err(failure) => {
-                let failure = run.undone(before, failure);
+                let failure = run.undone(before, failure).await;
                 run.say_stored().await;
                 return Err(failure);
             }
@@ -96,13 +96,14 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     /// The failure of a stage, after the stages of this run are undone.
-    fn undone(&self, before: u64, failure: Failure) -> Failure {
+    async fn undone(&self, before: u64, failure: Failure) -> Failure {
         match self.work.journals.undo_after(before) {
             Ok(false) => failure,
             Ok(true) => {
                 // A reload that fails has its cause in the first error.
-                let tested = self.program.test(&self.main);
-                let _ = tested.and_then(|()| self.program.reload(&self.main));
+                if self.program.test(&self.main).await.is_ok() {
+                    let _ = self.program.reload(&self.main).await;
+                }
                 tracing::warn!("the configuration of nginx is as it was before this command");
                 failure
             }
@@ -268,18 +269,18 @@ impl Run<'_> {
         let looks = Looks::new(&program, &main, &self.tree()?);
         if draft.changes.is_empty() && draft.links.is_empty() {
             if stage == Stage::Redirect && looks.is_running() {
-                self.report.unredirected = looks.redirects(&draft);
+                self.report.unredirected = looks.redirects(&draft).await;
             }
             if stage != Stage::Challenges {
                 return Ok(self.noted(draft));
             }
         } else {
             self.write(&draft, stage).await?;
-            let reloaded = self.program.reload(&self.main);
+            let reloaded = self.program.reload(&self.main).await;
             let stopped = reloaded.as_ref().err().cloned();
             self.report.reloaded = Some(reloaded);
             match stopped {
-                None => looks.replaced()?,
+                None => looks.replaced().await?,
                 Some(error) if stage == Stage::Challenges => {
                     return Err(Failure::usage(
                         format!("nginx cannot be reloaded: {error}"),
@@ -313,7 +314,7 @@ impl Run<'_> {
     }
 
     async fn look(&mut self, stage: Stage, draft: &Draft, log: &Looks<'_>) -> Result<(), Failure> {
-        let answered = log.answers(&draft.plan);
+        let answered = log.answers(&draft.plan).await;
         match answered {
             Err(failure) if !draft.is_issued() || self.can_go_aside(draft) => return Err(failure),
             Err(failure) => self.report.notes.push(failure.in_a_line()),
@@ -323,7 +324,7 @@ impl Run<'_> {
             log.served(draft).await?;
         }
         if stage == Stage::Redirect {
-            self.report.unredirected = log.redirects(draft);
+            self.report.unredirected = log.redirects(draft).await;
         }
         Ok(())
     }
@@ -355,7 +356,8 @@ impl Run<'_> {
         let scratch = journals.scratch()?;
         let rehearsed = self
             .program
-            .rehearse(&self.main, &draft.overlay(), &scratch);
+            .rehearse(&self.main, &draft.overlay(), &scratch)
+            .await;
         // Leftovers are harmless: each rehearsal starts with an empty directory.
         let _ = std::fs::remove_dir_all(&scratch);
         rehearsed?;
@@ -366,7 +368,7 @@ impl Run<'_> {
         };
         journals.write(subject, &draft.changes, &draft.links)?;
         // The rehearsal used a copy, where relative paths may resolve differently.
-        self.program.test(&self.main).map_err(|error| {
+        self.program.test(&self.main).await.map_err(|error| {
             Failure::usage(
                 format!("nginx refuses the new configuration; it was undone:\n{error}"),
                 "report this with the configuration: nginx accepted a copy of it",

@@ -16,7 +16,9 @@ use crate::deploy::key_access;
 use crate::deploy::keys::values::within;
 use crate::deploy::process::{Process, Server};
 use crate::deploy::target_settings::prelude::*;
-use crate::net::sockets::{children_of, listened_on_by};
+use crate::net::sockets::{
+    NGINX_ENDING, NGINX_MASTER, NGINX_WORKER, children_of, children_titled, listened_on_by,
+};
 use crate::text::printable_lines;
 
 const SERVER: Server<'_> = Server {
@@ -30,7 +32,6 @@ const SERVER: Server<'_> = Server {
 };
 /// Handshakes there would only fill nginx's log.
 const PLAIN_HTTP: u16 = 80;
-const MASTER: &str = ": master process ";
 /// What `nginx -t` reports when another process moved a pair while nginx read it.
 const MOVED: &str = "key values mismatch";
 const MOVED_TRIES: u32 = 3;
@@ -38,8 +39,6 @@ const MOVED_PAUSE: Duration = Duration::from_millis(500);
 /// The longest wait for new workers, which have read the pairs. If nginx refuses the
 /// configuration, there are none.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-const WORKER: &str = ": worker process";
-const SHUTTING_DOWN: &str = "worker process is shutting down";
 /// Each keeps its memory and its connections until its clients leave.
 const MOST_DRAINING: usize = 3;
 const DRAINED_WITHIN: Duration = Duration::from_secs(10);
@@ -103,7 +102,7 @@ impl Settings {
         let is_whole = room_for_title(process.pid).is_none_or(|room| used < room);
         let title = String::from_utf8_lossy(title).replace('\0', " ");
         // A worker has another title, as an nginx that `-t` or `-s` was given to.
-        let Some((_, command)) = title.trim_end().split_once(MASTER) else {
+        let Some((_, command)) = title.trim_end().split_once(NGINX_MASTER) else {
             return Err(process.other_program(Self::KIND));
         };
         let options = is_whole.then(|| options_in(command)).flatten();
@@ -270,7 +269,7 @@ impl Target for Settings {
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
         let master = self.master().ok()?;
         let pid = match self.is_read_by_workers(&master).await {
-            true => worker_of(master.process.pid)?,
+            true => children_titled(master.process.pid, NGINX_WORKER).pop_first()?,
             false => master.process.pid,
         };
         key_access::obstacle(pid, Self::KIND, &delivery.live)
@@ -292,23 +291,13 @@ async fn may_reload(master: u32, delivery: &Delivery) -> Result<(), DeployCause>
     }
 }
 
-/// A worker process of `master`.
-fn worker_of(master: u32) -> Option<u32> {
-    children_of(master).into_iter().find(|pid| {
-        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
-        title.is_ok_and(|title| title.contains(WORKER))
-    })
-}
-
 /// The number of draining generations: workers that shut down and still serve. Workers
 /// that started together are one generation.
 fn draining(master: u32) -> usize {
-    let started = children_of(master).into_iter().filter_map(|pid| {
-        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    let ending = children_titled(master, NGINX_ENDING).into_iter();
+    let started = ending.filter_map(|pid| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        title
-            .contains(SHUTTING_DOWN)
-            .then(|| ticks_at_start(&stat))?
+        ticks_at_start(&stat)
     });
     let started = Vec::from_iter(started.collect::<BTreeSet<u64>>());
     let pairs = started.windows(2);
