@@ -184,6 +184,40 @@ fn failure_names_the_proxy_its_cause_and_what_to_do() {
 }
 
 #[test]
+fn proxy_over_tls_is_verified_by_the_roots_of_this_machine() {
+    let (ca, proxy) = (EmbeddedCa::start(), Proxy::start(Manner::Authorize(CODE)));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let url = format!("https://{USER}localhost:{}", proxy.over_tls(&made));
+    let file = ca.path("proxy.pem");
+    std::fs::write(&file, made.cert.pem()).unwrap();
+    let mut issue = ca.issue(&[NAME]);
+    let printed = run(issue.env("HTTPS_PROXY", &url), 3);
+    assert!(
+        printed.contains("cannot connect to the proxy https://localhost:"),
+        "{printed}"
+    );
+    assert_hidden(&printed);
+    assert_eq!(proxy.asked(), [""; 0]);
+    let mut issue = ca.issue(&[NAME]);
+    run(
+        issue.env("HTTPS_PROXY", &url).env("SSL_CERT_FILE", &file),
+        0,
+    );
+    assert!(!proxy.asked().is_empty());
+    // In the sandbox, too.
+    let admin = free_port();
+    let mut command = configured(&ca, &["www.example.com"], admin);
+    command.env("HTTPS_PROXY", &url).env("SSL_CERT_FILE", &file);
+    let sidecar = Sidecar::start_as(&ca, &mut command, admin);
+    let live = ca.path("out/live/www.example.com/cert.pem");
+    let issued = ca.script.count(Endpoint::Certificate);
+    until("a certificate", || {
+        live.exists() && ca.script.count(Endpoint::Certificate) > issued
+    });
+    sidecar.stop();
+}
+
+#[test]
 fn unusable_proxy_is_refused_before_anything_is_sent() {
     let ca = EmbeddedCa::start();
     for (variable, value) in [

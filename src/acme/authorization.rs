@@ -308,8 +308,10 @@ fn is_validated(authorization: &Authorization) -> bool {
 
 /// The cause to report for several names: a retryable one before a refusal.
 fn most_retryable(causes: Vec<Cause>) -> Option<Cause> {
+    let may_be_caa = causes.iter().any(Cause::may_be_caa);
     let is_refusal = |cause: &Cause| matches!(cause, Cause::Refused(_));
-    causes.into_iter().min_by_key(is_refusal)
+    let cause = causes.into_iter().min_by_key(is_refusal)?;
+    Some(cause.or_caa(may_be_caa))
 }
 
 /// The registered name of a kind of challenge, as the CA offers it.
@@ -479,6 +481,7 @@ mod tests {
         let result = ca.client().issue(names, &mut Memory::default()).await;
         let error = result.unwrap_err();
         assert!(matches!(error.cause, Cause::NotValidated(_)), "{error}");
+        assert!(error.cause.may_be_caa(), "{error}");
         let failed = error.cause.failed_names().iter();
         let failed: Vec<_> = failed.map(|one| one.identifier.to_string()).collect();
         assert_eq!(failed, ["a.example", "b.example"]);

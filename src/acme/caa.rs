@@ -45,7 +45,8 @@ impl Client {
         names: &BTreeSet<Identifier>,
         meta: &Meta,
     ) -> AcmeError {
-        let Some(lookup) = self.caa.as_ref().filter(|_| may_be_caa(&error)) else {
+        let may_be_caa = error.phase != Phase::Account && error.cause.may_be_caa();
+        let Some(lookup) = self.caa.as_ref().filter(|_| may_be_caa) else {
             return error;
         };
         let failed = error.cause.failed_names().iter();
@@ -58,10 +59,10 @@ impl Client {
         let lookups = names.take(MOST_NAMES).map(async |name| {
             let text = name.to_string();
             let base = text.strip_prefix("*.").unwrap_or(&text);
-            Some((name, lookup.records(base).await?))
+            (name, lookup.records(base).await)
         });
         let (mut notes, mut hint) = (BTreeSet::new(), None);
-        for (name, set) in join_all(lookups).await.into_iter().flatten() {
+        for (name, found) in join_all(lookups).await {
             let methods = METHODS.into_iter().filter(|kind| {
                 let mut solvers = self.settings.solvers.iter();
                 solvers.any(|solver| solver.supports(*kind, name))
@@ -72,7 +73,14 @@ impl Client {
                 methods: methods.map(ChallengeKind::name).collect(),
                 is_wildcard: name.is_wildcard(),
             };
-            if let Some(advice) = judge(&set, &wanted) {
+            let advice = match found {
+                Ok(set) => set.and_then(|set| judge(&set, &wanted)),
+                Err(error) => Some(Advice {
+                    note: error.to_string(),
+                    hint: error.hint(),
+                }),
+            };
+            if let Some(advice) = advice {
                 notes.insert(advice.note);
                 hint = hint.or(advice.hint);
             }
@@ -84,15 +92,22 @@ impl Client {
     }
 }
 
-/// Whether CAA records may be the cause: CAs report them as `caa` or `unauthorized`.
-fn may_be_caa(error: &AcmeError) -> bool {
-    let text = error.cause.to_string();
-    let is_named = [":caa:", ":unauthorized:"]
-        .iter()
-        .any(|kind| text.contains(kind));
-    error.phase != Phase::Account
-        && matches!(error.cause, Cause::Refused(_) | Cause::NotValidated(_))
-        && is_named
+impl Cause {
+    /// Whether CAA records may be the cause.
+    pub(super) fn may_be_caa(&self) -> bool {
+        match self {
+            Self::Refused(explained) | Self::NotValidated(explained) => explained.may_be_caa,
+            _ => false,
+        }
+    }
+
+    /// The first cause to report of several, which may be that of any of them.
+    pub(super) fn or_caa(mut self, may_be_caa: bool) -> Self {
+        if let Self::Refused(explained) | Self::NotValidated(explained) = &mut self {
+            explained.may_be_caa |= may_be_caa;
+        }
+        self
+    }
 }
 
 /// The properties that CAs know (RFC 8657, RFC 8659, RFC 9495 and the CA/Browser Forum's).
@@ -259,11 +274,12 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
+    use serde_json::json;
 
     use super::super::fake::{FakeCa, Memory, Scripted, pending};
     use super::super::{Client, Issuer as _};
     use super::*;
-    use crate::net::dns::caa::CaaLookup;
+    use crate::net::dns::caa::{CaaError, CaaLookup};
 
     fn records(at: &str, records: &[(bool, &str, &str)]) -> CaaSet {
         let records = records.iter().map(|(critical, tag, value)| Caa {
@@ -378,9 +394,34 @@ mod tests {
 
     #[async_trait]
     impl CaaLookup for Zone {
-        async fn records(&self, name: &str) -> Option<CaaSet> {
-            name.ends_with("example").then(|| self.0.clone())
+        async fn records(&self, name: &str) -> Result<Option<CaaSet>, CaaError> {
+            Ok(name.ends_with("example").then(|| self.0.clone()))
         }
+    }
+
+    struct Failing;
+
+    #[async_trait]
+    impl CaaLookup for Failing {
+        async fn records(&self, name: &str) -> Result<Option<CaaSet>, CaaError> {
+            let (at, code) = (name.to_owned(), "SERVFAIL".to_owned());
+            Err(CaaError { at, code })
+        }
+    }
+
+    #[tokio::test]
+    async fn refusal_names_a_lookup_that_fails() {
+        let ca = FakeCa::new();
+        ca.script("finalize", Scripted::problem(403, "caa"));
+        let client = Client::new(ca.settings()).unwrap();
+        let client = client.with_caa(Arc::new(Failing));
+        let mut journal = Memory::default();
+        let ended = client.issue(pending(&["a.example"]), &mut journal).await;
+        let error = ended.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("\n  CAA at a.example: SERVFAIL"), "{text}");
+        let hint = error.cause.hint();
+        assert!(hint.contains("`dig CAA a.example`"), "{hint}");
     }
 
     #[tokio::test]
@@ -391,13 +432,24 @@ mod tests {
                 &[(false, "issue", "other.test")],
             )))
         };
-        for (status, kind, is_advised) in [
-            (403, "caa", true),
-            (403, "unauthorized", true),
-            (400, "rejectedIdentifier", false),
+        let quoting = |kind: &str, sub: &str| {
+            let urn = |kind: &str| format!("urn:ietf:params:acme:error:{kind}");
+            let body = json!({
+                "type": urn(kind), "detail": "neither :caa: nor :unauthorized:",
+                "subproblems": [{"type": urn(sub), "detail": "urn:ietf:params:acme:error:caa: no"}],
+            });
+            let json_type = "application/problem+json";
+            Scripted(400, json_type, body.to_string(), Vec::new())
+        };
+        for (refusal, is_advised) in [
+            (Scripted::problem(403, "caa"), true),
+            (Scripted::problem(403, "unauthorized"), true),
+            (Scripted::problem(400, "rejectedIdentifier"), false),
+            (quoting("rejectedIdentifier", "malformed"), false),
+            (quoting("rejectedIdentifier", "caa"), true),
         ] {
             let ca = FakeCa::new();
-            ca.script("finalize", Scripted::problem(status, kind));
+            ca.script("finalize", refusal);
             let client = Client::new(ca.settings()).unwrap().with_caa(zone());
             let mut journal = Memory::default();
             let ended = client.issue(pending(&["a.example"]), &mut journal).await;

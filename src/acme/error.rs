@@ -120,6 +120,8 @@ pub struct Explained {
     pub(super) kind: Box<str>,
     /// A retry within the run may succeed.
     pub(super) is_temporary: bool,
+    /// By the types of the CA's problems.
+    pub(super) may_be_caa: bool,
     /// The failed names, if the CA reports them.
     names: Box<[FailedName]>,
 }
@@ -131,6 +133,7 @@ impl Explained {
             hint: hint.into(),
             kind: Box::default(),
             is_temporary: false,
+            may_be_caa: false,
             names: Box::default(),
         }
     }
@@ -339,6 +342,7 @@ impl Cause {
                     .chain(second.names.iter())
                     .cloned()
                     .collect();
+                first.may_be_caa |= second.may_be_caa;
                 Self::NotValidated(first)
             }
             (first @ Self::NotValidated(_), second) if !matches!(second, Self::NotValidated(_)) => {
@@ -467,7 +471,10 @@ impl Cause {
             "serverInternal" => Self::failing(describe(problem), Some(problem)),
             "badNonce" => Self::Protocol(describe(problem)),
             "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
-                Self::NotValidated(describe(problem).into()).for_names(names_of(problem))
+                let cause = Self::NotValidated(describe(problem).into());
+                cause
+                    .for_names(names_of(problem))
+                    .or_caa(problem::may_be_caa(problem))
             }
             _ => Self::refused(problem),
         }
@@ -486,6 +493,7 @@ impl Cause {
         Self::Refused(Explained {
             kind: kind.into(),
             names: names_of(problem).into(),
+            may_be_caa: problem::may_be_caa(problem),
             ..explained
         })
     }

@@ -19,8 +19,21 @@ const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
 
 /// The last part of an ACME problem's type; any other type whole.
 pub(super) fn kind(problem: &Problem) -> &str {
-    let kind = problem.r#type.as_deref().unwrap_or("");
+    short(problem.r#type.as_deref())
+}
+
+fn short(kind: Option<&str>) -> &str {
+    let kind = kind.unwrap_or("");
     kind.strip_prefix(ACME_ERROR).unwrap_or(kind)
+}
+
+/// Whether CAA records may be the cause: CAs report them as `caa` or `unauthorized`.
+pub(super) fn may_be_caa(problem: &Problem) -> bool {
+    let subproblems = problem.subproblems.iter();
+    let kinds = subproblems.map(|sub| short(sub.r#type.as_deref()));
+    kinds
+        .chain([kind(problem)])
+        .any(|kind| matches!(kind, "caa" | "unauthorized"))
 }
 
 /// Whether the CA paused names. Boulder pauses a name after 1,152 failures in a row

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::StreamReader;
 
+use super::roots::SystemRoots;
 use super::{Stream, tls, unix};
 
 /// Far above the size of an honest reply's head.
@@ -56,7 +57,8 @@ pub(crate) enum Origin {
     Data(PathBuf),
     /// `host:port`, without TLS.
     Tcp(String),
-    /// Host and port, by TLS with a certificate that a public root has signed.
+    /// Host and port, by TLS with a certificate that a public root, or one of this machine,
+    /// has signed.
     Tls(String, u16),
 }
 
@@ -123,7 +125,9 @@ impl Origin {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
                 let name = ServerName::try_from(host.clone()).map_err(io::Error::other);
-                let config = tls::trusting(tls::public_roots()).map_err(io::Error::other);
+                let mut roots = tls::public_roots();
+                SystemRoots::of_this_process().add_to(&mut roots);
+                let config = tls::trusting(roots).map_err(io::Error::other);
                 let handshake = async {
                     let connector = TlsConnector::from(Arc::new(config?));
                     connector.connect(name?, stream).await

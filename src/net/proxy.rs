@@ -274,6 +274,10 @@ impl ProxyError {
             ProxyCause::Credentials { given: true } => {
                 "correct the user and the password in the URL of the proxy; write characters such as @ and / as %40 and %2F".to_owned()
             }
+            ProxyCause::Refused(status) if status.is_server_error() => format!(
+                "check from the proxy's machine, and in its log, why it cannot reach {}: its DNS, its firewall, its load; NO_PROXY={host} connects without it",
+                self.to
+            ),
             ProxyCause::Refused(_) => format!(
                 "have the proxy allow CONNECT to {}; NO_PROXY={host} connects without it",
                 self.to
@@ -284,7 +288,8 @@ impl ProxyError {
         }
     }
 
-    /// Whether the next try may succeed.
+    /// Whether a retry within the run may succeed. A timeout took the whole [`DEADLINE`] and is
+    /// likely to do so again: it ends this run, as that of a CA does.
     pub(crate) fn is_temporary(&self) -> bool {
         match &self.cause {
             ProxyCause::Connect(_) | ProxyCause::Broken(_) => true,
@@ -323,6 +328,29 @@ mod tests {
         ] {
             let why = Proxy::parse(text, "x").unwrap_err();
             assert_eq!(why.contains("not supported"), text.starts_with("socks"));
+        }
+    }
+
+    #[test]
+    fn hint_differs_for_a_proxy_that_refuses_and_one_that_cannot_reach_the_server() {
+        let hint = |status| {
+            let error = ProxyError {
+                proxy: "http://proxy.test:3128 (x)".to_owned(),
+                to: "ca.test:443".to_owned(),
+                cause: ProxyCause::Refused(StatusCode::from_u16(status).unwrap()),
+            };
+            (error.hint(), error.is_temporary())
+        };
+        for (status, words, is_temporary) in [
+            (403, "have the proxy allow CONNECT to ca.test:443", false),
+            (405, "have the proxy allow CONNECT to ca.test:443", false),
+            (502, "why it cannot reach ca.test:443", true),
+            (503, "why it cannot reach ca.test:443", true),
+            (504, "why it cannot reach ca.test:443", true),
+        ] {
+            let (hint, temporary) = hint(status);
+            assert!(hint.contains(words), "{status}: {hint}");
+            assert_eq!(temporary, is_temporary, "{status}");
         }
     }
 

@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::TlsAcceptor;
+
 /// What it does with a request for a tunnel.
 #[derive(Clone)]
 pub(crate) enum Manner {
@@ -49,6 +53,38 @@ impl Proxy {
             ended,
             thread: Some(thread),
         }
+    }
+
+    /// The port of a listener that leads here over TLS, with this certificate and its key. It
+    /// ends with the tests.
+    pub(crate) fn over_tls(&self, made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> u16 {
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider);
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth();
+        let config = config.with_single_cert(vec![made.cert.der().clone()], key);
+        let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (port, to) = (listener.local_addr().unwrap().port(), self.port);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_io().build().unwrap();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let acceptor = acceptor.clone();
+                    tokio::spawn(async move {
+                        let mut client = acceptor.accept(stream).await?;
+                        let mut proxy =
+                            tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, to)).await?;
+                        tokio::io::copy_bidirectional(&mut client, &mut proxy).await
+                    });
+                }
+            });
+        });
+        port
     }
 
     /// Its URL with `user` before the host, which may be empty.
