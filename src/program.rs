@@ -6,6 +6,8 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,14 +75,33 @@ pub(crate) trait Runner: Send + Sync {
     async fn run(&self, call: Call) -> Result<(), ProgramError>;
 }
 
-/// Checks that the program exists, and that only root and our own user can change it.
+/// The fault of a program that this user can see: where it may not look, another process
+/// may start it.
+pub(crate) fn fault(program: &Path) -> Option<ProgramError> {
+    let denied = |error: std::io::Error| error.kind() == ErrorKind::PermissionDenied;
+    let is_hidden = std::fs::metadata(program).is_err_and(denied);
+    check(program).err().filter(|_| !is_hidden)
+}
+
+/// Checks that the program exists and may be executed, and that only root and our own user can change it.
 ///
 /// # Errors
 /// When it is not so.
 pub(crate) fn check(program: &Path) -> Result<(), ProgramError> {
     match trust::resolve(program) {
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => Err(ProgramError::NotStarted("is not a file".to_owned())),
+        Ok(found) => match std::fs::metadata(found) {
+            Ok(found) if !found.is_file() => {
+                Err(ProgramError::NotStarted("is not a file".to_owned()))
+            }
+            Ok(found) if found.mode() & 0o111 == 0 => Err(ProgramError::NotStarted(format!(
+                "may not be executed (mode {:04o})",
+                found.mode() & 0o7777
+            ))),
+            Ok(_) => Ok(()),
+            Err(error) => Err(ProgramError::NotStarted(format!(
+                "cannot be examined: {error}"
+            ))),
+        },
         Err(error) if error.is_absent() => Err(ProgramError::NotStarted(format!(
             "cannot be started: {error}"
         ))),
@@ -295,6 +316,22 @@ mod tests {
         let error = run(&hook).await.unwrap_err();
         assert!(matches!(error, ProgramError::Untrusted { .. }), "{error}");
         assert!(error.to_string().contains("0757"), "{error}");
+    }
+
+    #[test]
+    fn fault_names_file_that_cannot_be_a_program() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let plain = directory.path().join("plain");
+        std::fs::write(&plain, "#!/bin/sh\n").unwrap();
+        let found = |file: &Path| fault(file).map(|fault| fault.to_string());
+        std::fs::set_permissions(&plain, PermissionsExt::from_mode(0o644)).unwrap();
+        assert_eq!(found(&plain).unwrap(), "may not be executed (mode 0644)");
+        std::fs::set_permissions(&plain, PermissionsExt::from_mode(0o755)).unwrap();
+        assert_eq!(found(&plain), None);
+        assert_eq!(found(directory.path()).unwrap(), "is not a file");
+        let absent = found(&directory.path().join("absent")).unwrap();
+        assert!(absent.contains("cannot be started"), "{absent}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! DNS-01 against Pebble and a real BIND: wildcards, aliases, refused changes, interrupted runs.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -209,6 +209,71 @@ fn program_adds_and_removes_the_record() {
 }
 
 #[test]
+fn faulty_program_is_named_before_anything_is_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("change-dns");
+    let issue = |word: &str| {
+        let mut command = certs(directory.path());
+        command
+            .args(["issue", "*.example.com", "--dns", "exec", "--agree-tos"])
+            .args(["--ca", "https://127.0.0.1:1/directory"])
+            .env("CERTS_DNS_EXEC_PROGRAM", &program);
+        let printed = run(&mut command, 2);
+        assert!(
+            printed.contains(word) && printed.contains("change-dns") && printed.contains("hint: "),
+            "{printed}"
+        );
+        let printed = run(command.arg("--dry-run"), 2);
+        assert!(printed.contains(word), "{printed}");
+    };
+    issue("cannot be started");
+    std::fs::write(&program, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o644)).unwrap();
+    issue("may not be executed (mode 0644)");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o777)).unwrap();
+    issue("can be changed by its group or by all users");
+    // Now the CA is asked.
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = certs(directory.path());
+    command
+        .args(["issue", "*.example.com", "--dns", "exec", "--agree-tos"])
+        .args(["--ca", "https://127.0.0.1:1/directory"])
+        .env("CERTS_DNS_EXEC_PROGRAM", &program);
+    run(&mut command, 3);
+}
+
+#[test]
+fn contradiction_stops_only_its_own_certificate() {
+    let Some(lab) = Lab::start() else {
+        return;
+    };
+    let config = lab.pebble.path("certs.toml");
+    let text = format!(
+        "agree_tos = true\nca = '{}'\nca_root = 'root.pem'\nresolver = '{server}'\ndeploy = []\n\
+         [dns.lab]\nprovider = 'rfc2136'\nserver = '{server}'\n\
+         tsig_name = '{KEY}'\ntsig_secret = '{SECRET}'\n[[certificate]]\nnames = ['c.example.com']\ndns = 'lab'\n\
+         challenge = 'http-01'\n[[certificate]]\nnames = ['d.example.com']\ndns = 'lab'\n",
+        lab.pebble.directory_url(),
+        server = lab.bind.server(),
+    );
+    std::fs::write(&config, text).unwrap();
+    let call = |words: &[&str]| {
+        let mut command = certs(&lab.pebble.path(""));
+        let printed = run(command.env("CERTS_CONFIG", &config).args(words), 2);
+        assert!(
+            printed.contains("dns is for dns-01, and the challenge beside it is http-01"),
+            "{printed}"
+        );
+        printed
+    };
+    call(&["config", "check"]);
+    let printed = call(&["renew"]);
+    assert!(printed.contains("d.example.com"), "{printed}");
+    let live = |name: &str| lab.pebble.path("out/live").join(name).exists();
+    assert!(live("d.example.com") && !live("c.example.com"), "{printed}");
+}
+
+#[test]
 fn next_run_removes_what_a_killed_one_left() {
     let Some(lab) = Lab::start() else {
         return;
@@ -232,6 +297,13 @@ fn next_run_removes_what_a_killed_one_left() {
     });
     issuing.kill();
     std::fs::write(go, "").unwrap();
+    // A deletion would forget it.
+    let mut delete = certs(&lab.pebble.path(""));
+    let printed = run(delete.args(["delete", "example.com"]), 2);
+    assert!(
+        printed.contains(&format!("left the record {CHALLENGE}. TXT \"")),
+        "{printed}"
+    );
     // Another order, with other values, by another provider.
     let names = [
         "example.com",

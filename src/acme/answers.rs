@@ -10,7 +10,7 @@ use super::Journal;
 use super::client::Flow;
 use super::error::{Cause, FailedName};
 use crate::challenge::{
-    AccountReference, Answer, ChallengeKind, Report, Solver, SolverError, Token,
+    AccountReference, Answer, ChallengeKind, Report, Solver, SolverError, Token, dns01,
 };
 use crate::record::PresentedAnswer;
 use crate::text::printable;
@@ -57,19 +57,10 @@ impl Flow<'_> {
 
     /// Whether nothing is left to do for an answer.
     async fn clean_up_stored(&self, stored: &PresentedAnswer) -> bool {
-        let (Ok(kind), Ok(token)) = (stored.kind.parse(), Token::parse(&stored.token)) else {
+        let Some(answer) = answer_of(stored) else {
             return true;
         };
-        let answer = Answer {
-            kind,
-            token,
-            identifier: stored.identifier.clone(),
-            key_authorization: stored.key_authorization.clone(),
-            account: AccountReference {
-                url: stored.account.clone(),
-                ..AccountReference::default()
-            },
-        };
+        let kind = answer.kind;
         let mut solvers = self.client.settings.solvers.iter();
         let solver = solvers
             .find(|solver| solver.leaves_traces() && solver.supports(kind, &answer.identifier));
@@ -130,6 +121,30 @@ pub(super) async fn until_visible(
             }
         }
     }
+}
+
+/// The DNS record of a stored answer that an interrupted run may have left behind.
+pub(crate) fn left_record(stored: &PresentedAnswer) -> Option<String> {
+    let answer = answer_of(stored)?;
+    let is_record = matches!(
+        answer.kind,
+        ChallengeKind::Dns01 | ChallengeKind::DnsAccount01
+    );
+    is_record.then(|| dns01::record_of(&answer))
+}
+
+/// The answer that the journal holds.
+fn answer_of(stored: &PresentedAnswer) -> Option<Answer> {
+    Some(Answer {
+        kind: stored.kind.parse().ok()?,
+        token: Token::parse(&stored.token).ok()?,
+        identifier: stored.identifier.clone(),
+        key_authorization: stored.key_authorization.clone(),
+        account: AccountReference {
+            url: stored.account.clone(),
+            ..AccountReference::default()
+        },
+    })
 }
 
 /// The form of an answer in the journal.

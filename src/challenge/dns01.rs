@@ -259,6 +259,9 @@ impl Dns {
                 false => provider.remove(&txt).await,
             }
         };
+        if provider.has_deadline() {
+            return changed.await;
+        }
         let late = |_| {
             let what = format!(
                 "{}: no answer within {} s",
@@ -301,6 +304,11 @@ fn account_label(url: &str) -> String {
 /// The value of the record.
 fn value(answer: &Answer) -> String {
     URL_SAFE_NO_PAD.encode(digest(&SHA256, answer.key_authorization.as_bytes()))
+}
+
+/// The TXT record of the answer, which outlives the process that adds it.
+pub(crate) fn record_of(answer: &Answer) -> String {
+    format!("{}. TXT \"{}\"", challenge_name(answer), value(answer))
 }
 
 fn key(answer: &Answer) -> String {
@@ -360,6 +368,49 @@ impl Solver for Dns {
 mod tests {
     use super::super::{AccountReference, Token};
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn program_that_hangs_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("hangs").display().to_string();
+        // A shell writes it: a file that this process has open cannot be started.
+        let written = std::process::Command::new("/bin/sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\nexec sleep 600\n' >$0 && chmod 755 $0",
+            ])
+            .arg(&program)
+            .status();
+        assert!(written.unwrap().success());
+        let hangs = BTreeMap::from([("program".to_owned(), Secret::new(program))]);
+        let solver = Dns {
+            provider: provider::build(
+                "exec",
+                &Credentials(hangs),
+                &Resolver::default(),
+                &Responses::default(),
+            ),
+            resolver: Resolver::default(),
+            places: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            kind: ChallengeKind::Dns01,
+        };
+        let answer = Answer {
+            kind: ChallengeKind::Dns01,
+            identifier: "example.org".parse().unwrap(),
+            token: Token::absent(),
+            key_authorization: String::new(),
+            account: AccountReference::default(),
+        };
+        let place = Place::unknown(Name::root());
+        let failed = solver.change(&answer, &place, true).await.unwrap_err();
+        let said = &failed.message;
+        assert!(
+            said.contains("hangs present _acme-challenge.") || said.contains("hangs present ."),
+            "{said}"
+        );
+        assert!(said.contains("did not end within 60 s"), "{said}");
+    }
 
     #[test]
     fn name_of_record_depends_on_kind_and_account() {

@@ -14,7 +14,7 @@ use super::protocol::{Listen, Protocol, RequestCounter};
 use super::responses::Responses;
 use super::{http01, tls_alpn01};
 use crate::net::listen::{Connections, Socket, TlsConfig};
-use crate::net::sockets::{BACKLOG, owner_of};
+use crate::net::sockets::{BACKLOG, owner_at};
 
 /// Why an address could not be listened on.
 #[derive(Debug, Error)]
@@ -41,7 +41,7 @@ impl BindError {
         Self {
             listen,
             source,
-            owner: is_used.then(|| owner_of(listen.address.port())).flatten(),
+            owner: is_used.then(|| owner_at(listen.address)).flatten(),
         }
     }
 

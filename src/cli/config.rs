@@ -16,6 +16,14 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     let settings = call.sources.settings(&Purpose::All)?;
+    let refused = settings.certificates.iter().filter_map(|one| {
+        let cause = one.cannot_order.clone()?;
+        Some((format!("{}: {}", one.lineage, cause.why), cause.hint))
+    });
+    let refused: Vec<_> = refused.collect();
+    if !refused.is_empty() {
+        return Err(Failure::new(2, refused));
+    }
     if call.json {
         let mut shown = serde_json::to_value(&settings)?;
         hide_secrets(&mut shown, false);

@@ -13,6 +13,7 @@ use super::factory::{emptied, outputs_for, publish_by};
 use super::labels::Labels;
 use super::meant;
 use super::output::{say, say_json};
+use crate::acme::left_record;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
@@ -236,6 +237,11 @@ fn notes(
             issued.generation, issued.facts.not_after
         )),
     }
+    let left = record.iter().flat_map(|record| &record.answers);
+    let left = left.filter_map(left_record).map(|left| {
+        format!("an interrupted order left the record {left}: remove it from the zone by hand, or let certs issue {lineage} remove it before")
+    });
+    notes.extend(left);
     let is_second = made_with.as_ref().is_some_and(|it| it.is_second);
     if let Some(made_with) = made_with {
         let specs = made_with

@@ -6,7 +6,7 @@ mod outputs;
 mod targets;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
@@ -187,6 +187,7 @@ impl Factory {
             },
             cannot_order: { settings.cannot_order.clone() }
                 .or_else(|| self.refused.cause(settings)),
+            program: settings.challenge.program().map(Path::to_owned),
         })
     }
 
@@ -214,7 +215,7 @@ impl Factory {
                 self.remembering(settings, work).await
             }
             Task::Rehearsal => {
-                if let Some(cause) = certificate.cannot_order {
+                if let Some(cause) = certificate.obstacle() {
                     return Err(Failure::on(lineage.as_str())(ManageError::CannotOrder(
                         cause,
                     )));

@@ -108,26 +108,31 @@ impl Sources {
             (
                 origin(options.http_listen.as_ref().map(|it| &it.origin)),
                 is_listener,
+                "choose --challenge http-01 without a webroot",
             ),
             (
                 origin(options.tls_listen.as_ref().map(|it| &it.origin)),
                 kind == ChallengeKind::TlsAlpn01,
+                "choose --challenge tls-alpn-01",
             ),
             (
                 origin(options.dns_listen.as_ref().map(|it| &it.origin)),
                 is_own,
+                "choose --dns self",
             ),
         ];
-        let unused = given.into_iter().filter(|(_, is_used)| !is_used);
-        let unused = unused.filter_map(|(origin, _)| origin);
+        let unused = given.into_iter().filter(|(_, is_used, _)| !is_used);
+        let unused = unused.filter_map(|(origin, _, needs)| Some((origin?, needs)));
         let how = match challenge.writes_in().first() {
             Some(root) => format!("{} through {}", kind.name(), root.display()),
             None => kind.name().to_owned(),
         };
         let lineage = &certificate.lineage;
         unused
-            .map(|origin| {
-                format!("{origin}not used: {lineage} is proven by {how}; hint: leave it out, or choose its --challenge")
+            .map(|(origin, needs)| {
+                format!(
+                    "{origin}not used: {lineage} is proven by {how}; hint: leave it out, or {needs}"
+                )
             })
             .collect()
     }

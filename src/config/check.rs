@@ -58,7 +58,7 @@ pub(super) fn certificate(
     }
 }
 
-/// The `problems` of a stored certificate, if it has any.
+/// The `problems` that prevent the order of one certificate, if it has any.
 pub(super) fn cannot_order(
     stored: &CertificateSettings,
     problems: Problems,
@@ -79,7 +79,10 @@ pub(super) fn cannot_order(
         false => all(|problem| problem.hint),
     };
     Some(CannotOrder {
-        why: all(|problem| problem.message),
+        why: all(|problem| match problem.origin {
+            SettingOrigin::Line { .. } => problem.shown().0,
+            _ => problem.message,
+        }),
         hint,
         only_when_due,
     })

@@ -16,6 +16,7 @@ use super::problem::{ConfigProblem, Given, Problems, SettingOrigin};
 use super::read::{self, Document, Entry, Strength};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
+use crate::challenge::ChallengeSettings;
 use crate::files::named;
 use crate::files::trust::{self, Untrusted};
 use crate::identifier::Identifier;
@@ -147,6 +148,16 @@ impl Sources {
         let (mut problems, mut found) = (Problems::default(), Problems::default());
         let entry = Entry::remembered(stored);
         let mut certificate = self.certificate(&entry, &mut problems);
+        let proves = |challenge: &ChallengeSettings| {
+            let mut names = certificate.names.iter();
+            names.all(|name| challenge.check_name(name).is_ok())
+        };
+        // A challenge of this process is for the certificates whose names it can prove.
+        let [options, variables, own, file] = self.layers_of(&entry);
+        let own = self.challenge(&[own, options, variables, file]);
+        if !proves(&certificate.challenge) && proves(&own) {
+            certificate.challenge = own;
+        }
         self.check(&certificate, &entry, &mut found);
         certificate.cannot_order = check::cannot_order(&certificate, found);
         if let Remembered::Whole(whole) = stored {
@@ -157,12 +168,18 @@ impl Sources {
         problems.or(certificate)
     }
 
+    /// A contradiction in the certificate's own table prevents only its order: the others
+    /// are renewed all the same.
     pub(super) fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
-        for source in [&self.options.shared, &entry.layer] {
-            source.contradictions(problems);
+        let mut found = Problems::default();
+        self.options.shared.contradictions(problems);
+        match entry.strength {
+            Strength::Label => entry.layer.contradictions(problems),
+            Strength::Table | Strength::Stored => entry.layer.contradictions(&mut found),
         }
-        let certificate = self.certificate(entry, problems);
+        let mut certificate = self.certificate(entry, problems);
         self.check(&certificate, entry, problems);
+        certificate.cannot_order = check::cannot_order(&certificate, found);
         certificate
     }
 

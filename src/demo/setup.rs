@@ -100,6 +100,7 @@ impl Setup {
             endpoints: vec![endpoint.clone()],
             keeper: Keeper::default(),
             cannot_order: None,
+            program: None,
         };
         let certificates = wanted.into_iter().zip(targets).map(certificate);
         Ok(Self {

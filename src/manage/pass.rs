@@ -88,8 +88,8 @@ impl Pass<'_> {
         if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
             self.note_key().await;
         }
-        if let (Trigger::Forced, Some(cause)) = (self.trigger, &self.certificate.cannot_order) {
-            return Err(ManageError::CannotOrder(cause.clone()));
+        if let (Trigger::Forced, Some(cause)) = (self.trigger, self.certificate.obstacle()) {
+            return Err(ManageError::CannotOrder(cause));
         }
         if self.trigger == Trigger::Forced {
             let plan = self.forced();
@@ -106,7 +106,7 @@ impl Pass<'_> {
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
                 }
-                Next::Issue(_) if self.certificate.cannot_order.is_some() => {
+                Next::Issue(_) if self.certificate.obstacle().is_some() => {
                     match self.due_looks(now) {
                         Some(looks) => Box::pin(self.look(looks)).await?,
                         None => return self.end(stuck, issued, now, now),
@@ -176,12 +176,12 @@ impl Pass<'_> {
     ) -> Result<Outcome, ManageError> {
         let at_once = self.services.looks.is_some_and(|looks| looks.at_once);
         let unseen = self.unseen.take().filter(|_| at_once);
-        let fails = |cause: &&CannotOrder| until <= now || at_once && !cause.only_when_due;
-        if let Some(cause) = self.certificate.cannot_order.as_ref().filter(fails) {
+        let fails = |cause: &CannotOrder| until <= now || at_once && !cause.only_when_due;
+        if let Some(cause) = self.certificate.obstacle().filter(fails) {
             if let Some(stuck) = stuck {
                 tracing::error!(lineage = %self.lineage(), "{stuck}; hint: {}", stuck.hint());
             }
-            return Err(ManageError::CannotOrder(cause.clone()));
+            return Err(ManageError::CannotOrder(cause));
         }
         match (stuck, decide::delayed_until(&self.record, now), unseen) {
             (Some(error), ..) => Err(error),

@@ -97,6 +97,8 @@ pub(crate) struct Certificate {
     pub keeper: Keeper,
     /// Why it cannot be ordered. It is deployed and looked at nevertheless.
     pub cannot_order: Option<CannotOrder>,
+    /// The program that presents its challenge answers.
+    pub program: Option<PathBuf>,
 }
 
 /// What keeps a certificate.
@@ -115,6 +117,12 @@ impl Certificate {
     /// Whether nothing keeps it.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.keeper == Keeper::Nothing
+    }
+
+    /// Why it cannot be ordered now. A program is looked at each time: it may come and go.
+    pub(crate) fn obstacle(&self) -> Option<CannotOrder> {
+        let by_program = || CannotOrder::by_program(self.program.as_deref()?);
+        self.cannot_order.clone().or_else(by_program)
     }
 }
 

@@ -25,11 +25,25 @@ struct Listening {
     link: String,
 }
 
-/// The program name and process id of the listener on `port`.
+/// The program name and process id of the listener that keeps others from `address`.
+#[must_use]
+pub(crate) fn owner_at(address: SocketAddr) -> Option<(String, u32)> {
+    let ip = |of: SocketAddr| of.ip().to_canonical();
+    owner(|taken| {
+        let is_any = ip(taken).is_unspecified() || ip(address).is_unspecified();
+        taken.port() == address.port() && (is_any || ip(taken) == ip(address))
+    })
+}
+
+/// The program name and process id of a listener on `port`, at any address.
 #[must_use]
 pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
+    owner(|taken| taken.port() == port)
+}
+
+fn owner(is_meant: impl Fn(SocketAddr) -> bool) -> Option<(String, u32)> {
     let mut listening = table(Path::new("/proc/self/net"));
-    listening.retain(|socket| socket.address.port() == port);
+    listening.retain(|socket| is_meant(socket.address));
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
@@ -190,6 +204,17 @@ mod tests {
         );
         let (program, pid) = owner_of(port).unwrap();
         assert_eq!((pid, program.is_empty()), (std::process::id(), false));
+    }
+
+    #[test]
+    fn owner_at_address_is_no_listener_of_another_address() {
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = one.local_addr().unwrap();
+        let other = |ip: &str| SocketAddr::new(ip.parse().unwrap(), taken.port());
+        let ours = |at| owner_at(at).is_some_and(|(_, pid)| pid == std::process::id());
+        assert!(ours(taken));
+        assert!(ours(other("0.0.0.0")) && ours(other("::ffff:127.0.0.1")));
+        assert!(!ours(other("127.0.0.2")) && !ours(other("::1")));
     }
 
     #[test]

@@ -273,6 +273,7 @@ impl World {
             endpoints: vec![self.endpoint.clone()],
             keeper: Keeper::default(),
             cannot_order: None,
+            program: None,
         });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {

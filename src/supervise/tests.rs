@@ -382,6 +382,7 @@ impl Fixture {
             endpoints: Vec::new(),
             keeper: Keeper::default(),
             cannot_order: None,
+            program: None,
         }
     }
 

@@ -150,6 +150,11 @@ pub(super) trait Provider: Send + Sync {
         true
     }
 
+    /// Whether its calls end by a deadline of their own, which names the cause.
+    fn has_deadline(&self) -> bool {
+        false
+    }
+
     /// A server that knows its zones, also those that the resolvers of this machine do not.
     fn resolver(&self) -> Option<ServerAddress> {
         None

@@ -98,7 +98,7 @@ fn strongest_source_names_the_kind_and_its_own_keys_say_how() {
 }
 
 #[test]
-fn contradictions_of_one_source_are_refused() {
+fn contradictions_of_one_table_prevent_its_order_alone() {
     let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n";
     for (keys, word, own) in [
         (
@@ -117,14 +117,20 @@ fn contradictions_of_one_source_are_refused() {
             "dns-01",
         ),
     ] {
-        let case = Case::new(&format!("{file}{keys}"));
-        let problems = case.sources().settings(&Purpose::All).unwrap_err();
-        let problems = messages(&problems).join("; ");
+        // The other certificate of the file is renewed all the same.
+        let other = "[[certificate]]\nnames = 'b.example.com'\n";
+        let case = Case::new(&format!("{file}{keys}{other}"));
+        let certificates = case.settings(&Purpose::All).certificates;
+        let causes = certificates.into_iter().map(|one| one.cannot_order);
+        let [Some(cause), None] = &causes.collect::<Vec<_>>()[..] else {
+            panic!("{keys}");
+        };
         let own = format!("the challenge beside it is {own}");
         assert!(
-            problems.contains(word) && problems.contains(&own),
-            "{problems}"
+            cause.why.contains(word) && cause.why.contains(&own),
+            "{cause:?}"
         );
+        assert!(cause.why.contains("certs.toml:"), "{cause:?}");
         // The file's defaults are for the certificates that use them.
         let case = Case::new(&format!("{keys}{file}"));
         case.sources().settings(&Purpose::All).unwrap();
@@ -190,6 +196,12 @@ fn unused_options_are_named() {
         ),
     ] {
         let said = parse(&words.concat(), &environment).unwrap();
+        let needs = "--dns-listen: not used: a.example.com is proven by http-01; hint: leave it out, or choose --dns self";
+        assert_eq!(
+            said.contains("--dns-listen"),
+            said.contains(needs),
+            "{said}"
+        );
         let count = said.matches("not used: a.example.com is proven by").count();
         assert_eq!(count, unused.len(), "{words:?}: {said}");
         assert!(
@@ -209,6 +221,27 @@ fn unused_options_are_named() {
             "{problems}"
         );
     }
+}
+
+#[test]
+fn option_of_process_changes_no_stored_challenge_that_alone_proves_the_names() {
+    let file = "agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\ndns = 'self'\n";
+    let mut stored = Case::new(file)
+        .settings(&Purpose::All)
+        .certificates
+        .remove(0);
+    let root = tempfile::tempdir().unwrap();
+    let case = Case::new("").set("CERTS_WEBROOT", root.path().to_str().unwrap());
+    let own = stored.challenge.clone();
+    let mut kind = |names: &str, challenge: ChallengeSettings| {
+        (stored.names, stored.challenge) = (vec![names.parse().unwrap()], challenge);
+        let stored = Remembered::Whole(Box::new(stored.clone()));
+        let kept = case.sources().remembered(&stored).unwrap();
+        assert_eq!(kept.cannot_order, None);
+        kept.challenge.kind()
+    };
+    assert_eq!(kind("a.example.com", own.clone()), ChallengeKind::Http01);
+    assert_eq!(kind("*.example.com", own), ChallengeKind::Dns01);
 }
 
 #[test]

@@ -56,6 +56,10 @@ impl Provider for Exec {
         false
     }
 
+    fn has_deadline(&self) -> bool {
+        true
+    }
+
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
         self.call("present", txt).await
     }
