@@ -504,11 +504,41 @@ fn revoked_key_of_a_signing_request_gets_no_certificate_again() {
     run(&mut command(&ca, &revoke), 0);
     let printed = run(&mut csr(&ca, &csr_file, &[]), 2);
     assert!(
-        printed.contains("its signing request has the same key"),
+        printed.contains("the key of this signing request was revoked"),
         "{printed}"
     );
+    // Nor after another one, whose file has the same name.
+    let first = ca.path("first.csr");
+    std::fs::copy(&csr_file, &first).unwrap();
     let (other, _) = request(&ca.path(""), &[NAME]);
     run(&mut csr(&ca, &other, &[]), 0);
+    run(&mut csr(&ca, &first, &["--force"]), 2);
+}
+
+#[test]
+fn revocation_whose_replacement_needs_another_key_is_not_begun() {
+    let ca = EmbeddedCa::start();
+    let (csr_file, _) = request(&ca.path(""), &[NAME]);
+    run(&mut csr(&ca, &csr_file, &[]), 0);
+    let printed = run(&mut command(&ca, &["revoke", NAME]), 2);
+    assert!(printed.contains("nothing was revoked"), "{printed}");
+    run(&mut command(&ca, &["renew", "--force"]), 0);
+}
+
+#[test]
+fn second_key_takes_the_name_of_no_other_certificate() {
+    let ca = EmbeddedCa::start();
+    let other = ["other.example.com", "--name", "v.example.com_rsa"];
+    run(&mut ca.issue(&other), 0);
+    let both = ["v.example.com", "--key", "ecdsa-p256,rsa-2048"];
+    run(&mut ca.issue(&both), 0);
+    let listed = run(&mut command(&ca, &["status"]), 0);
+    for name in ["other.example.com", "v.example.com_rsa-2"] {
+        assert!(listed.contains(name), "{listed}");
+    }
+    let printed = run(&mut ca.issue(&both), 0);
+    assert!(printed.contains("not due"), "{printed}");
+    assert!(!printed.contains("rsa-2-2"), "{printed}");
 }
 
 #[test]
