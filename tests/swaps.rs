@@ -272,15 +272,13 @@ fn coturn_calls_survive_every_renewal() {
         .stderr(std::process::Stdio::null());
     let calls = calls.spawn().unwrap();
     until("the sessions", || established(turn.port) >= sessions);
-    let (verify, connected) = (verify(turn.port), established(turn.port));
+    let verify = verify(turn.port);
     for _ in 0..renewals {
         run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
     }
     let still = established(turn.port);
-    assert!(
-        still >= connected,
-        "{still} of {connected} connections are left"
-    );
+    // Beside the sessions there are connections that the client opens and closes at its start.
+    assert!(still >= sessions, "{still} of {sessions} sessions are left");
     let ended = calls.wait_with_output().unwrap();
     let printed = String::from_utf8_lossy(&ended.stdout);
     let total = printed
