@@ -5,8 +5,11 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! prevents two processes from doing the same work.
 
+mod documents;
 pub mod fs;
 pub mod memory;
+mod seal;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -48,11 +51,9 @@ pub enum StoreError {
     },
 }
 
-/// The exclusive right to work on one lineage; a drop or a crash releases it.
-pub trait Lease: Send + Sync + fmt::Debug {
-    /// Grows with every lease of the lineage (a fencing token).
-    fn token(&self) -> u64;
-}
+/// The exclusive right to work on one lineage; a drop or a crash releases it. It has no
+/// fencing token: the revision of [`Store::save`] refuses a holder whose lease has ended.
+pub trait Lease: Send + Sync + fmt::Debug {}
 
 /// The contract of every store; one test suite checks each implementation.
 #[async_trait]

@@ -5,7 +5,7 @@
 //! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
 //! records/NAME/options.json  the user's options
 //! records/NAME/lock          locked only during a compare-and-swap
-//! leases/NAME                locked while a process works on it; the fencing token
+//! leases/NAME                locked while a process works on it
 //! accounts/HASH.json         account credentials of the CA with that URL
 //! authorities/HASH.json      the state of that CA: rate limits used, outages
 //! ```
@@ -17,7 +17,7 @@
 mod single;
 
 use std::fs::{File, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -333,17 +333,15 @@ impl Store for FileStore {
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
         let _acting = self.owner.act();
         let path = self.root.join("leases").join(lineage.as_str());
-        let mut file = open_lock(&path)?;
-        file.try_lock().map_err(|error| match error {
+        let locked = open_lock(&path)?;
+        locked.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StoreError::Leased {
                 lineage: lineage.clone(),
             },
             TryLockError::Error(error) => at("lock", &path)(error),
         })?;
-        let token = next_token(&mut file).map_err(at("write", &path))?;
         self.flush_leftovers(lineage)?;
-        let locked = file;
-        Ok(Box::new(FileLease { locked, token }))
+        Ok(Box::new(FileLease { locked }))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
@@ -429,7 +427,6 @@ impl Store for FileStore {
 #[derive(Debug)]
 struct FileLease {
     locked: File,
-    token: u64,
 }
 
 impl Drop for FileLease {
@@ -439,25 +436,7 @@ impl Drop for FileLease {
     }
 }
 
-impl Lease for FileLease {
-    fn token(&self) -> u64 {
-        self.token
-    }
-}
-
-/// The count in the file, plus one. An invalid count restarts at 1: on one
-/// machine the kernel's lock alone excludes every other process.
-fn next_token(file: &mut File) -> io::Result<u64> {
-    let mut text = String::new();
-    // The longest number has 20 digits; the directory's owner can make the file endless.
-    file.take(21).read_to_string(&mut text)?;
-    let token = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
-    file.rewind()?;
-    file.set_len(0)?;
-    write!(file, "{token}")?;
-    file.sync_all()?;
-    Ok(token)
-}
+impl Lease for FileLease {}
 
 /// Removes all but the newest pairs, and the staged records of killed writers, which
 /// contain keys. A failure is not an error. `rollback` stays while no newer

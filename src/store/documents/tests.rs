@@ -1,0 +1,105 @@
+//! The contract of [`Documents`] as tests that each kind of server passes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::memory::MemoryDocuments;
+use super::{Documents, DocumentsError, Version};
+
+/// Checks the contract on empty documents.
+pub(super) async fn check(documents: Arc<dyn Documents>) {
+    versions_are_compared(documents.as_ref()).await;
+    list_has_what_begins_with_its_prefix(documents.as_ref()).await;
+    one_of_many_writers_wins(documents.clone()).await;
+    content_is_kept_to_the_byte(documents.as_ref()).await;
+    assert!(documents.time().await.unwrap().seconds() > 1_700_000_000);
+}
+
+fn is_conflict<T>(result: Result<T, DocumentsError>) -> bool {
+    matches!(result, Err(DocumentsError::Conflict))
+}
+
+async fn versions_are_compared(documents: &dyn Documents) {
+    let unknown = Version("7".into());
+    assert_eq!(documents.read("a/one").await.unwrap(), None);
+    let written = documents.write("a/one", b"x", Some(&unknown)).await;
+    assert!(is_conflict(written));
+    let first = documents.write("a/one", b"first", None).await.unwrap();
+    assert!(is_conflict(documents.write("a/one", b"x", None).await));
+    let second = documents.write("a/one", b"second", Some(&first)).await;
+    let second = second.unwrap();
+    assert_ne!(first, second);
+    let written = documents.write("a/one", b"x", Some(&first)).await;
+    assert!(is_conflict(written));
+    assert!(is_conflict(documents.remove("a/one", &first).await));
+    let stored = documents.read("a/one").await.unwrap().unwrap();
+    assert_eq!(stored.content, b"second");
+    assert_eq!(stored.version, second);
+    documents.remove("a/one", &second).await.unwrap();
+    assert_eq!(documents.read("a/one").await.unwrap(), None);
+    assert!(is_conflict(documents.remove("a/one", &second).await));
+    let written = documents.write("a/one", b"x", Some(&second)).await;
+    assert!(is_conflict(written));
+    let again = documents.write("a/one", b"again", None).await.unwrap();
+    assert_ne!(again, second, "the version of a removed document");
+    documents.remove("a/one", &again).await.unwrap();
+}
+
+async fn list_has_what_begins_with_its_prefix(documents: &dyn Documents) {
+    let mut expected = BTreeSet::new();
+    for number in 0..30 {
+        let key = format!("list/n{number}.example.com");
+        documents.write(&key, b"x", None).await.unwrap();
+        expected.insert(key);
+    }
+    documents.write("lisz/other", b"x", None).await.unwrap();
+    let listed = documents.list("list/").await.unwrap();
+    assert_eq!(listed.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    for (key, version) in &listed {
+        let read = documents.read(key).await.unwrap().unwrap();
+        assert_eq!(read.version, *version, "{key}");
+    }
+    assert!(documents.list("nothing/").await.unwrap().is_empty());
+}
+
+async fn one_of_many_writers_wins(documents: Arc<dyn Documents>) {
+    let mut version = documents.write("race", b"0", None).await.unwrap();
+    for round in 0..10 {
+        let writers = (0..5).map(|writer| {
+            let (documents, version) = (documents.clone(), version.clone());
+            let content = format!("{round} {writer}");
+            tokio::spawn(async move {
+                let written = documents.write("race", content.as_bytes(), Some(&version));
+                written.await.map(|version| (version, content))
+            })
+        });
+        let mut won = Vec::new();
+        for writer in writers.collect::<Vec<_>>() {
+            match writer.await.unwrap() {
+                Err(DocumentsError::Conflict) => {}
+                written => won.push(written.unwrap()),
+            }
+        }
+        assert_eq!(won.len(), 1, "{won:?}");
+        let stored = documents.read("race").await.unwrap().unwrap();
+        assert_eq!(stored.version, won[0].0);
+        assert_eq!(stored.content, won[0].1.as_bytes());
+        version = stored.version;
+    }
+}
+
+async fn content_is_kept_to_the_byte(documents: &dyn Documents) {
+    let every: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    for content in [&b""[..], &every] {
+        let key = "bytes/_wildcard_.xn--bcher-kva.example.com";
+        let version = documents.write(key, content, None).await.unwrap();
+        let read = documents.read(key).await.unwrap().unwrap();
+        assert_eq!(read.content, content);
+        documents.remove(key, &version).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn memory_documents_keep_contract() {
+    check(Arc::new(MemoryDocuments::default())).await;
+}
