@@ -67,4 +67,11 @@ pub(super) trait Documents: Send + Sync + fmt::Debug {
 
     /// The time of the server's clock, to the second. The nodes' own clocks may differ.
     async fn time(&self) -> Result<Timestamp, DocumentsError>;
+
+    /// Returns when the document may have changed from `known` (`None`: there was none), also
+    /// without a change; never on a server that tells of no changes: the caller asks every
+    /// 15 seconds besides.
+    async fn changed(&self, _key: &str, _known: Option<&Version>) {
+        std::future::pending().await
+    }
 }
