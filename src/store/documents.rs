@@ -2,8 +2,8 @@
 //! and written by compare-and-swap on their version. One file for each kind of server; one
 //! test suite checks them all.
 
-mod directory;
-mod etcd;
+pub(super) mod directory;
+pub(super) mod etcd;
 #[cfg(test)]
 pub(super) mod memory;
 #[cfg(test)]
