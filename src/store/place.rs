@@ -165,6 +165,16 @@ impl FleetSettings {
     /// # Errors
     /// When the sealing key or a directory cannot be used.
     pub fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
+        let shared = self.shared()?;
+        let node = shared.map(|shared| NodeStore::open(data_dir, shared, self.role));
+        node.transpose()
+    }
+
+    /// The store that the machines share, without this machine's copy.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
         let Some(place) = &self.store else {
             return Ok(None);
         };
@@ -176,8 +186,7 @@ impl FleetSettings {
             subject: place.to_string(),
             source,
         })?;
-        let shared = SharedStore::new(documents, seal, node);
-        NodeStore::open(data_dir, shared, self.role).map(Some)
+        Ok(Some(SharedStore::new(documents, seal, node)))
     }
 
     fn seal(&self) -> Result<Seal, StoreError> {
@@ -194,7 +203,10 @@ impl FleetSettings {
         })?;
         use std::os::unix::fs::MetadataExt;
         if metadata.mode() & 0o007 != 0 {
-            let detail = format!("every user can read it (mode {:04o})", metadata.mode() & 0o7777);
+            let detail = format!(
+                "every user can read it (mode {:04o})",
+                metadata.mode() & 0o7777
+            );
             return Err(corrupt(subject, detail));
         }
         Seal::new(&file).map_err(|error| corrupt(subject, error.to_string()))
@@ -230,11 +242,17 @@ mod tests {
         let shown = |text: &str| text.parse::<StorePlace>().map(|place| place.to_string());
         assert_eq!(shown("/srv/certs").unwrap(), "/srv/certs");
         let etcd = shown("etcd://user:secret@10.0.0.1:2379/certs").unwrap();
-        assert!(!etcd.contains("secret") && etcd.contains("10.0.0.1:2379"), "{etcd}");
+        assert!(
+            !etcd.contains("secret") && etcd.contains("10.0.0.1:2379"),
+            "{etcd}"
+        );
         for (text, error) in [
             ("", "an empty store"),
             ("etcd:///certs", "no host of etcd"),
-            ("etcd://10.0.0.1:2379", "no prefix: another program may use the same etcd"),
+            (
+                "etcd://10.0.0.1:2379",
+                "no prefix: another program may use the same etcd",
+            ),
             ("ectd://10.0.0.1/x", "unknown store `ectd://`"),
         ] {
             assert_eq!(shown(text).unwrap_err(), error, "{text}");

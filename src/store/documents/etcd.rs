@@ -146,7 +146,10 @@ fn reason(reply: &[u8]) -> String {
     let said: Option<Value> = serde_json::from_slice(reply).ok();
     let said = said.and_then(|said| Some(said.get("message")?.as_str()?.to_owned()));
     let said = said.unwrap_or_default();
-    said.chars().take(200).flat_map(char::escape_debug).collect()
+    said.chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect()
 }
 
 fn decoded(text: &str) -> Result<Vec<u8>, DocumentsError> {
@@ -216,7 +219,10 @@ impl Documents for EtcdDocuments {
         let request = request.map_err(|error| failed(io::Error::other(error)))?;
         let reply = self.origin.open(request, WITHIN).await;
         let reply = reply.map_err(|error| failed(io::Error::other(error)))?;
-        let date = reply.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let date = reply
+            .headers()
+            .get(DATE)
+            .and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
         date.map(|date| OffsetDateTime::from(date).into())
             .ok_or_else(|| failed(io::Error::other("its reply has no Date")))

@@ -135,7 +135,12 @@ impl SharedStore {
         let key = format!("nodes/{}", self.node);
         for _ in 0..ATTEMPTS {
             let (before, version) = self.documents.load::<FleetNode>(&key).await?.unzip();
-            if self.documents.swap(&key, node, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, node, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(before);
             }
         }
@@ -190,7 +195,12 @@ impl SharedStore {
             if ids.len() > DELETIONS {
                 ids.pop_front();
             }
-            if self.documents.swap(&key, &ids, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, &ids, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(());
             }
         }
@@ -219,7 +229,12 @@ impl SharedStore {
             if stored.as_ref() == Some(answer) {
                 return Ok(());
             }
-            if self.documents.swap(&key, answer, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, answer, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(());
             }
         }
