@@ -147,25 +147,21 @@ pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String 
 /// The failure of a command whose fleet's store cannot be used.
 fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
     let place = fleet.store.as_ref().map(ToString::to_string);
+    let place = place.unwrap_or_default();
+    if let StoreError::Seal { .. } = &error {
+        return Failure::usage(
+            format!("the fleet's store at {place}: {error}"),
+            "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file",
+        );
+    }
+    let is_about = |part: &str| error.to_string().contains(part);
     let hint = match &error {
-        StoreError::Corrupt { detail, .. } if detail.contains("another key") => {
-            "seal_key_file must hold the key of this fleet's other machines; two fleets must not share a prefix"
+        StoreError::Corrupt { .. } if is_about("another key") => {
+            "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
         }
-        StoreError::Corrupt { detail, .. } if detail.contains("newer version") => {
-            "update certs on this machine"
-        }
-        StoreError::Corrupt { detail, .. } if detail.contains("seal_key_file") => {
-            "make a key once (openssl rand -base64 32), give it to each machine with mode 0600, and name its file in seal_key_file"
-        }
-        StoreError::Corrupt { detail, .. } if detail.contains("can read it") => {
-            "chmod 600 the file: it opens every key of the fleet"
-        }
-        StoreError::Corrupt { subject, .. } if !subject.contains("shared store") => {
-            "openssl rand -base64 32 makes a key; each line holds one, the current one first"
-        }
+        StoreError::Corrupt { .. } if is_about("newer version") => "update certs on this machine",
         StoreError::Corrupt { .. } => "restore the store from a backup, or remove this document",
         _ => "check that this machine reaches the store and may write there",
     };
-    let place = place.unwrap_or_default();
     Failure::output(format!("the fleet's store at {place}: {error}"), hint)
 }

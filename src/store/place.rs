@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -190,26 +191,21 @@ impl FleetSettings {
     }
 
     fn seal(&self) -> Result<Seal, StoreError> {
-        let corrupt = |subject: String, detail: String| StoreError::Corrupt { subject, detail };
-        let Some(path) = &self.seal_key_file else {
-            let subject = "the configuration of the fleet".to_owned();
-            return Err(corrupt(subject, "no seal_key_file is set".to_owned()));
+        let path = { self.seal_key_file.as_ref() }.map(|path| path.display().to_string());
+        let invalid = |detail: String| StoreError::Seal {
+            path: path.clone().unwrap_or_default(),
+            detail,
         };
-        let subject = path.display().to_string();
-        let (file, metadata) = files::read_short(path).map_err(|source| StoreError::Io {
-            operation: "read",
-            subject: subject.clone(),
-            source,
-        })?;
-        use std::os::unix::fs::MetadataExt;
-        if metadata.mode() & 0o007 != 0 {
-            let detail = format!(
-                "every user can read it (mode {:04o})",
-                metadata.mode() & 0o7777
-            );
-            return Err(corrupt(subject, detail));
+        let Some(file) = &self.seal_key_file else {
+            return Err(invalid("no seal_key_file is set".to_owned()));
+        };
+        let read = files::read_short(file).map_err(|error| invalid(error.to_string()));
+        let (keys, metadata) = read?;
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o007 != 0 {
+            return Err(invalid(format!("every user can read it (mode {mode:04o})")));
         }
-        Seal::new(&file).map_err(|error| corrupt(subject, error.to_string()))
+        Seal::new(&keys).map_err(|error| invalid(error.to_string()))
     }
 
     /// The name of this machine.

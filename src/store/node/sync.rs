@@ -51,6 +51,7 @@ impl NodeStore {
     /// When the shared store cannot be listed, or the copies cannot be written. One damaged
     /// certificate does not affect the others.
     pub async fn sync_all(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+        self.shared.claim().await?;
         let versions = self.shared.versions().await?;
         let is_copied = |lineage: &Lineage| {
             let copied = self.copied(lineage);

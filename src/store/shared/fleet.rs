@@ -113,6 +113,17 @@ impl SharedStore {
         Ok((loaded.0.unwrap_or_default(), loaded.1))
     }
 
+    /// Opens the document of the fleet, and makes it in a new store: a place of another fleet
+    /// is refused before anything is written there.
+    pub(in crate::store) async fn claim(&self) -> Result<(), StoreError> {
+        if let (fleet, None) = self.fleet().await? {
+            // Another machine may be faster.
+            self.swap_fleet(&fleet, None).await?;
+            self.fleet().await?;
+        }
+        Ok(())
+    }
+
     /// Swaps the document; `None` if another machine was faster.
     pub(in crate::store) async fn swap_fleet(
         &self,
