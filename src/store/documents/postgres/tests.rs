@@ -180,11 +180,6 @@ async fn password_and_certificate_are_checked(postgres: &Postgres) {
     let unknown = postgres.by_tcp("hidden", "sslmode=verify-full");
     let error = unknown.read("key").await.unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
-    run(
-        &postgres.of("certs", "x"),
-        "ALTER SYSTEM SET ssl = off; SELECT pg_reload_conf()",
-    )
-    .await;
 }
 
 async fn rights_and_read_only_servers_are_named(postgres: &Postgres) {
