@@ -5,6 +5,7 @@
 
 pub mod dns01;
 pub mod dns_persist;
+mod elsewhere;
 pub mod http01;
 pub mod listen;
 pub mod protocol;

@@ -12,6 +12,7 @@ mod delete;
 mod demo;
 mod embedded;
 mod factory;
+mod fleet;
 mod generated;
 mod import;
 mod install;
@@ -35,12 +36,14 @@ mod watcher;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 
 use crate::config::{CommandVariables, LogFormat, Options, Sources};
 use crate::failure::Failure;
 use crate::sandbox::{self, Surroundings};
+use crate::store::node::NodeStore;
 use args::{Arguments, Verb};
 use output::Terminal;
 
@@ -53,6 +56,8 @@ struct Call {
     /// The environment.
     environment: BTreeMap<String, String>,
     terminal: Terminal,
+    /// The store of this machine's fleet, once the command has joined it.
+    fleet: Option<Arc<NodeStore>>,
 }
 
 impl Call {
@@ -110,6 +115,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         json: arguments.global.json,
         terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format())
             .repeating(&options.places(), verbs()),
+        fleet: None,
         options,
         environment,
         sources,
@@ -151,7 +157,8 @@ fn cannot_rehearse(verb: &Verb) -> bool {
     }
 }
 
-async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
+async fn work(mut call: Call, verb: Verb) -> Result<(), Failure> {
+    call.join_fleet(&verb).await?;
     match verb {
         Verb::Issue(options) => issue::issue(&call, options.task()).await,
         Verb::Csr(options) => csr::csr(&call, &options).await,

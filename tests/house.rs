@@ -36,7 +36,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
-    ("challenge", &[]),
+    ("challenge", &["store"]),
     ("tls", &[]),
     ("acme", &["challenge"]),
     ("manage", &["renew", "store", "acme", "deploy", "observe"]),
@@ -46,7 +46,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("discovery", &["deploy", "observe"]),
     // Reads each module's own settings; no module imports `config`.
-    ("config", &["challenge", "deploy", "discovery", "manage"]),
+    (
+        "config",
+        &["challenge", "deploy", "discovery", "manage", "store"],
+    ),
     ("sandbox", &["config", "deploy"]),
     ("control", &["config", "manage"]),
     (

@@ -82,7 +82,8 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
         false => {
             let others = others(call, &settings).await?;
-            let deleted = delete_stored(&store, lineage, output, &others).await;
+            let store = call.store(&settings)?;
+            let deleted = delete_stored(store.as_ref(), lineage, output, &others).await;
             deleted.map_err(Failure::on(lineage.as_str()))?.0
         }
     };

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
-use super::catalog::{all_known, confirm, existing_store, open_store};
+use super::catalog::{all_known, confirm, existing_store};
 use super::factory::{Factory, wanted};
 use super::listener::{ChallengeSockets, listeners, serve};
 use super::meant;
@@ -173,10 +173,13 @@ pub(crate) async fn work(
         return Err(failure);
     }
     let store: Arc<dyn Store> = match task {
-        Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
+        Task::Pass(_) => call.store(settings)?,
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
     confirm(&settings.data_dir, rights)?;
+    if let Some(fleet) = &call.fleet {
+        responses.share_through(fleet.clone());
+    }
     let mut factory = Factory::new(call, settings, store, responses)?;
     factory.refused = refused;
     if settings.gives_up_root {

@@ -1,13 +1,12 @@
 //! `certs rename`: gives a certificate another name of its own. Its names in the
 //! certificate, its settings and its account stay.
 
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::catalog::{confirm, denied_output, existing_store, open_store};
+use super::catalog::{confirm, denied_output, existing_store};
 use super::factory::Factory;
 use super::labels::Labels;
 use super::meant;
@@ -58,7 +57,7 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
     if control::is_running(&settings.data_dir).await? {
         control::rename(&settings.data_dir, &renaming).await?;
     } else {
-        let store = Arc::new(open_store(settings.data_dir.clone())?);
+        let store = call.store(&settings)?;
         let factory = Factory::new(call, &settings, store, Responses::default())?;
         factory.rename(&renaming, made_with.as_ref()).await?;
     }

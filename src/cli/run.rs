@@ -1,6 +1,7 @@
 //! `certs run`: the sidecar. Binds its listeners, starts the supervisor, reports
 //! readiness, and then obeys signals until it must stop.
 
+mod following;
 mod managed;
 mod worker;
 
@@ -15,12 +16,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
+use self::following::follow;
 use self::managed::{ManagedCertificates, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::{all_known, open_store};
+use super::catalog::all_known;
 use super::factory::{Factory, proxy_to};
 use super::kept::keep_stored;
 use super::labels::Labels;
@@ -44,6 +46,9 @@ use crate::supervise::{Handle, Supervisor, cron};
 
 /// Between two tries of an address that another program had.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
+
+/// The fleet notices by itself when this machine has gone.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
@@ -86,13 +91,16 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let relay = managed.factory.sandbox.docker_relay();
     let listings = discover(&settings, relay, &mut serving)?;
     let (reload, reloads) = mpsc::channel(1);
-    let sidecar = Sidecar {
+    let sidecar = Arc::new(Sidecar {
         reload,
         handle: handle.clone(),
         factory,
         listens: settings.listens().iter().map(|one| one.protocol).collect(),
         board: shown.board.clone(),
-    };
+    });
+    if let Some(fleet) = &call.fleet {
+        serving.spawn(follow(fleet.clone(), settings.fleet.clone(), sidecar.clone()));
+    }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
     if let Some(schedule) = settings.renew.schedule.clone() {
@@ -104,6 +112,10 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
     notifier.send(&[NotifyState::Stopping]);
     handle.stop().await;
+    if let Some(fleet) = managed.call.fleet.clone() {
+        // Another machine does the scheduled work from now on.
+        let _ = timeout(LEAVING, fleet.leave()).await;
+    }
     // The challenge listener serves until the last step in progress has ended.
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
     ended.and(supervising.await.map_err(failed))
@@ -155,7 +167,10 @@ impl Bound {
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
         let hosts = HostNames::new(at, &settings.admin_hosts);
-        let store = Arc::new(open_store(settings.data_dir.clone())?);
+        let store = call.store(settings)?;
+        if let Some(fleet) = &call.fleet {
+            responses.share_through(fleet.clone());
+        }
         if let Some(warning) = volume::warning(&settings.data_dir) {
             tracing::warn!("{warning}");
         }
@@ -176,7 +191,7 @@ impl Bound {
     fn serve(
         self,
         serving: &mut JoinSet<()>,
-        sidecar: Sidecar,
+        sidecar: Arc<Sidecar>,
         shown: Shown,
         notifier: &Arc<Notifier>,
     ) {
@@ -189,7 +204,7 @@ impl Bound {
             serving.spawn(listen::serve_within(admin::LIMITS, socket, None, router));
         }
         let handle = sidecar.handle.clone();
-        serving.spawn(self.control.serve(Arc::new(sidecar)));
+        serving.spawn(self.control.serve(sidecar));
         if let Some(every) = sd_notify::watchdog_enabled() {
             serving.spawn(feed_watchdog(handle, notifier.clone(), every / 2));
         }

@@ -20,7 +20,7 @@ use super::key::{
 use super::key_types::{KeyTypes, key_types};
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, proxy_or_none, webroots, words_or_none,
+    path, proxy_or_none, store_place, webroots, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -38,6 +38,8 @@ use crate::net::dns::ServerAddress;
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::roots::SystemRoots;
 use crate::record::Lifetime;
+use crate::store::node::Role;
+use crate::store::place::{FleetSettings, NodeName, StorePlace};
 
 layer! {
     /// The values of one source for one certificate, or for all of them.
@@ -197,6 +199,25 @@ layer! {
             => .output.links;
     }
 
+    group "Fleet" {
+        "store", store: StorePlace, store_place, TEXT
+            .hint("write etcd://HOST:PORT/PREFIX, or the path of a directory that all machines mount")
+            .doc("Share certificates with other machines through this store: etcd://HOST:PORT/PREFIX, or a directory that all of them mount")
+            .option(EVERY, "URL|DIR")
+            => .fleet.store;
+        "seal_key_file", seal_key_file: PathBuf, path, PATH
+            .doc("The file with the key that seals what the store gets: 32 bytes in base64; further lines hold earlier keys")
+            .option(EVERY, "FILE")
+            => .fleet.seal_key_file;
+        "node", node: NodeName, parsed, TEXT.hint("letters, digits, -, _ and . belong here")
+            .doc("The name of this machine in the fleet").default_is("the host name").option(EVERY, "NAME")
+            => .fleet.node;
+        "role", role: Role, parsed, choice(|| Role::NAMES.to_vec())
+            .doc("What this machine does for the fleet: order and serve, or only serve")
+            .default("full").option(EVERY, "ROLE")
+            => .fleet.role;
+    }
+
     group "Network" {
         "proxy", proxy: Option<Proxy>, proxy_or_none, TEXT
             .hint("write http://HOST:PORT, with USER:PASSWORD@ before HOST where the proxy wants them, or none")
@@ -344,6 +365,9 @@ pub(crate) struct Settings {
     pub output: OutputSettings,
     pub log_format: LogFormat,
     pub harden: bool,
+    /// How this machine takes part in a fleet.
+    #[serde(default)]
+    pub fleet: FleetSettings,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
     /// Further names in the `Host` of a request there.
@@ -388,6 +412,7 @@ impl Settings {
             data_dir,
             log_format: LogFormat::default(),
             harden: true,
+            fleet: FleetSettings::default(),
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
             admin_hosts: Vec::new(),
             verify_every: Interval::default(),

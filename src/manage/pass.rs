@@ -18,7 +18,7 @@ use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::renew::look::{after_drift, is_drifting};
-use crate::renew::policy::{CLOCK_ALARM, RECHECK};
+use crate::renew::policy::{CLOCK_ALARM, ELSEWHERE, RECHECK};
 use crate::time::Timestamp;
 
 /// The result of a due order that has not failed.
@@ -71,6 +71,7 @@ impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
         if let Trigger::Revoke { reason, at_once } = self.trigger {
+            self.must_share().await?;
             Box::pin(self.intend_revocation(reason, at_once)).await?;
             if at_once {
                 Box::pin(self.revoke()).await?;
@@ -92,6 +93,7 @@ impl Pass<'_> {
             return Err(ManageError::CannotOrder(cause));
         }
         if self.trigger == Trigger::Forced {
+            self.must_share().await?;
             let plan = self.forced();
             Box::pin(self.order_with_exclusions(plan)).await?;
             issued = true;
@@ -100,7 +102,7 @@ impl Pass<'_> {
         // not block the renewal.
         let mut stuck: Option<ManageError> = None;
         loop {
-            let now = self.now();
+            let (now, had_share) = (self.now(), self.shared.is_some());
             match next(&self.record, now, self.services.random.as_ref()) {
                 // At most one order a pass, even if the CA wants its newest certificate replaced.
                 Next::Issue { .. } if issued => {
@@ -112,6 +114,11 @@ impl Pass<'_> {
                         None => return self.end(stuck, issued, now, now),
                     }
                 }
+                step if self.is_elsewhere(&step).await? => match self.due_looks(now) {
+                    Some(looks) => Box::pin(self.look(looks)).await?,
+                    None => return self.end(stuck, issued, now, now + ELSEWHERE),
+                },
+                Next::Issue(_) | Next::Revoke if !had_share => {}
                 Next::Issue(plan) => match self.order_due(plan, stuck.as_ref(), now).await? {
                     Ordered::Issued => issued = true,
                     Ordered::DueAt(at) => {
@@ -132,6 +139,16 @@ impl Pass<'_> {
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
         }
+    }
+
+    /// Whether another machine of the fleet does `step`. This one has the right to an order or
+    /// a revocation afterwards; the record may be a newer one then.
+    async fn is_elsewhere(&mut self, step: &Next) -> Result<bool, ManageError> {
+        Ok(match step {
+            Next::Issue(_) | Next::Revoke => !self.share().await?,
+            Next::RefreshWindow | Next::Draw(_) => !self.services.store.is_issuer(),
+            Next::Deploy | Next::Wait(_) | Next::Halt => false,
+        })
     }
 
     /// Finds out the type of the newest key where it is not stored, and warns where it stays:

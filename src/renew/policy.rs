@@ -153,6 +153,9 @@ pub(crate) const FIRST_TIME_PROBE: Duration = SECOND.saturating_mul(5);
 /// The longest pause after a failure and after a skipped request: the cause may be
 /// repaired, and the record may be older than the settings. Ours.
 pub(crate) const RECHECK: Duration = HOUR;
+/// The pause of a machine while another one of its fleet does a due step: its result wakes the
+/// others, unless that machine is gone. Ours.
+pub(crate) const ELSEWHERE: Duration = MINUTE;
 /// The longest pause while another process holds the lease; the shortest is a quarter. Ours.
 pub(crate) const LEASED_PAUSE: Duration = SECOND.saturating_mul(20);
 /// The number of passes in a row without the lease after which a message is logged. Ours.

@@ -130,7 +130,7 @@ impl Store for NodeStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
         let mut stored = self.reach(KillPoint::Read).await?.load(lineage).await?;
         if let (Some((record, _)), Some(own)) = (&mut stored, lock(&self.own).get(lineage)) {
-            set_deployments(record, own);
+            record.set_deployments(own);
         }
         Ok(stored)
     }
@@ -143,9 +143,7 @@ impl Store for NodeStore {
     ) -> Result<Revision, StoreError> {
         let moment = bundle.map_or(KillPoint::Save, |_| KillPoint::Pair);
         let memory = self.reach(moment).await?;
-        let mut shared = record.clone();
-        let (lineage, names) = (record.lineage.clone(), record.identifiers.clone());
-        set_deployments(&mut shared, &Record::new(lineage, names, String::new()));
+        let shared = record.without_deployments();
         let saved = memory.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {
             lock(&self.shared.leases).counts.1 += 1;
@@ -239,17 +237,6 @@ impl Store for NodeStore {
         self.node.pass(KillPoint::CaState).await;
         saved
     }
-}
-
-/// Sets the state of a certificate on one node.
-fn set_deployments(record: &mut Record, own: &Record) {
-    record.deployed.clone_from(&own.deployed);
-    record.served.clone_from(&own.served);
-    (record.deployment_failures).clone_from(&own.deployment_failures);
-    record.drift.clone_from(&own.drift);
-    record.unchecked.clone_from(&own.unchecked);
-    record.rollback_to = own.rollback_to;
-    record.rolled_back.clone_from(&own.rolled_back);
 }
 
 #[cfg(test)]

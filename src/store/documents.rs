@@ -2,7 +2,7 @@
 //! and written by compare-and-swap on their version. One file for each kind of server; one
 //! test suite checks them all.
 
-mod directory;
+pub(super) mod directory;
 mod etcd;
 mod exchange;
 #[cfg(test)]

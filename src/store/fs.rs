@@ -175,13 +175,54 @@ impl FileStore {
         Ok(())
     }
 
+    /// As [`Store::save`], with the pair as it is stored.
+    pub(super) async fn save_pair(
+        &self,
+        record: &Record,
+        expected: Revision,
+        pair: Option<(&Secret, &str)>,
+    ) -> Result<Revision, StoreError> {
+        let _acting = self.owner.act();
+        let directory = self.directory(&record.lineage);
+        make_directory(&directory)?;
+        let _locked = locked(&directory.join("lock"))?;
+        let before = self.load(&record.lineage).await?;
+        let new = record.issued.as_ref().filter(|_| pair.is_some());
+        let revision = check_save(record, expected, before.as_ref(), new)?;
+        if let (Some(pair), Some(issued)) = (pair, new) {
+            self.write_pair(&record.lineage, issued.generation, pair)?;
+        }
+        let record = record.clone();
+        let stored = Stored { revision, record };
+        write_json(&directory.join("record.json"), &stored)?;
+        if before.is_none() {
+            self.flush_directories(&directory)?;
+        }
+        if let Some(issued) = new {
+            remove_old(&directory, issued.generation, stored.record.rollback_to);
+        }
+        Ok(revision)
+    }
+
+    /// Keeps `content` beside the records, for a store that is built on this one.
+    pub(super) fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
+        replace(&self.root.join(name), content)
+    }
+
+    /// What [`keep`](Self::keep) has kept.
+    pub(super) fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let _acting = self.owner.act();
+        read_text(&self.root.join(name))
+    }
+
     /// Stores the pair before the record points to it. A pair that a crash left
     /// there belongs to no record and is removed.
     fn write_pair(
         &self,
         lineage: &Lineage,
         generation: Generation,
-        bundle: &Bundle,
+        (key, chain): (&Secret, &str),
     ) -> Result<(), StoreError> {
         let directory = self.directory(lineage);
         let place = directory.join(generation.to_string());
@@ -190,8 +231,7 @@ impl FileStore {
             remove_directory(leftover)?;
         }
         files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
-        let (key, chain) = (bundle.key_pem().expose(), bundle.chain_pem());
-        for (name, content) in [("privkey.pem", key), ("fullchain.pem", &chain)] {
+        for (name, content) in [("privkey.pem", key.expose()), ("fullchain.pem", chain)] {
             let path = staged.join(name);
             let written = files::write_new(&path, PRIVATE_FILE, content.as_bytes());
             written.map_err(at("write", &path))?;
@@ -221,26 +261,10 @@ impl Store for FileStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        let _acting = self.owner.act();
-        let directory = self.directory(&record.lineage);
-        make_directory(&directory)?;
-        let _locked = locked(&directory.join("lock"))?;
-        let before = self.load(&record.lineage).await?;
-        let new = record.issued.as_ref().filter(|_| bundle.is_some());
-        let revision = check_save(record, expected, before.as_ref(), new)?;
-        if let (Some(bundle), Some(issued)) = (bundle, new) {
-            self.write_pair(&record.lineage, issued.generation, bundle)?;
-        }
-        let record = record.clone();
-        let stored = Stored { revision, record };
-        write_json(&directory.join("record.json"), &stored)?;
-        if before.is_none() {
-            self.flush_directories(&directory)?;
-        }
-        if let Some(issued) = new {
-            remove_old(&directory, issued.generation, stored.record.rollback_to);
-        }
-        Ok(revision)
+        let chain = bundle.map(Bundle::chain_pem);
+        let key = bundle.map(Bundle::key_pem);
+        let pair = key.zip(chain.as_deref());
+        self.save_pair(record, expected, pair).await
     }
 
     async fn bundle(

@@ -11,31 +11,31 @@
 //!
 //! [`documents`]: super::documents
 
+pub mod fleet;
+mod lease;
+mod sealed;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
-use super::documents::{Document, Documents, DocumentsError, Version};
-use super::seal::{Seal, SealError};
+use self::lease::SharedLease;
+pub(super) use self::sealed::busy;
+use self::sealed::{Loaded, Sealed, failed};
+use super::documents::{Documents, Version};
+use super::seal::Seal;
 use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
-use crate::random::{SystemRandom, Random};
+use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
-use crate::time::Timestamp;
 
-/// A lease that its holder does not extend ends after this time, by the server's clock.
-const LEASE: Duration = Duration::from_secs(60);
-const EXTEND: Duration = Duration::from_secs(20);
 /// Writers that are faster than we are: each attempt reads the document anew.
 const ATTEMPTS: u32 = 20;
 
@@ -76,110 +76,22 @@ struct StoredCa {
     state: CaState,
 }
 
-#[derive(Serialize, Deserialize)]
-struct StoredLease {
-    node: String,
-    /// Drawn by its holder: a process may have the name of another.
-    holder: u64,
-    until: Timestamp,
-}
-
-/// Documents whose content is JSON, sealed.
-#[derive(Debug)]
-struct Sealed {
-    documents: Arc<dyn Documents>,
-    seal: Seal,
-}
-
-/// A document that was read, and the version to write it against.
-type Loaded<T> = Option<(T, Version)>;
-
-impl Sealed {
-    async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Loaded<T>, StoreError> {
-        let read = self.documents.read(key).await.map_err(failed("read", key))?;
-        let Some(Document { content, version }) = read else {
-            return Ok(None);
-        };
-        let opened = self.seal.open(key, &content);
-        let opened = opened.map_err(|error| damaged(key, &error))?;
-        let parsed = serde_json::from_slice(opened.expose());
-        let parsed = parsed.map_err(|error| damaged(key, &error))?;
-        Ok(Some((parsed, version)))
-    }
-
-    /// Writes against `expected`. `None` if another writer was faster.
-    async fn swap(
-        &self,
-        key: &str,
-        value: &impl Serialize,
-        expected: Option<&Version>,
-    ) -> Result<Option<Version>, StoreError> {
-        let json = serde_json::to_vec(value).map_err(|error| damaged(key, &error))?;
-        let sealed = self.seal.seal(key, &json);
-        let sealed = sealed.map_err(|error| damaged(key, &error))?;
-        match self.documents.write(key, &sealed, expected).await {
-            Ok(version) => Ok(Some(version)),
-            Err(DocumentsError::Conflict) => Ok(None),
-            Err(error @ DocumentsError::Unanswered(_)) => {
-                // Each seal has its own nonce: equal content is that of this very write.
-                let read = self.documents.read(key).await.map_err(failed("read", key))?;
-                match read {
-                    Some(stored) if stored.content == sealed => Ok(Some(stored.version)),
-                    // It may still arrive: then the next write against `expected` fails.
-                    _ => Err(failed("write", key)(error)),
-                }
-            }
-            Err(error) => Err(failed("write", key)(error)),
-        }
-    }
-
-    /// Removes what has the version `expected`. False if another writer was faster.
-    async fn remove(&self, key: &str, expected: &Version) -> Result<bool, StoreError> {
-        match self.documents.remove(key, expected).await {
-            Ok(()) => Ok(true),
-            Err(DocumentsError::Conflict) => Ok(false),
-            Err(error @ DocumentsError::Unanswered(_)) => {
-                let read = self.documents.read(key).await.map_err(failed("read", key))?;
-                match read {
-                    None => Ok(true),
-                    Some(_) => Err(failed("remove", key)(error)),
-                }
-            }
-            Err(error) => Err(failed("remove", key)(error)),
-        }
-    }
-}
-
-fn failed(operation: &'static str, key: &str) -> impl Fn(DocumentsError) -> StoreError {
-    let subject = format!("{key} of the shared store");
-    move |error| StoreError::Io {
-        operation,
-        subject: subject.clone(),
-        source: match error {
-            DocumentsError::Unanswered(source) | DocumentsError::Failed(source) => source,
-            error @ DocumentsError::Conflict => io::Error::other(error),
-        },
-    }
-}
-
-fn damaged(key: &str, error: &dyn fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        subject: format!("{key} of the shared store"),
-        detail: error.to_string(),
-    }
-}
-
-fn busy(key: &str) -> StoreError {
-    let source = io::Error::other("other processes change it all the time");
-    failed("write", key)(DocumentsError::Failed(source))
-}
-
 fn at(lineage: &Lineage) -> String {
     format!("certificates/{lineage}")
 }
 
 fn of_ca(part: &str, ca: &str) -> String {
     format!("{part}/{}", Fingerprint::of(ca.as_bytes()))
+}
+
+/// All that is stored of one certificate, with its version.
+#[derive(Clone)]
+pub(super) struct Copy {
+    pub(super) id: u64,
+    pub(super) revision: Revision,
+    pub(super) version: Version,
+    pub(super) record: Option<Record>,
+    pub(super) options: Option<String>,
 }
 
 impl SharedStore {
@@ -204,6 +116,66 @@ impl SharedStore {
             stored = Certificate::new();
         }
         Ok((stored, Some(version)))
+    }
+
+    /// This machine's name.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// All that is stored of `lineage`.
+    pub(super) async fn copy(&self, lineage: &Lineage) -> Result<Option<Copy>, StoreError> {
+        let (stored, version) = self.certificate(lineage).await?;
+        Ok(version.map(|version| Copy {
+            id: stored.id,
+            revision: stored.revision,
+            version,
+            record: stored.record.map(|mut record| {
+                record.lineage = lineage.clone();
+                record
+            }),
+            options: stored.options,
+        }))
+    }
+
+    /// Stores the copy that a machine has of a certificate in place of an older state of the
+    /// store, `before`, or of none. False if another machine was faster.
+    pub(super) async fn put_back(
+        &self,
+        record: &Record,
+        copy: (u64, Revision),
+        options: Option<String>,
+        pair: Option<(Generation, Secret, String)>,
+        before: Option<&Version>,
+    ) -> Result<bool, StoreError> {
+        let (id, revision) = copy;
+        let mut pairs = BTreeMap::new();
+        if let (Some((generation, key, chain)), Some(issued)) = (pair, &record.issued) {
+            let fingerprint = &issued.facts.fingerprint;
+            pairs.insert(generation, self.write_pair(fingerprint, key, chain).await?);
+        }
+        let stored = Certificate {
+            id,
+            copy_of: None,
+            revision,
+            record: Some(record.clone()),
+            options,
+            pairs,
+        };
+        let key = at(&record.lineage);
+        let written = self.documents.swap(&key, &stored, before).await?;
+        Ok(written.is_some())
+    }
+
+    /// The version of each certificate's document.
+    pub(super) async fn versions(&self) -> Result<BTreeMap<Lineage, Version>, StoreError> {
+        let prefix = "certificates/";
+        let keys = self.keys(prefix).await?.into_iter();
+        let named = keys.filter_map(|(key, version)| {
+            let name = key.strip_prefix(prefix)?;
+            Some((Lineage::parse(name).ok()?, version))
+        });
+        Ok(named.collect())
     }
 
     /// The certificate `id`, if it still has that name.
@@ -248,18 +220,20 @@ impl SharedStore {
         }
     }
 
-    async fn write_pair(&self, bundle: &Bundle) -> Result<String, StoreError> {
-        let key = format!("pairs/{}", bundle.facts().fingerprint);
-        let pair = Pair {
-            key: bundle.key_pem().clone(),
-            chain: bundle.chain_pem(),
-        };
-        match self.documents.swap(&key, &pair, None).await? {
-            Some(_) => Ok(key),
+    async fn write_pair(
+        &self,
+        fingerprint: &Fingerprint,
+        key: Secret,
+        chain: String,
+    ) -> Result<String, StoreError> {
+        let document = format!("pairs/{fingerprint}");
+        let pair = Pair { key, chain };
+        match self.documents.swap(&document, &pair, None).await? {
+            Some(_) => Ok(document),
             // An earlier attempt wrote this very leaf, perhaps with another chain.
-            None => match self.documents.load::<Pair>(&key).await? {
-                Some((stored, _)) if stored.key == pair.key => Ok(key),
-                _ => Err(busy(&key)),
+            None => match self.documents.load::<Pair>(&document).await? {
+                Some((stored, _)) if stored.key == pair.key => Ok(document),
+                _ => Err(busy(&document)),
             },
         }
     }
@@ -309,13 +283,16 @@ impl Store for SharedStore {
             let new = record.issued.as_ref().filter(|_| bundle.is_some());
             stored.revision = check_save(record, expected, before.as_ref(), new)?;
             if let (Some(bundle), Some(issued)) = (bundle, new) {
-                let pair = self.write_pair(bundle).await?;
+                let (fingerprint, key) = (&bundle.facts().fingerprint, bundle.key_pem());
+                let chain = bundle.chain_pem();
+                let pair = self.write_pair(fingerprint, key.clone(), chain).await?;
                 stored.pairs.insert(issued.generation, pair);
             }
             let old = take_old(&mut stored.pairs, record);
             let revision = stored.revision;
             stored.record = Some(record.clone());
-            let written = self.documents.swap(&at(lineage), &stored, version.as_ref());
+            let key = at(lineage);
+            let written = self.documents.swap(&key, &stored, version.as_ref());
             // Options that were saved meanwhile are no conflict: the revision tells.
             if written.await?.is_some() {
                 self.remove_pairs(old).await;
@@ -346,7 +323,8 @@ impl Store for SharedStore {
         for _ in 0..ATTEMPTS {
             let (mut stored, version) = self.certificate_to_write(lineage).await?;
             stored.options = Some(json.to_owned());
-            let written = self.documents.swap(&at(lineage), &stored, version.as_ref());
+            let key = at(lineage);
+            let written = self.documents.swap(&key, &stored, version.as_ref());
             if written.await?.is_some() {
                 return Ok(());
             }
@@ -371,6 +349,7 @@ impl Store for SharedStore {
             let Some(version) = version else {
                 return Ok(false);
             };
+            self.note_deletion(lineage, stored.id).await?;
             if self.documents.remove(&key, &version).await? {
                 self.remove_pairs(stored.pairs.into_values()).await;
                 return Ok(true);
@@ -403,6 +382,8 @@ impl Store for SharedStore {
         };
         let copied = self.documents.swap(&at(to), &copy, place.as_ref()).await?;
         let copied = copied.ok_or_else(taken)?;
+        // The other machines drop the old name, and find the new one.
+        self.note_deletion(from, stored.id).await?;
         let removed = match version {
             Some(version) => self.documents.remove(&at(from), &version).await?,
             None => false,
@@ -418,15 +399,8 @@ impl Store for SharedStore {
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
-        let prefix = "certificates/";
-        let keys = self.documents.documents.list(prefix).await;
-        let keys = keys.map_err(failed("list", prefix))?;
         let mut lineages = Vec::new();
-        for key in keys.keys() {
-            let name = key.strip_prefix(prefix).unwrap_or_default();
-            let Ok(lineage) = Lineage::parse(name) else {
-                continue;
-            };
+        for lineage in self.versions().await?.into_keys() {
             // An unreadable record is one: its load says why it cannot be read.
             if !matches!(self.load(&lineage).await, Ok(None)) {
                 lineages.push(lineage);
@@ -437,24 +411,8 @@ impl Store for SharedStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        let key = format!("leases/{lineage}");
-        let holder = SystemRandom.below(u64::MAX);
-        let now = self.documents.documents.time().await;
-        let now = now.map_err(failed("lease", &key))?;
-        let stored = self.documents.load::<StoredLease>(&key).await?;
-        let lineage = lineage.clone();
-        if stored.as_ref().is_some_and(|(lease, _)| now < lease.until) {
-            return Err(StoreError::Leased { lineage });
-        }
-        let lease = StoredLease {
-            node: self.node.clone(),
-            holder,
-            until: now + LEASE,
-        };
-        let version = stored.map(|(_, version)| version);
-        let version = self.documents.swap(&key, &lease, version.as_ref()).await?;
-        let version = version.ok_or(StoreError::Leased { lineage })?;
-        Ok(Box::new(SharedLease::new(self.documents.clone(), key, lease, version)))
+        let lease = SharedLease::take(&self.documents, &self.node, lineage).await?;
+        Ok(Box::new(lease))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
@@ -534,162 +492,5 @@ fn changed_account(ca: &str, is_written: bool) -> Result<(), StoreError> {
     match is_written {
         true => Ok(()),
         false => Err(StoreError::AccountChanged { ca: ca.to_owned() }),
-    }
-}
-
-/// Extends its lease until it is dropped. A lease that cannot be extended ends by itself: the
-/// saves of its holder are then refused if another machine was faster.
-struct SharedLease {
-    documents: Arc<Sealed>,
-    key: String,
-    latest: Arc<Mutex<Version>>,
-    extending: JoinSet<()>,
-}
-
-impl SharedLease {
-    fn new(documents: Arc<Sealed>, key: String, lease: StoredLease, version: Version) -> Self {
-        let latest = Arc::new(Mutex::new(version));
-        let mut extending = JoinSet::new();
-        extending.spawn(extend(documents.clone(), key.clone(), lease, latest.clone()));
-        Self {
-            documents,
-            key,
-            latest,
-            extending,
-        }
-    }
-}
-
-async fn extend(
-    documents: Arc<Sealed>,
-    key: String,
-    mut lease: StoredLease,
-    latest: Arc<Mutex<Version>>,
-) {
-    loop {
-        tokio::time::sleep(EXTEND).await;
-        let Ok(now) = documents.documents.time().await else {
-            continue;
-        };
-        lease.until = now + LEASE;
-        let before = lock(&latest).clone();
-        match documents.swap(&key, &lease, Some(&before)).await {
-            Ok(Some(version)) => *lock(&latest) = version,
-            Ok(None) => {
-                tracing::warn!("{key} of the shared store was taken by another machine");
-                return;
-            }
-            Err(error) => tracing::debug!("a lease is not extended: {error}"),
-        }
-    }
-}
-
-fn lock(version: &Mutex<Version>) -> MutexGuard<'_, Version> {
-    version.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl fmt::Debug for SharedLease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)
-    }
-}
-
-impl Lease for SharedLease {}
-
-impl Drop for SharedLease {
-    fn drop(&mut self) {
-        self.extending.abort_all();
-        let (documents, key) = (self.documents.clone(), self.key.clone());
-        let latest = self.latest.clone();
-        // Without a runtime, as at the end of the process, the lease ends by its time.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let version = lock(&latest).clone();
-                let _ = documents.remove(&key, &version).await;
-            });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use super::super::documents::memory::MemoryDocuments;
-    use super::super::seal::tests::ONE;
-    use super::*;
-    use crate::identifier::Identifier;
-
-    fn store(documents: &MemoryDocuments) -> SharedStore {
-        let documents: Arc<dyn Documents> = Arc::new(documents.clone());
-        SharedStore::new(documents, Seal::new(ONE).unwrap(), "node".to_owned())
-    }
-
-    fn record(name: &str) -> Record {
-        let name = Identifier::parse(name).unwrap();
-        Record::new(Lineage::of(&name), [name].into(), "https://ca".into())
-    }
-
-    #[tokio::test]
-    async fn shared_store_keeps_contract() {
-        super::super::tests::check(|| store(&MemoryDocuments::default())).await;
-    }
-
-    #[tokio::test]
-    async fn write_whose_reply_is_lost_is_done_once() {
-        let documents = MemoryDocuments::default();
-        let (store, one) = (store(&documents), record("example.com"));
-        documents.lost.store(1, Ordering::SeqCst);
-        let first = store.save(&one, Revision(0), None).await.unwrap();
-        documents.lost.store(1, Ordering::SeqCst);
-        assert_eq!(store.save(&one, first, None).await.unwrap(), Revision(2));
-        assert_eq!(store.load(&one.lineage).await.unwrap().unwrap().1.0, 2);
-        documents.lost.store(1, Ordering::SeqCst);
-        assert!(store.delete(&one.lineage, Revision(2)).await.unwrap());
-        assert_eq!(store.list().await.unwrap(), []);
-    }
-
-    #[tokio::test]
-    async fn rename_that_was_interrupted_changes_nothing() {
-        let documents = MemoryDocuments::default();
-        let (store, one) = (store(&documents), record("old.example.com"));
-        let first = store.save(&one, Revision(0), None).await.unwrap();
-        let (stored, _) = store.certificate(&one.lineage).await.unwrap();
-        let copy_of = Some(one.lineage.clone());
-        let copy = Certificate { copy_of, ..stored };
-        let to = Lineage::parse("new").unwrap();
-        store.documents.swap(&at(&to), &copy, None).await.unwrap();
-        // The process was killed here.
-        assert_eq!(store.load(&to).await.unwrap(), None);
-        assert_eq!(store.list().await.unwrap(), [one.lineage.clone()]);
-        let (_, version) = store.certificate(&one.lineage).await.unwrap();
-        let mut other = record("other.example.com");
-        other.lineage = to.clone();
-        store.save(&other, Revision(0), None).await.unwrap();
-        // The rename goes on, too late.
-        let version = version.unwrap();
-        let removed = store.documents.remove(&at(&one.lineage), &version).await;
-        assert!(!removed.unwrap(), "the name was taken meanwhile");
-        let again = store.rename(&one.lineage, &to, first).await;
-        assert!(matches!(again, Err(StoreError::Taken { .. })));
-        let free = Lineage::parse("free").unwrap();
-        store.rename(&one.lineage, &free, first).await.unwrap();
-        assert!(store.load(&free).await.unwrap().is_some());
-        assert_eq!(store.list().await.unwrap(), [free, to]);
-    }
-
-    #[tokio::test]
-    async fn document_under_another_name_is_refused() {
-        let documents = MemoryDocuments::default();
-        let (store, one) = (store(&documents), record("one.example.com"));
-        store.save(&one, Revision(0), None).await.unwrap();
-        let sealed = documents.read(&at(&one.lineage)).await.unwrap().unwrap();
-        let two = record("two.example.com").lineage;
-        let content = &sealed.content;
-        documents.write(&at(&two), content, None).await.unwrap();
-        let loaded = store.load(&two).await;
-        assert!(matches!(loaded, Err(StoreError::Corrupt { .. })), "{loaded:?}");
-        let text = String::from_utf8_lossy(content).into_owned();
-        assert!(!text.contains("example.com"), "names are sealed too: {text}");
     }
 }

@@ -68,7 +68,7 @@ async fn delete_removes_one_certificate_by_its_revision(store: impl Store) {
     store.save(&gone, Revision(0), Some(&bundle)).await.unwrap();
 }
 
-fn record(name: &str) -> Record {
+pub(super) fn record(name: &str) -> Record {
     let identifier = Identifier::parse(name).unwrap();
     Record::new(
         Lineage::of(&identifier),
@@ -77,7 +77,7 @@ fn record(name: &str) -> Record {
     )
 }
 
-fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
+pub(super) fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
     let names: Vec<String> = record.identifiers.iter().map(ToString::to_string).collect();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let bundle = Bundle::new(

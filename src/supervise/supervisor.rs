@@ -193,6 +193,12 @@ impl Supervisor {
                 let entry = self.agenda.get(&lineage);
                 let _ = reply.send(entry.is_some_and(Entry::is_configured));
             }
+            Command::Requeue(lineages) => {
+                let now = self.services.clock.now();
+                for lineage in &lineages {
+                    self.agenda.change(lineage, |entry| entry.restart(now));
+                }
+            }
             Command::Ping(reply) => {
                 let _ = reply.send(());
             }

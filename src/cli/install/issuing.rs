@@ -29,6 +29,7 @@ impl Work<'_> {
             json: false,
             sources: Sources::read(&options, &call.environment),
             options,
+            fleet: call.fleet.clone(),
             environment: call.environment.clone(),
             // The result of the install is the only one.
             terminal: call.terminal.clone().without_results(),

@@ -31,7 +31,7 @@ pub(super) struct Sidecar {
 
 impl Sidecar {
     /// Manages what the store has now.
-    async fn restock(&self) {
+    pub(super) async fn restock(&self) {
         let (reply, reloaded) = oneshot::channel();
         if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
             self.handle.ping().await;

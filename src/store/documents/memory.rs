@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -16,11 +16,32 @@ type Inside = (u64, BTreeMap<String, (u64, Vec<u8>)>);
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct MemoryDocuments {
     inside: Arc<Mutex<Inside>>,
+    /// The calls so far.
+    pub(in super::super) calls: Arc<AtomicU32>,
+    /// Whether the server is unreachable.
+    pub(in super::super) is_down: Arc<AtomicBool>,
     /// How many of the next writes get no reply.
     pub(in super::super) lost: Arc<AtomicU32>,
 }
 
 impl MemoryDocuments {
+    /// All documents, to restore them later.
+    pub(in super::super) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
+        self.inside().1.clone()
+    }
+
+    pub(in super::super) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
+        self.inside().1 = backup;
+    }
+
+    fn call(&self) -> Result<MutexGuard<'_, Inside>, DocumentsError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.is_down.load(Ordering::SeqCst) {
+            true => Err(DocumentsError::Failed(io::ErrorKind::HostUnreachable.into())),
+            false => Ok(self.inside()),
+        }
+    }
+
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,7 +69,7 @@ fn check(
 #[async_trait]
 impl Documents for MemoryDocuments {
     async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError> {
-        let stored = self.inside().1.get(key).cloned();
+        let stored = self.call()?.1.get(key).cloned();
         Ok(stored.map(|(version, content)| Document {
             content,
             version: Version(version.to_string()),
@@ -62,7 +83,7 @@ impl Documents for MemoryDocuments {
         expected: Option<&Version>,
     ) -> Result<Version, DocumentsError> {
         let version = {
-            let mut inside = self.inside();
+            let mut inside = self.call()?;
             check(inside.1.get(key), expected)?;
             inside.0 += 1;
             let version = inside.0;
@@ -74,7 +95,7 @@ impl Documents for MemoryDocuments {
 
     async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
         {
-            let mut inside = self.inside();
+            let mut inside = self.call()?;
             check(inside.1.get(key), Some(expected))?;
             inside.1.remove(key);
         }
@@ -82,13 +103,14 @@ impl Documents for MemoryDocuments {
     }
 
     async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
-        let inside = self.inside();
+        let inside = self.call()?;
         let found = inside.1.iter().filter(|(key, _)| key.starts_with(prefix));
         let found = found.map(|(key, (one, _))| (key.clone(), Version(one.to_string())));
         Ok(found.collect())
     }
 
     async fn time(&self) -> Result<Timestamp, DocumentsError> {
+        drop(self.call()?);
         Ok(Timestamp::from_seconds(1_800_000_000))
     }
 }

@@ -2,6 +2,7 @@
 //! that their own tools read.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::net::proxy::Proxies;
@@ -16,6 +17,21 @@ pub(in super::super) struct ServerSettings {
 }
 
 impl ServerSettings {
+    /// Those of this process.
+    #[allow(clippy::disallowed_methods)] // AWS, etcd and PostgreSQL have named these variables
+    pub(in super::super) fn of_this_process(url: String) -> Self {
+        let variables = std::env::vars_os();
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        let environment = variables.filter_map(text).collect();
+        Self {
+            url,
+            proxies: Proxies::of(&environment),
+            environment,
+        }
+    }
+
     /// A variable that is not empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let value = self.environment.get(name)?.trim();

@@ -1,0 +1,82 @@
+//! The answers of a fleet: each machine gives those of all. An answer is stored before the CA
+//! is told, and is looked for in the store when a request finds none here, so that it is
+//! visible at once wherever the CA asks.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::responses::{Live, Responses};
+use super::{Answer, ChallengeKind, SolverError};
+use crate::identifier::Identifier;
+use crate::store::StoreError;
+use crate::store::shared::fleet::SharedAnswer;
+
+/// A CA waits about as long for a reply.
+const WITHIN: Duration = Duration::from_secs(5);
+
+fn shared(answer: &Answer) -> SharedAnswer {
+    SharedAnswer {
+        kind: answer.kind.name().to_owned(),
+        identifier: answer.identifier.to_string(),
+        token: answer.token.as_str().to_owned(),
+        content: answer.key_authorization.clone(),
+    }
+}
+
+fn failed(error: StoreError) -> SolverError {
+    SolverError::Io {
+        operation: "share",
+        path: "the challenge answer".to_owned(),
+        source: io::Error::other(error),
+    }
+}
+
+impl Responses {
+    /// Gives `answer` to every machine of the fleet.
+    pub(super) async fn share(&self, answer: &Answer) -> Result<(), SolverError> {
+        match self.fleet() {
+            Some(fleet) => fleet.put_answer(&shared(answer)).await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes `answer` back from every machine.
+    pub(super) async fn take_back(&self, answer: &Answer) -> Result<(), SolverError> {
+        match self.fleet() {
+            Some(fleet) => fleet.remove_answer(&shared(answer)).await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Learns the answers of the other machines, at most once a second.
+    pub(super) async fn refresh(&self) {
+        let Some(fleet) = self.fleet() else {
+            return;
+        };
+        let answers = match timeout(WITHIN, fleet.answers()).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) => {
+                tracing::debug!("the fleet's challenge answers are unknown: {error}");
+                return;
+            }
+            Err(_) => return,
+        };
+        let live = answers.into_iter().filter_map(|answer| {
+            let kind: ChallengeKind = answer.kind.parse().ok()?;
+            let identifier = Identifier::parse(&answer.identifier).ok()?;
+            Some(((kind, answer.token), Live::elsewhere(identifier, answer.content)))
+        });
+        self.learn(live.collect());
+    }
+
+    /// The HTTP-01 answer for `token`, if it is live on a machine of the fleet and for `host`.
+    pub(super) async fn lookup_anywhere(&self, host: &Identifier, token: &str) -> Option<String> {
+        if let Some(found) = self.lookup(host, token) {
+            return Some(found);
+        }
+        self.refresh().await;
+        self.lookup(host, token)
+    }
+}
