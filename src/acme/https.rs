@@ -16,19 +16,15 @@ use bytes::Bytes;
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 use tower_service::Service;
 
 use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
-use crate::net::connector::Connector;
+use crate::net::pool::{self, HttpsClient, Schemes};
 use crate::net::proxy::{Proxies, ProxyError};
 use crate::net::roots::SystemRoots;
-use crate::net::tls;
 use crate::text::printable;
 use crate::time::Timestamp;
 
@@ -36,11 +32,10 @@ use crate::time::Timestamp;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// A chain of ten certificates is 20 KiB; a directory is smaller.
 const LARGEST_BODY: usize = 256 * 1024;
-const LARGEST_HEAD: usize = 64 * 1024;
 
 /// The CA at the other end of a network.
 pub struct Https {
-    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    client: HttpsClient,
     proxies: Arc<Proxies>,
 }
 
@@ -63,27 +58,9 @@ impl Https {
         extra_roots: Option<&[u8]>,
         system: Option<&SystemRoots>,
     ) -> Result<Self, String> {
-        let mut roots = tls::public_roots();
-        if let Some(system) = system {
-            system.add_to(&mut roots);
-        }
-        let own = match extra_roots {
-            Some(extra) => tls::add_roots(&mut roots, extra)?,
-            None => Vec::new(),
-        };
-        let tls = tls::trusting_own(roots, own).map_err(|error| error.to_string())?;
         let proxies = Arc::new(proxies);
-        let https = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(Connector::through(proxies.clone()));
-        Ok(Self {
-            client: Client::builder(TokioExecutor::new())
-                .http1_max_buf_size(LARGEST_HEAD)
-                .build(https),
-            proxies,
-        })
+        let client = pool::client(Schemes::Https, proxies.clone(), extra_roots, system)?;
+        Ok(Self { client, proxies })
     }
 
     /// The proxy to the server of `request`, for messages.

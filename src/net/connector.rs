@@ -49,7 +49,12 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let host = to.host().unwrap_or_default().to_owned();
-        match self.proxies.to(&host).map(|proxy| proxy.cloned()) {
+        let proxy = match to.scheme_str() {
+            // A proxy for https is not one for plain http (curl's rule).
+            Some("http") => Ok(None),
+            _ => self.proxies.to(&host),
+        };
+        match proxy.map(|proxy| proxy.cloned()) {
             Ok(None) => {
                 let connecting = self.direct.call(to);
                 Box::pin(async move {

@@ -1,5 +1,5 @@
-//! The HTTP/1.1 client for every server but a CA: over TCP, TLS or a Unix socket, a
-//! connection for each request. An exchange has a deadline, and a reply a largest size.
+//! The HTTP/1.1 client for most servers: over TCP, TLS or a Unix socket, a connection for
+//! each request ([`pool`](super::pool) keeps them). An exchange has a deadline, and a reply a largest size.
 //! It follows no redirect, repeats no request and adds no header.
 
 use std::io;
@@ -46,6 +46,9 @@ pub(crate) enum HttpError {
     TooLarge(usize),
     #[error("{0}")]
     Reply(#[from] hyper::Error),
+    /// The same of a client that keeps its connections.
+    #[error("{0}")]
+    Broken(String),
 }
 
 /// The address of a server.

@@ -390,11 +390,17 @@ mod tests {
             ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/pod/token"),
             ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/run/task/token"),
             ("CERTS_DNS_HETZNER_API_TOKEN_FILE", "/run/hetzner"),
-            ("AWS_SHARED_CREDENTIALS_FILE", "/root/.aws/credentials"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/run/aws/credentials"),
+            ("AWS_CONFIG_FILE", "/root/.aws/config"),
         ];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let found = files(&environment.into(), &settings.unwrap());
-        let wanted = ["/run/pod/token", "/run/task/token", "/run/hetzner"];
+        let wanted = [
+            "/run/pod/token",
+            "/run/task/token",
+            "/run/hetzner",
+            "/run/aws/credentials",
+        ];
         assert_eq!(found, wanted.map(PathBuf::from).into());
     }
 

@@ -3,20 +3,48 @@
 //! test suite checks them all.
 
 pub(super) mod directory;
-pub(super) mod etcd;
+mod etcd;
+mod exchange;
+#[cfg(test)]
+mod fake;
 #[cfg(test)]
 pub(super) mod memory;
+#[cfg(feature = "store-postgres")]
+mod postgres;
+mod s3;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use thiserror::Error;
 
+pub(super) use self::settings::ServerSettings;
 use crate::time::Timestamp;
+
+/// The documents of a server; nothing is sent yet.
+///
+/// # Errors
+/// What is invalid in the URL or in the environment.
+pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, String> {
+    let (scheme, _) = settings.url.split_once("://").unwrap_or_default();
+    match scheme {
+        "s3" => Ok(Arc::new(s3::S3Documents::new(settings)?)),
+        "etcd" | "etcds" => Ok(Arc::new(etcd::EtcdDocuments::new(&settings)?)),
+        #[cfg(feature = "store-postgres")]
+        "postgres" | "postgresql" => Ok(Arc::new(postgres::PostgresDocuments::new(&settings)?)),
+        #[cfg(not(feature = "store-postgres"))]
+        "postgres" | "postgresql" => {
+            Err("this build has no PostgreSQL (its feature store-postgres)".to_owned())
+        }
+        _ => Err("the form is s3://…, etcd://…, etcds://… or postgres://…".to_owned()),
+    }
+}
 
 /// What changes with every write of a document: a number or a tag of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +95,11 @@ pub(super) trait Documents: Send + Sync + fmt::Debug {
 
     /// The time of the server's clock, to the second. The nodes' own clocks may differ.
     async fn time(&self) -> Result<Timestamp, DocumentsError>;
+
+    /// Refuses a server that does not keep this contract, as far as that can be seen.
+    async fn probe(&self) -> Result<(), DocumentsError> {
+        Ok(())
+    }
 
     /// Returns when the document may have changed from `known` (`None`: there was none), also
     /// without a change; never on a server that tells of no changes: the caller asks every

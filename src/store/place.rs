@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::documents::directory::DirectoryDocuments;
-use super::documents::etcd::EtcdDocuments;
-use super::documents::{Documents, DocumentsError};
+use super::documents::{self, Documents, DocumentsError, ServerSettings};
 use super::node::{NodeStore, Role};
 use super::seal::Seal;
 use super::shared::SharedStore;
@@ -22,7 +21,7 @@ use crate::net::url::SecretUrl;
 /// The longest name of a machine, as of a host.
 const LONGEST_NAME: usize = 64;
 
-/// A store that machines share: `etcd://HOST:PORT/PREFIX`, or a directory. Its text may hold a
+/// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
 /// password, and shows its origin only.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -31,7 +30,7 @@ pub struct StorePlace(Kind);
 #[derive(Clone, PartialEq, Eq)]
 enum Kind {
     Directory(PathBuf),
-    Etcd(SecretUrl),
+    Server(SecretUrl),
 }
 
 impl StorePlace {
@@ -40,7 +39,7 @@ impl StorePlace {
     pub fn directory(&self) -> Option<&PathBuf> {
         match &self.0 {
             Kind::Directory(directory) => Some(directory),
-            Kind::Etcd(_) => None,
+            Kind::Server(_) => None,
         }
     }
 
@@ -49,17 +48,16 @@ impl StorePlace {
     pub fn completed(self, absolute: impl FnOnce(PathBuf) -> PathBuf) -> Self {
         match self.0 {
             Kind::Directory(directory) => Self(Kind::Directory(absolute(directory))),
-            kind @ Kind::Etcd(_) => Self(kind),
+            kind @ Kind::Server(_) => Self(kind),
         }
     }
 
     fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
         Ok(match &self.0 {
             Kind::Directory(root) => Arc::new(DirectoryDocuments::open(root.clone(), node)?),
-            Kind::Etcd(url) => {
-                let uri = url.uri().map_err(io::Error::other)?;
-                let authority = uri.authority().map_or("", |authority| authority.as_str());
-                Arc::new(EtcdDocuments::new(authority, uri.path()))
+            Kind::Server(url) => {
+                let settings = ServerSettings::of_this_process(url.expose().to_owned());
+                documents::of_server(settings).map_err(io::Error::other)?
             }
         })
     }
@@ -78,11 +76,11 @@ impl FromStr for StorePlace {
         let url = SecretUrl::new(text.to_owned());
         let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         match scheme {
-            "etcd" if host.is_empty() || url.uri().is_err() => Err("no host of etcd".to_owned()),
-            "etcd" if prefix.trim_matches('/').is_empty() => {
+            "etcd" | "etcds" if host.is_empty() => Err("no host of etcd".to_owned()),
+            "etcd" | "etcds" if prefix.trim_matches('/').is_empty() => {
                 Err("no prefix: another program may use the same etcd".to_owned())
             }
-            "etcd" => Ok(Self(Kind::Etcd(url))),
+            "etcd" | "etcds" | "postgres" | "postgresql" | "s3" => Ok(Self(Kind::Server(url))),
             _ => Err(format!("unknown store `{}://`", scheme.escape_debug())),
         }
     }
@@ -99,7 +97,7 @@ impl From<StorePlace> for String {
     fn from(place: StorePlace) -> Self {
         match place.0 {
             Kind::Directory(directory) => directory.display().to_string(),
-            Kind::Etcd(url) => url.expose().to_owned(),
+            Kind::Server(url) => url.expose().to_owned(),
         }
     }
 }
@@ -108,7 +106,7 @@ impl fmt::Display for StorePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Directory(directory) => directory.display().fmt(f),
-            Kind::Etcd(url) => url.origin().fmt(f),
+            Kind::Server(url) => url.origin().fmt(f),
         }
     }
 }
@@ -242,6 +240,14 @@ mod tests {
             !etcd.contains("secret") && etcd.contains("10.0.0.1:2379"),
             "{etcd}"
         );
+        let many = shown("etcds://user:secret@10.0.0.1:2379,10.0.0.2:2379/certs").unwrap();
+        assert!(
+            !many.contains("secret") && many.contains("10.0.0.2:2379"),
+            "{many}"
+        );
+        let postgres = shown("postgres://user:secret@db/certs?prefix=a").unwrap();
+        assert_eq!(postgres, "postgres://db");
+        assert_eq!(shown("s3://bucket/certs").unwrap(), "s3://bucket");
         for (text, error) in [
             ("", "an empty store"),
             ("etcd:///certs", "no host of etcd"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::memory::MemoryDocuments;
 use super::{Documents, DocumentsError, Version};
@@ -12,6 +13,7 @@ pub(super) async fn check(documents: Arc<dyn Documents>) {
     list_has_what_begins_with_its_prefix(documents.as_ref()).await;
     one_of_many_writers_wins(documents.clone()).await;
     content_is_kept_to_the_byte(documents.as_ref()).await;
+    version_is_never_repeated(documents.as_ref()).await;
     assert!(documents.time().await.unwrap().seconds() > 1_700_000_000);
 }
 
@@ -96,6 +98,52 @@ async fn content_is_kept_to_the_byte(documents: &dyn Documents) {
         let read = documents.read(key).await.unwrap().unwrap();
         assert_eq!(read.content, content);
         documents.remove(key, &version).await.unwrap();
+    }
+}
+
+async fn version_is_never_repeated(documents: &dyn Documents) {
+    let mut versions = Vec::new();
+    for _ in 0..2 {
+        let mut version = documents.write("same", b"same", None).await.unwrap();
+        for _ in 0..2 {
+            assert!(!versions.contains(&version), "{version:?}");
+            versions.push(version.clone());
+            let written = documents.write("same", b"same", Some(&version)).await;
+            version = written.unwrap();
+        }
+        documents.remove("same", &version).await.unwrap();
+        versions.push(version);
+    }
+    for version in versions {
+        let written = documents.write("same", b"x", Some(&version)).await;
+        assert!(is_conflict(written), "{version:?}");
+    }
+    assert!(!documents.list("").await.unwrap().contains_key("same"));
+}
+
+/// Checks that `changed` of one machine returns after a write of another, and not before.
+pub(super) async fn check_changes(one: &dyn Documents, other: &dyn Documents) {
+    const WITHIN: Duration = Duration::from_secs(20);
+    let mut known: Option<Version> = None;
+    for round in 0..3 {
+        let before = known.clone();
+        let mut change = one.changed("key", before.as_ref());
+        let early = tokio::time::timeout(Duration::from_millis(300), change.as_mut()).await;
+        assert!(early.is_err(), "round {round}: nothing has changed");
+        let beside = format!("beside{round}");
+        other.write(&beside, b"x", None).await.unwrap();
+        known = match &known {
+            Some(known) if round == 2 => {
+                other.remove("key", known).await.unwrap();
+                None
+            }
+            known => Some(other.write("key", b"x", known.as_ref()).await.unwrap()),
+        };
+        let seen = tokio::time::timeout(WITHIN, change).await;
+        seen.unwrap_or_else(|_| panic!("round {round}: the change is not seen"));
+        let late = one.changed("key", before.as_ref());
+        let seen = tokio::time::timeout(WITHIN, late).await;
+        seen.expect("an earlier change is seen at once");
     }
 }
 

@@ -1,0 +1,42 @@
+//! What an error of PostgreSQL says of a write.
+
+use tokio_postgres::error::{DbError, SqlState};
+
+use super::super::DocumentsError;
+use super::super::exchange::{Effect, failed};
+use crate::text::printable;
+
+/// The meaning of an error for a statement with this effect: one that the server reports has
+/// undone the statement, unless it ends the connection, too.
+pub(super) fn meaning(error: &tokio_postgres::Error, effect: Effect) -> DocumentsError {
+    let Some(said) = error.as_db_error() else {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        return effect.unknown(printable(&cause.unwrap_or_else(|| error.to_string())));
+    };
+    let code = said.code();
+    if [
+        &SqlState::T_R_SERIALIZATION_FAILURE,
+        &SqlState::T_R_DEADLOCK_DETECTED,
+    ]
+    .contains(&code)
+    {
+        return DocumentsError::Conflict;
+    }
+    let shown = shown(said);
+    let ends = ["FATAL", "PANIC"].contains(&said.severity())
+        || code == &SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN;
+    match ends {
+        true => effect.unknown(shown),
+        false => failed(shown),
+    }
+}
+
+fn shown(said: &DbError) -> String {
+    let code = said.code();
+    let mut shown = format!("PostgreSQL: {} ({})", said.message(), code.code());
+    if code == &SqlState::READ_ONLY_SQL_TRANSACTION {
+        shown +=
+            ": it is a replica, or default_transaction_read_only is on; name the primary server";
+    }
+    printable(&shown)
+}
