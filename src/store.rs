@@ -44,6 +44,8 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("this machine only serves the certificates of its fleet")]
+    OnlyServes,
     #[error("{lineage} is stored already")]
     Taken { lineage: Lineage },
     #[error("the account of {ca} was changed by another process")]

@@ -9,12 +9,14 @@ use std::time::Duration;
 use super::Call;
 use super::args::Verb;
 use super::catalog::open_store;
+use super::factory::{emptied, outputs_for};
 use super::output::say;
-use crate::config::Settings;
+use crate::config::{CertificateSettings, Settings};
 use crate::control;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
-use crate::store::node::{NodeStore, Role};
+use crate::manage::delete::delete;
+use crate::store::node::{Change, NodeStore, Role};
 use crate::store::place::FleetSettings;
 use crate::store::shared::fleet::FleetNode;
 use crate::store::{Store, StoreError};
@@ -44,16 +46,36 @@ impl Call {
         let node = open(&fleet, &data_dir)?;
         let joined = match is_run {
             true => node.join().await,
-            false => node.sync_all().await.map(drop),
+            false => node.sync_all().await,
         };
         match joined {
-            Ok(()) => {}
+            Ok(changed) => self.drop_deleted(&node, changed).await?,
             Err(error) if is_run && is_unreachable(&error) => {
                 tracing::error!("{}", cannot_reach(&fleet, &error));
             }
             Err(error) => return Err(of_fleet(&fleet, error)),
         }
         self.fleet = Some(Arc::new(node));
+        Ok(())
+    }
+
+    /// Deletes what was deleted on other machines.
+    async fn drop_deleted(
+        &self,
+        node: &NodeStore,
+        changed: Vec<(Lineage, Change)>,
+    ) -> Result<(), Failure> {
+        for (lineage, _) in changed.iter().filter(|(_, it)| *it == Change::Deleted) {
+            let settings = self.sources.process_settings()?;
+            let options = node.options(lineage).await.ok().flatten();
+            let made_with =
+                options.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
+            let output = emptied(made_with.as_ref(), &settings);
+            let others = outputs_for(&settings)?;
+            let deleted = delete(node, lineage, Some(&output), &others).await;
+            deleted.map_err(Failure::on(lineage.as_str()))?;
+            tracing::info!(%lineage, "deleted: another machine of the fleet did so");
+        }
         Ok(())
     }
 

@@ -36,6 +36,8 @@ pub(super) fn orphaned(
     match (settings.asked_by(), requested_by) {
         _ if is_configured(sources, settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
+        // Another machine may have it in its configuration, or in a container there.
+        (Some(origin), _) if sources.is_in_fleet() && origin != Origin::Install => None,
         (Some(Origin::Install), _) => Some(UNFINISHED),
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
@@ -84,8 +86,9 @@ pub(super) async fn keep_stored(
     let mut not_kept = NotKept::default();
     for (lineage, settings) in recall(sources, configured).await? {
         let mut settings = match settings {
-            // The options of this process are for others; an import leaves room for them.
-            Ok(settings) if settings.imported.is_some() => settings,
+            // The options of this process are for others; an import leaves room for them, and
+            // a certificate of another machine.
+            Ok(settings) if settings.imported.is_some() || sources.is_in_fleet() => settings,
             Ok(settings) => {
                 let mut whole = whole.iter().filter(|one| one.lineage == lineage);
                 let cannot_order = settings.cannot_order.clone();

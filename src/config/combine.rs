@@ -68,6 +68,11 @@ impl Sources {
         value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
     }
 
+    /// Whether this machine shares its certificates with others.
+    pub(crate) fn is_in_fleet(&self) -> bool {
+        pick(&self.layers(), |layer| &layer.store).is_some()
+    }
+
     /// This machine's own directory, and how it takes part in a fleet; what is invalid is
     /// reported with the other settings.
     pub(crate) fn fleet(&self) -> (PathBuf, FleetSettings) {

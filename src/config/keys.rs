@@ -471,7 +471,11 @@ pub(crate) struct CertificateSettings {
     #[serde(default)]
     pub partial: bool,
     pub challenge: ChallengeSettings,
+    /// In a fleet, each machine has its own.
+    #[serde(default)]
     pub deploy: Vec<DeployTarget>,
+    /// The same.
+    #[serde(default)]
     pub verify: Vec<Endpoint>,
     /// Where it is published; a relative directory is below the data directory. `None`:
     /// stored by a version that did not keep it, so that the process decides.

@@ -75,6 +75,9 @@ pub(crate) enum ManageError {
     Halted(String),
 }
 
+/// The hint for an order on a machine that only serves.
+pub(crate) const ONLY_SERVES: &str = "run this command on a machine of role full";
+
 impl ManageError {
     /// The next action for the operator.
     #[must_use]
@@ -113,6 +116,7 @@ impl ManageError {
             Self::Store(StoreError::Corrupt { .. }) => {
                 "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays".into()
             }
+            Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
             Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()

@@ -4,6 +4,7 @@
 //! stale copy does no harm: a write against it is refused, and the copy is renewed.
 
 mod follow;
+mod options;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,7 @@ const COPIES: &str = "copies.json";
 /// Reads of a CA's state that follow each other use one reply: a save is compared anyway.
 const STATE_FOR: Duration = Duration::from_secs(15);
 /// Challenge answers are listed at most this often, whatever requests come.
-const ANSWERS_FOR: Duration = Duration::from_secs(1);
+const ANSWERS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a machine does for its fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,17 +146,22 @@ impl NodeStore {
         self.role
     }
 
-    /// The live answers of all machines, as the store had them within the last second.
+    /// The live answers of all machines, as the store has them after this call began. A flood
+    /// of requests costs the store one list a second, for which the requests wait.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn answers(&self) -> Result<Vec<SharedAnswer>, StoreError> {
+        let called = Instant::now();
         let mut known = self.answers.lock().await;
-        let is_old = |(at, _): &(Instant, _)| at.elapsed() >= ANSWERS_FOR;
-        if known.as_ref().is_none_or(is_old) {
-            let before = known.take().map(|(_, answers)| answers);
+        let listed = known.as_ref().map(|(at, _)| *at);
+        if listed.is_none_or(|at| at < called) {
+            if let Some(at) = listed {
+                tokio::time::sleep_until(at + ANSWERS_EVERY).await;
+            }
             let now = Instant::now();
-            let read = self.shared.answers(&before.unwrap_or_default()).await;
+            let before = known.take().map(|(_, answers)| answers).unwrap_or_default();
+            let read = self.shared.answers(&before).await;
             // A store that is down is asked once a second too.
             *known = Some((now, read.as_ref().cloned().unwrap_or_default()));
             read?;
@@ -252,8 +258,11 @@ impl Store for NodeStore {
         if self.own.options(lineage).await?.as_deref() == Some(json) {
             return Ok(());
         }
-        if self.role == Role::Full {
-            self.shared.save_options(lineage, json).await?;
+        let shared = options::shared(json);
+        let known = self.own.options(lineage).await?;
+        let is_news = known.is_none_or(|known| options::shared(&known) != shared);
+        if self.role == Role::Full && is_news {
+            self.shared.save_options(lineage, &shared).await?;
             self.changed(lineage);
         }
         self.own.save_options(lineage, json).await
@@ -314,8 +323,10 @@ impl Store for NodeStore {
         lineage: &Lineage,
         requested: bool,
     ) -> Result<Option<Box<dyn Lease>>, StoreError> {
-        if self.role == Role::Serve || !requested && !self.is_issuer() {
-            return Ok(None);
+        match (self.role, requested) {
+            (Role::Serve, true) => return Err(StoreError::OnlyServes),
+            (_, false) if !self.is_issuer() => return Ok(None),
+            _ => {}
         }
         let lease = match self.shared.lease(lineage).await {
             Err(StoreError::Leased { .. }) if !requested => return Ok(None),

@@ -112,7 +112,8 @@ impl Root {
     /// A version that was removed long ago can be made again: then a higher one is there.
     fn check_newest(&self, directory: &Path, version: u64) -> Result<(), DocumentsError> {
         let newest = highest(directory).map_err(DocumentsError::Unanswered)?;
-        if newest > Some(version) {
+        // The next one was made from this one, which is there.
+        if newest > Some(version + 1) {
             let overtaken = io::Error::other("another process has written a newer version");
             return Err(DocumentsError::Unanswered(overtaken));
         }

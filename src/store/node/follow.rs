@@ -98,9 +98,10 @@ impl NodeStore {
     ///
     /// # Errors
     /// When the shared store cannot be read or written.
-    pub async fn join(&self) -> Result<(), StoreError> {
+    pub async fn join(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+        self.shared.claim().await?;
         match self.follow().await {
-            Followed::Turn(_) => Ok(()),
+            Followed::Turn(turn) => Ok(turn.changed),
             Followed::Down(error, _) => Err(error),
         }
     }

@@ -4,7 +4,7 @@
 
 use futures_util::{StreamExt, stream};
 
-use super::{COPIES, Copied, NodeStore, Role, lock};
+use super::{COPIES, Copied, NodeStore, Role, lock, options};
 use crate::certificate::Bundle;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
@@ -129,11 +129,13 @@ impl NodeStore {
     /// Takes the state of the shared store over.
     async fn pull(&self, lineage: &Lineage, there: &Copy) -> Result<Change, StoreError> {
         let mut change = Change::None;
-        if let Some(options) = &there.options
-            && self.own.options(lineage).await?.as_ref() != Some(options)
-        {
-            self.own.save_options(lineage, options).await?;
-            change = Change::Stored;
+        if let Some(shared) = &there.options {
+            let known = self.own.options(lineage).await?;
+            let options = options::copied(shared, known.as_deref());
+            if known.is_none_or(|known| options::shared(&known) != options::shared(&options)) {
+                self.own.save_options(lineage, &options).await?;
+                change = Change::Stored;
+            }
         }
         let own = self.own.load(lineage).await?;
         if let Some(record) = &there.record {
@@ -210,8 +212,9 @@ impl NodeStore {
             let stored = self.own.bundle(lineage, issued.generation).await?;
             pair = stored.map(|(key, chain)| (issued.generation, key, chain));
         }
+        let own = self.own.options(lineage).await?;
         let (options, shared) = (
-            self.own.options(lineage).await?,
+            own.map(|own| options::shared(&own)),
             record.without_deployments(),
         );
         let before = there.map(|there| &there.version);

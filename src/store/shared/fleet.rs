@@ -114,9 +114,11 @@ impl SharedStore {
     }
 
     /// Opens the document of the fleet, and makes it in a new store: a place of another fleet
-    /// is refused before anything is written there.
+    /// is refused before anything is written there, and so is one that cannot compare and swap.
     pub(in crate::store) async fn claim(&self) -> Result<(), StoreError> {
         if let (fleet, None) = self.fleet().await? {
+            let probed = self.documents.documents.probe().await;
+            probed.map_err(failed("use", FLEET))?;
             // Another machine may be faster.
             self.swap_fleet(&fleet, None).await?;
             self.fleet().await?;
