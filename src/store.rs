@@ -123,7 +123,7 @@ pub trait Store: Send + Sync {
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError>;
 
     /// Prepares for steps that change what several machines share, such as an order; the
-    /// caller holds the [`lease`](Self::lease), and loads the record anew afterwards. `None`
+    /// caller holds the [`lease`](Self::lease), and loads the record again afterwards. `None`
     /// while another machine does them. A user's own request does not wait for the machine
     /// that does the scheduled work.
     ///

@@ -195,7 +195,7 @@ fn machines_that_issue_at_once_order_one_certificate() {
 }
 
 #[test]
-fn deletion_and_wiped_store_are_told_apart() {
+fn deletion_and_wiped_store_are_distinguished() {
     let fleet = Fleet::new();
     run(&mut fleet.issue("one", &["kept.example.com"]), 0);
     run(&mut fleet.issue("one", &["gone.example.com"]), 0);
@@ -228,7 +228,7 @@ fn store_of_another_fleet_is_refused_and_stays() {
     let other = fleet.ca.path("other.key");
     let said = run(
         fleet
-            .issue("stranger", &["other.example.com"])
+            .issue("foreign", &["other.example.com"])
             .env("CERTS_SEAL_KEY_FILE", &other),
         8,
     );
@@ -238,7 +238,7 @@ fn store_of_another_fleet_is_refused_and_stays() {
     );
     let said = run(
         fleet
-            .on("stranger", &["run"])
+            .on("foreign", &["run"])
             .env("CERTS_SEAL_KEY_FILE", &other),
         8,
     );
@@ -253,7 +253,7 @@ fn store_of_another_fleet_is_refused_and_stays() {
     // Nothing was sent to the store or to the CA.
     let said = run(
         fleet
-            .issue("stranger", &["other.example.com"])
+            .issue("foreign", &["other.example.com"])
             .env_remove("CERTS_SEAL_KEY_FILE"),
         2,
     );
@@ -264,7 +264,7 @@ fn store_of_another_fleet_is_refused_and_stays() {
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
     let said = run(
         fleet
-            .issue("stranger", &["other.example.com"])
+            .issue("foreign", &["other.example.com"])
             .env("CERTS_SEAL_KEY_FILE", &open),
         2,
     );

@@ -1,5 +1,5 @@
 //! The answers of a fleet: each machine gives those of all. An answer is stored before the CA
-//! is told, and is looked for in the store when a request finds none here, so that it is
+//! is asked to validate, and is looked for in the store when a request finds none here, so that it is
 //! visible at once wherever the CA asks.
 
 use std::io;
@@ -72,7 +72,7 @@ impl Responses {
     }
 
     /// Takes `answer` back from every machine.
-    pub(super) async fn take_back(&self, answer: &Answer) -> Result<(), SolverError> {
+    pub(super) async fn withdraw(&self, answer: &Answer) -> Result<(), SolverError> {
         match self.fleet() {
             Some(fleet) => fleet.remove_answer(&shared(answer)).await.map_err(failed),
             None => Ok(()),
@@ -91,7 +91,7 @@ impl Responses {
     }
 
     /// Takes the value back from every machine.
-    pub(super) async fn take_value_back(
+    pub(super) async fn withdraw_value(
         &self,
         place: &Place,
         value: &str,

@@ -217,7 +217,7 @@ impl Solver for Presenter {
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
         self.responses.lock().remove(&key(answer));
-        self.responses.take_back(answer).await
+        self.responses.withdraw(answer).await
     }
 
     async fn explain(&self, answer: &Answer) -> Option<String> {

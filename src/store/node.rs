@@ -34,7 +34,7 @@ use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
 
 /// The file of the data directory that tells which copies are up to date. Without it, every
-/// certificate is read anew.
+/// certificate is read again.
 const COPIES: &str = "copies.json";
 /// Reads of a CA's state that follow each other use one reply: a save is compared anyway.
 const STATE_FOR: Duration = Duration::from_secs(15);
@@ -99,7 +99,7 @@ pub struct NodeStore {
     copies: Mutex<BTreeMap<Lineage, Copied>>,
     /// Held while a certificate and its copy differ.
     changing: Mutex<BTreeMap<Lineage, Arc<tokio::sync::Mutex<()>>>>,
-    /// Own changes that the others are not told of yet.
+    /// Own changes that the others do not know of yet.
     unannounced: Mutex<BTreeSet<Lineage>>,
     announce: Notify,
     is_issuer: AtomicBool,

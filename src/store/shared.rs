@@ -36,7 +36,7 @@ use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
 
-/// Writers that are faster than we are: each attempt reads the document anew.
+/// Writers that are faster than we are: each attempt reads the document again.
 const ATTEMPTS: u32 = 20;
 
 /// A store on a server that other machines use too.
@@ -292,7 +292,7 @@ impl Store for SharedStore {
             stored.record = Some(record.clone());
             let key = at(lineage);
             let written = self.documents.swap(&key, &stored, version.as_ref());
-            // Options that were saved meanwhile are no conflict: the revision tells.
+            // Options that were saved meanwhile do not conflict: the revision tells.
             if written.await?.is_some() {
                 self.remove_pairs(old).await;
                 return Ok(revision);

@@ -14,7 +14,7 @@ use crate::store::shared::fleet::FleetNode;
 use crate::time::{Clock, SystemClock};
 
 /// The served generations that a machine tells the others of, at most.
-const TOLD: usize = 200;
+const SHOWN: usize = 200;
 
 /// Follows the fleet until the process ends.
 pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sidecar: Arc<Sidecar>) {
@@ -75,6 +75,6 @@ fn describe(settings: &FleetSettings, process: u64, board: &Board) -> FleetNode 
         role: settings.role.name().to_owned(),
         seen: SystemClock.now(),
         certificates: all.len(),
-        served: served.take(TOLD).collect(),
+        served: served.take(SHOWN).collect(),
     }
 }

@@ -22,7 +22,7 @@ const GONE: Duration = Duration::from_secs(60);
 /// Between two descriptions of this machine.
 const DESCRIBED: Duration = Duration::from_secs(120);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
-/// and told no other.
+/// and informed no other.
 const WHOLE: Duration = Duration::from_secs(3600);
 const ATTEMPTS: u32 = 20;
 

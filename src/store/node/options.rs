@@ -42,11 +42,11 @@ mod tests {
         let one = r#"{"names": ["a"], "deploy": ["nginx"], "output": {"directory": "/one"}}"#;
         let other = r#"{"names": ["b"], "deploy": ["haproxy"], "verify": ["a:443"]}"#;
         let value = |json: &str| serde_json::from_str::<Value>(json).unwrap();
-        let told = shared(one);
-        assert_eq!(value(&told), value(r#"{"names": ["a"]}"#));
+        let announced = shared(one);
+        assert_eq!(value(&announced), value(r#"{"names": ["a"]}"#));
         let kept = r#"{"names": ["a"], "deploy": ["haproxy"], "verify": ["a:443"]}"#;
-        assert_eq!(value(&copied(&told, Some(other))), value(kept));
-        assert_eq!(value(&copied(&told, None)), value(&told));
+        assert_eq!(value(&copied(&announced, Some(other))), value(kept));
+        assert_eq!(value(&copied(&announced, None)), value(&announced));
         assert_eq!(shared("damaged"), "damaged");
     }
 }

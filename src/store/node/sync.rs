@@ -22,7 +22,7 @@ const ATTEMPTS: u32 = 5;
 pub enum Change {
     /// Nothing.
     None,
-    /// This machine has the certificate, or its options, for the first time or anew.
+    /// This machine has the certificate, or its options, for the first time or again.
     Stored,
     /// Its record has changed, and perhaps its pair.
     Updated,
@@ -252,7 +252,7 @@ impl NodeStore {
         let shared = record.without_deployments();
         let saved = self.shared.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {
-            // The caller sees the newer state when it begins anew.
+            // The caller sees the newer state when it begins again.
             self.compare(lineage).await?;
         }
         let revision = saved?;

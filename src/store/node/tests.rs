@@ -221,7 +221,7 @@ async fn wiped_and_restored_stores_get_the_newer_state_back() {
 }
 
 #[tokio::test]
-async fn deletion_reaches_the_others_and_a_missing_document_is_no_deletion() {
+async fn deletion_reaches_the_others_and_a_missing_document_does_not_delete() {
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
     let (record, bundle) = issued(&record("example.com"), 1);
@@ -351,13 +351,13 @@ async fn document_of_another_fleet_is_refused_and_stays() {
     let directory = tempfile::tempdir().unwrap();
     let key = "YWJjZGVmMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODk=";
     let shared: Arc<dyn Documents> = Arc::new(documents.clone());
-    let shared = SharedStore::new(shared, Seal::new(key).unwrap(), "stranger".into());
-    let stranger = NodeStore::open(directory.path().to_owned(), shared, Role::Full).unwrap();
+    let shared = SharedStore::new(shared, Seal::new(key).unwrap(), "foreign".into());
+    let foreign = NodeStore::open(directory.path().to_owned(), shared, Role::Full).unwrap();
     let lineage = Lineage::parse("example.com").unwrap();
     assert!(matches!(
-        stranger.sync(&lineage).await,
+        foreign.sync(&lineage).await,
         Err(StoreError::Corrupt { .. })
     ));
-    assert!(matches!(stranger.follow().await, Followed::Down(..)));
+    assert!(matches!(foreign.follow().await, Followed::Down(..)));
     assert_eq!(documents.backup(), before);
 }

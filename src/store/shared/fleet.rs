@@ -21,7 +21,7 @@ use crate::store::documents::Version;
 use crate::time::Timestamp;
 
 const FLEET: &str = "fleet";
-/// A machine that has missed more lists the certificates anew.
+/// A machine that has missed more lists the certificates again.
 const CHANGES: usize = 500;
 /// The deletions that are remembered of one name.
 const DELETIONS: usize = 20;
@@ -254,7 +254,7 @@ impl SharedStore {
         Err(busy(&key))
     }
 
-    /// Takes `answer` back; a missing one is no error.
+    /// Takes `answer` back; a missing one does not matter.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -277,7 +277,7 @@ impl SharedStore {
             let known = known.get(&key).filter(|(before, _)| *before == version);
             let answer = match known {
                 Some((_, answer)) => Some(answer.clone()),
-                // One that was taken back meanwhile, or a damaged one, hides no other.
+                // One that was withdrawn meanwhile, or a damaged one, hides no other.
                 None => match self.documents.load::<SharedAnswer>(&key).await {
                     Ok(found) => found.map(|(answer, _)| answer),
                     Err(StoreError::Corrupt { .. }) => None,

@@ -72,7 +72,7 @@ impl Provider for Own {
 
     async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
         self.responses.zones().remove(&txt.place, &txt.value);
-        let taken = self.responses.take_value_back(&txt.place, &txt.value).await;
+        let taken = self.responses.withdraw_value(&txt.place, &txt.value).await;
         taken.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
     }
 
