@@ -37,6 +37,7 @@ mod watcher;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
@@ -46,6 +47,9 @@ use crate::sandbox::{self, Surroundings};
 use crate::store::node::NodeStore;
 use args::{Arguments, Verb};
 use output::Terminal;
+
+/// The threads of a file system that hangs are left behind.
+const THREADS_END: Duration = Duration::from_secs(2);
 
 /// The input of every command.
 struct Call {
@@ -111,7 +115,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     }
     let options = arguments.options();
     let sources = Sources::read(&options, &environment);
-    let call = Call {
+    let mut call = Call {
         json: arguments.global.json,
         terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format())
             .repeating(&options.places(), verbs()),
@@ -138,7 +142,13 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         }
         Ok(_) => {}
     }
-    let ended = runtime().and_then(|runtime| {
+    let joined = runtime().and_then(|runtime| {
+        let joined = runtime.block_on(call.join_fleet(&arguments.verb));
+        // Root can be given up only while no other thread runs.
+        runtime.shutdown_timeout(THREADS_END);
+        joined
+    });
+    let ended = joined.and_then(|()| runtime()).and_then(|runtime| {
         let ended = runtime.block_on(work(call, arguments.verb));
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
@@ -157,8 +167,7 @@ fn cannot_rehearse(verb: &Verb) -> bool {
     }
 }
 
-async fn work(mut call: Call, verb: Verb) -> Result<(), Failure> {
-    call.join_fleet(&verb).await?;
+async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Issue(options) => issue::issue(&call, options.task()).await,
         Verb::Csr(options) => csr::csr(&call, &options).await,

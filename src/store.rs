@@ -36,6 +36,8 @@ pub enum StoreError {
         subject: String,
         source: std::io::Error,
     },
+    #[error("the sealing key {path}: {detail}")]
+    Seal { path: String, detail: String },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
     #[error("{subject} was changed by another process (it is at revision {found})")]

@@ -50,7 +50,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "config",
         &["challenge", "deploy", "discovery", "manage", "store"],
     ),
-    ("sandbox", &["config", "deploy"]),
+    ("sandbox", &["config", "deploy", "store"]),
     ("control", &["config", "manage"]),
     (
         "simulate",

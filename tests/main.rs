@@ -29,6 +29,7 @@ mod environment;
 mod errno;
 mod fallback;
 mod faults;
+mod fleet;
 mod followed;
 mod haproxy;
 mod harden;

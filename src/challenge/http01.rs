@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use http::header::{
     ALLOW, CONTENT_LENGTH, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::PathAndQuery;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 

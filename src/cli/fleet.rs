@@ -1,19 +1,27 @@
 //! This machine in its fleet: the store is opened and compared before a command reads what is
 //! stored.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Call;
 use super::args::Verb;
 use super::catalog::open_store;
+use super::output::say;
 use crate::config::Settings;
 use crate::control;
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::store::node::{NodeStore, Role};
 use crate::store::place::FleetSettings;
 use crate::store::shared::fleet::FleetNode;
 use crate::store::{Store, StoreError};
+use crate::time::Timestamp;
+
+/// `certs status` shows its table without the fleet rather than wait longer.
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Call {
     /// Opens the store of the fleet, and brings this machine's copy up to date, if `verb`
@@ -34,8 +42,12 @@ impl Call {
             return Ok(());
         }
         let node = open(&fleet, &data_dir)?;
-        match node.sync_all().await {
-            Ok(_) => {}
+        let joined = match is_run {
+            true => node.join().await,
+            false => node.sync_all().await.map(drop),
+        };
+        match joined {
+            Ok(()) => {}
             Err(error) if is_run && is_unreachable(&error) => {
                 tracing::error!("{}", cannot_reach(&fleet, &error));
             }
@@ -79,15 +91,43 @@ fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
 
-/// The machines of the fleet as its store knows them; `None` for a machine on its own.
-pub(super) async fn nodes(
-    fleet: &FleetSettings,
-    data_dir: &Path,
-) -> Option<Result<Vec<FleetNode>, StoreError>> {
-    fleet.store.as_ref()?;
-    match fleet.open(data_dir.to_owned()) {
-        Ok(node) => Some(node?.shared().nodes().await),
-        Err(error) => Some(Err(error)),
+/// The machines of the fleet as its store knows them; none for a machine on its own. A store
+/// that cannot be read is said, and hides no certificate.
+pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
+    let fleet = &settings.fleet;
+    let read = async {
+        let Some(shared) = fleet.shared()? else {
+            return Ok(Vec::new());
+        };
+        let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
+        let late = |_| StoreError::Io {
+            operation: "read",
+            subject: "the machines of the fleet".to_owned(),
+            source: std::io::ErrorKind::TimedOut.into(),
+        };
+        nodes.await.map_err(late)?
+    };
+    read.await.unwrap_or_else(|error| {
+        tracing::warn!("{}", of_fleet(fleet, error).in_a_line());
+        Vec::new()
+    })
+}
+
+/// The generation of `lineage` that each machine's servers were last seen to serve.
+pub(super) fn served(nodes: &[FleetNode], lineage: &Lineage) -> BTreeMap<String, Option<u64>> {
+    let each = nodes.iter();
+    let each = each.map(|node| (node.node.clone(), node.served.get(lineage).copied()));
+    each.collect()
+}
+
+/// Prints a line for each machine.
+pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
+    for node in nodes {
+        let (name, role, version) = (&node.node, &node.role, &node.version);
+        let (seen, kept) = (node.seen.seen_at(now), node.certificates);
+        say(format_args!(
+            "machine {name}: {role}, version {version}, {kept} certificates, last seen {seen}"
+        ));
     }
 }
 
@@ -107,25 +147,21 @@ pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String 
 /// The failure of a command whose fleet's store cannot be used.
 fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
     let place = fleet.store.as_ref().map(ToString::to_string);
+    let place = place.unwrap_or_default();
+    if let StoreError::Seal { .. } = &error {
+        return Failure::usage(
+            format!("the fleet's store at {place}: {error}"),
+            "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file",
+        );
+    }
+    let is_about = |part: &str| error.to_string().contains(part);
     let hint = match &error {
-        StoreError::Corrupt { detail, .. } if detail.contains("another key") => {
-            "seal_key_file must hold the key of this fleet's other machines; two fleets must not share a prefix"
+        StoreError::Corrupt { .. } if is_about("another key") => {
+            "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
         }
-        StoreError::Corrupt { detail, .. } if detail.contains("newer version") => {
-            "update certs on this machine"
-        }
-        StoreError::Corrupt { detail, .. } if detail.contains("seal_key_file") => {
-            "make a key once (openssl rand -base64 32), give it to each machine with mode 0600, and name its file in seal_key_file"
-        }
-        StoreError::Corrupt { detail, .. } if detail.contains("can read it") => {
-            "chmod 600 the file: it opens every key of the fleet"
-        }
-        StoreError::Corrupt { subject, .. } if !subject.contains("shared store") => {
-            "openssl rand -base64 32 makes a key; each line holds one, the current one first"
-        }
+        StoreError::Corrupt { .. } if is_about("newer version") => "update certs on this machine",
         StoreError::Corrupt { .. } => "restore the store from a backup, or remove this document",
         _ => "check that this machine reaches the store and may write there",
     };
-    let place = place.unwrap_or_default();
     Failure::output(format!("the fleet's store at {place}: {error}"), hint)
 }

@@ -1,7 +1,6 @@
 //! `certs rename`: gives a certificate another name of its own. Its names in the
 //! certificate, its settings and its account stay.
 
-
 use clap::Args;
 use serde_json::json;
 

@@ -99,7 +99,11 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         board: shown.board.clone(),
     });
     if let Some(fleet) = &call.fleet {
-        serving.spawn(follow(fleet.clone(), settings.fleet.clone(), sidecar.clone()));
+        serving.spawn(follow(
+            fleet.clone(),
+            settings.fleet.clone(),
+            sidecar.clone(),
+        ));
     }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::Call;
 use super::args::Health;
 use super::catalog::{denied, existing_store, none_in};
+use super::fleet;
 use super::kept::{is_configured, notice, orphaned_for_command};
 use super::labels::Labels;
 use super::meant;
@@ -66,6 +67,10 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
             }
         }
     }
+    let nodes = fleet::nodes(&settings).await;
+    for row in &mut rows {
+        row.served_by = fleet::served(&nodes, &row.status.name);
+    }
     if call.json {
         say_json(serde_json::to_string(&rows)?);
     } else if ended.is_ok() && rows.is_empty() {
@@ -76,6 +81,7 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         if let ([row], Some(_)) = (rows.as_slice(), only) {
             row.made_with.iter().for_each(show_settings);
         }
+        fleet::show(&nodes, now);
     }
     ended
 }
@@ -166,6 +172,7 @@ async fn row(
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
+        served_by: BTreeMap::new(),
     };
     Ok((row, lacks))
 }
@@ -179,6 +186,9 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
+    /// The machines of the fleet, and the generation that each was last seen to serve.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    served_by: BTreeMap<String, Option<u64>>,
     /// The settings that it was made with, which its renewals use; only for one certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     made_with: Option<Value>,
@@ -288,6 +298,11 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     changes(terminal, status, now);
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
+    }
+    for (machine, generation) in &row.served_by {
+        if let Some(generation) = generation {
+            say(format_args!("  {machine} serves generation {generation}"));
+        }
     }
     for obstacle in obstacles(status) {
         say(format_args!("  {obstacle}"));

@@ -152,13 +152,10 @@ pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Read<P
 
 /// Reads the place of a shared store; that of a directory starts at the configuration file. A
 /// message must not show its password.
-pub(super) fn store_place(
-    value: &Value,
-    hint: &str,
-    problems: &mut Problems,
-) -> Read<StorePlace> {
+pub(super) fn store_place(value: &Value, hint: &str, problems: &mut Problems) -> Read<StorePlace> {
     let place = parsed_by(value, hint, problems, |text| {
-        text.parse::<StorePlace>().map_err(|error| (error, hint.to_owned()))
+        text.parse::<StorePlace>()
+            .map_err(|error| (error, hint.to_owned()))
     })?;
     Some(place.map(|place| place.completed(|path| absolute(&value.origin, &path))))
 }

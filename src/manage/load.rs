@@ -53,11 +53,12 @@ impl<'p> Pass<'p> {
         let now = age_at(&pass.record, certificate, clock).await;
         let is_stale = |order: &mut PendingOrder| !is_resumable(order, certificate, now);
         let mut dropped = None;
-        if pass.record != stored || pass.record.order.as_mut().is_some_and(is_stale) {
+        let is_new = pass.revision == Revision::default();
+        if is_new || pass.record != stored || pass.record.order.as_mut().is_some_and(is_stale) {
             // In a fleet, the settings of the machine that orders count.
             match pass.share().await? {
                 true => dropped = pass.record.order.take_if(is_stale),
-                false if pass.revision == Revision::default() => pass.must_share().await?,
+                false if is_new => pass.must_share().await?,
                 false => (pass.record, changed) = (stored, false),
             }
         }

@@ -144,11 +144,15 @@ impl Pass<'_> {
     /// Whether another machine of the fleet does `step`. This one has the right to an order or
     /// a revocation afterwards; the record may be a newer one then.
     async fn is_elsewhere(&mut self, step: &Next) -> Result<bool, ManageError> {
-        Ok(match step {
+        let is_elsewhere = match step {
             Next::Issue(_) | Next::Revoke => !self.share().await?,
             Next::RefreshWindow | Next::Draw(_) => !self.services.store.is_issuer(),
             Next::Deploy | Next::Wait(_) | Next::Halt => false,
-        })
+        };
+        if is_elsewhere && self.record.issued.is_none() {
+            self.must_share().await?;
+        }
+        Ok(is_elsewhere)
     }
 
     /// Finds out the type of the newest key where it is not stored, and warns where it stays:

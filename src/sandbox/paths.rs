@@ -12,6 +12,7 @@ use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 use crate::files::beneath::{self, REFUSED_HINT};
 use crate::net::aws;
+use crate::store::place::StorePlace;
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -118,6 +119,11 @@ impl Paths {
         let named = named
             .into_iter()
             .chain(answers(settings))
+            .chain(
+                { settings.fleet.store.as_ref() }
+                    .and_then(StorePlace::directory)
+                    .map(PathBuf::as_path),
+            )
             .map(Path::to_owned);
         let named = named.chain(published(settings));
         let named = named.filter(|path| may_resolve(path, &ours));

@@ -103,7 +103,8 @@ pub(super) trait Documents: Send + Sync + fmt::Debug {
     /// The time of the server's clock, to the second. The nodes' own clocks may differ.
     async fn time(&self) -> Result<Timestamp, DocumentsError>;
 
-    /// Refuses a server that does not keep this contract, as far as that can be seen.
+    /// Refuses a server that does not keep this contract, as far as that can be seen; the kind
+    /// of that error is `Unsupported`.
     async fn probe(&self) -> Result<(), DocumentsError> {
         Ok(())
     }

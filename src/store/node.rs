@@ -11,12 +11,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 pub use self::follow::{Followed, Turn};
@@ -96,6 +96,8 @@ pub struct NodeStore {
     /// Drawn at the start.
     process: u64,
     copies: Mutex<BTreeMap<Lineage, Copied>>,
+    /// Held while a certificate and its copy differ.
+    changing: Mutex<BTreeMap<Lineage, Arc<tokio::sync::Mutex<()>>>>,
     /// Own changes that the others are not told of yet.
     unannounced: Mutex<BTreeSet<Lineage>>,
     announce: Notify,
@@ -121,6 +123,7 @@ impl NodeStore {
             role,
             process: SystemRandom.below(u64::MAX),
             copies: Mutex::new(copies.unwrap_or_default()),
+            changing: Mutex::default(),
             unannounced: Mutex::default(),
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
@@ -177,6 +180,16 @@ impl NodeStore {
         self.shared.remove_answer(answer).await
     }
 
+    /// Keeps other tasks of this process from this certificate's copy.
+    async fn changing(&self, lineage: &Lineage) -> OwnedMutexGuard<()> {
+        let one = {
+            let mut all = lock(&self.changing);
+            all.retain(|_, one| Arc::strong_count(one) > 1);
+            all.entry(lineage.clone()).or_default().clone()
+        };
+        one.lock_owned().await
+    }
+
     /// Tells the other machines of a change, at their next look.
     fn changed(&self, lineage: &Lineage) {
         lock(&self.unannounced).insert(lineage.clone());
@@ -207,6 +220,7 @@ impl Store for NodeStore {
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
         let lineage = &record.lineage;
+        let _changing = self.changing(lineage).await;
         let before = self.own.load(lineage).await?;
         let own = before.as_ref().map(|(record, _)| record);
         let is_own = bundle.is_none() && own.is_some_and(|own| sync::is_same(own, record));
@@ -234,6 +248,7 @@ impl Store for NodeStore {
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        let _changing = self.changing(lineage).await;
         if self.own.options(lineage).await?.as_deref() == Some(json) {
             return Ok(());
         }
@@ -245,6 +260,7 @@ impl Store for NodeStore {
     }
 
     async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let _changing = self.changing(lineage).await;
         self.check_own(lineage, expected).await?;
         if let Some(copied) = self.copied(lineage) {
             let there = self.shared.copy(lineage).await?;
@@ -264,6 +280,7 @@ impl Store for NodeStore {
         to: &Lineage,
         expected: Revision,
     ) -> Result<(), StoreError> {
+        let _changing = self.changing(from).await;
         self.check_own(from, expected).await?;
         if self.copied(from).is_some()
             && let Some(there) = self.shared.copy(from).await?

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -163,6 +164,16 @@ impl FleetSettings {
     /// # Errors
     /// When the sealing key or a directory cannot be used.
     pub fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
+        let shared = self.shared()?;
+        let node = shared.map(|shared| NodeStore::open(data_dir, shared, self.role));
+        node.transpose()
+    }
+
+    /// The store that the machines share, without this machine's copy.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
         let Some(place) = &self.store else {
             return Ok(None);
         };
@@ -174,28 +185,25 @@ impl FleetSettings {
             subject: place.to_string(),
             source,
         })?;
-        let shared = SharedStore::new(documents, seal, node);
-        NodeStore::open(data_dir, shared, self.role).map(Some)
+        Ok(Some(SharedStore::new(documents, seal, node)))
     }
 
     fn seal(&self) -> Result<Seal, StoreError> {
-        let corrupt = |subject: String, detail: String| StoreError::Corrupt { subject, detail };
-        let Some(path) = &self.seal_key_file else {
-            let subject = "the configuration of the fleet".to_owned();
-            return Err(corrupt(subject, "no seal_key_file is set".to_owned()));
+        let path = { self.seal_key_file.as_ref() }.map(|path| path.display().to_string());
+        let invalid = |detail: String| StoreError::Seal {
+            path: path.clone().unwrap_or_default(),
+            detail,
         };
-        let subject = path.display().to_string();
-        let (file, metadata) = files::read_short(path).map_err(|source| StoreError::Io {
-            operation: "read",
-            subject: subject.clone(),
-            source,
-        })?;
-        use std::os::unix::fs::MetadataExt;
-        if metadata.mode() & 0o007 != 0 {
-            let detail = format!("every user can read it (mode {:04o})", metadata.mode() & 0o7777);
-            return Err(corrupt(subject, detail));
+        let Some(file) = &self.seal_key_file else {
+            return Err(invalid("no seal_key_file is set".to_owned()));
+        };
+        let read = files::read_short(file).map_err(|error| invalid(error.to_string()));
+        let (keys, metadata) = read?;
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o007 != 0 {
+            return Err(invalid(format!("every user can read it (mode {mode:04o})")));
         }
-        Seal::new(&file).map_err(|error| corrupt(subject, error.to_string()))
+        Seal::new(&keys).map_err(|error| invalid(error.to_string()))
     }
 
     /// The name of this machine.
@@ -228,16 +236,25 @@ mod tests {
         let shown = |text: &str| text.parse::<StorePlace>().map(|place| place.to_string());
         assert_eq!(shown("/srv/certs").unwrap(), "/srv/certs");
         let etcd = shown("etcd://user:secret@10.0.0.1:2379/certs").unwrap();
-        assert!(!etcd.contains("secret") && etcd.contains("10.0.0.1:2379"), "{etcd}");
+        assert!(
+            !etcd.contains("secret") && etcd.contains("10.0.0.1:2379"),
+            "{etcd}"
+        );
         let many = shown("etcds://user:secret@10.0.0.1:2379,10.0.0.2:2379/certs").unwrap();
-        assert!(!many.contains("secret") && many.contains("10.0.0.2:2379"), "{many}");
+        assert!(
+            !many.contains("secret") && many.contains("10.0.0.2:2379"),
+            "{many}"
+        );
         let postgres = shown("postgres://user:secret@db/certs?prefix=a").unwrap();
         assert_eq!(postgres, "postgres://db");
         assert_eq!(shown("s3://bucket/certs").unwrap(), "s3://bucket");
         for (text, error) in [
             ("", "an empty store"),
             ("etcd:///certs", "no host of etcd"),
-            ("etcd://10.0.0.1:2379", "no prefix: another program may use the same etcd"),
+            (
+                "etcd://10.0.0.1:2379",
+                "no prefix: another program may use the same etcd",
+            ),
             ("ectd://10.0.0.1/x", "unknown store `ectd://`"),
         ] {
             assert_eq!(shown(text).unwrap_err(), error, "{text}");

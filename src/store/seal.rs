@@ -133,7 +133,10 @@ pub(super) mod tests {
         let both = Seal::new(&format!("# new\n{TWO}\n\n{ONE}\n")).unwrap();
         assert_eq!(both.open("a", &sealed).unwrap().expose(), b"secret");
         let other = Seal::new(TWO).unwrap();
-        assert!(matches!(other.open("a", &sealed), Err(SealError::OtherKey(_))));
+        assert!(matches!(
+            other.open("a", &sealed),
+            Err(SealError::OtherKey(_))
+        ));
         let again = both.seal("a", b"secret").unwrap();
         assert_eq!(other.open("a", &again).unwrap().expose(), b"secret");
     }

@@ -253,9 +253,8 @@ impl Certificate {
 /// Takes the pairs that are too old to keep out of `pairs`.
 fn take_old(pairs: &mut BTreeMap<Generation, String>, record: &Record) -> Vec<String> {
     let newest = record.issued.as_ref().map_or(0, |one| one.generation.0);
-    let is_old = |one: &Generation| {
-        one.0 + Generation::KEPT <= newest && record.rollback_to != Some(*one)
-    };
+    let is_old =
+        |one: &Generation| one.0 + Generation::KEPT <= newest && record.rollback_to != Some(*one);
     let old: Vec<Generation> = pairs.keys().copied().filter(|one| is_old(one)).collect();
     old.iter().filter_map(|one| pairs.remove(one)).collect()
 }
@@ -416,7 +415,10 @@ impl Store for SharedStore {
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        let loaded = self.documents.load::<Secret>(&of_ca("accounts", ca)).await?;
+        let loaded = self
+            .documents
+            .load::<Secret>(&of_ca("accounts", ca))
+            .await?;
         Ok(loaded.map(|(credentials, _)| credentials))
     }
 

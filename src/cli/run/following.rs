@@ -23,9 +23,6 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
             Followed::Down(error, true) => tracing::error!("{}", cannot_reach(&settings, &error)),
             Followed::Down(error, false) => tracing::debug!("the fleet's store: {error}"),
             Followed::Turn(turn) => {
-                if turn.promoted {
-                    tracing::info!("this machine does the scheduled work of its fleet");
-                }
                 sidecar.apply(turn.changed).await;
                 let board = &sidecar.board;
                 let described = node.describe(|process| describe(&settings, process, board));
@@ -51,7 +48,9 @@ impl Sidecar {
                     updated.push(lineage);
                 }
                 Change::Deleted => match self.delete(&lineage, false).await {
-                    Ok(_) => tracing::info!(%lineage, "deleted: another machine of the fleet did so"),
+                    Ok(_) => {
+                        tracing::info!(%lineage, "deleted: another machine of the fleet did so")
+                    }
                     Err(failure) => tracing::error!(%lineage, "{}", failure.in_a_line()),
                 },
             }

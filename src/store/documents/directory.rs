@@ -7,12 +7,14 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{Document, Documents, DocumentsError, Version};
-use crate::files;
+use crate::files::{self, DirectoryOwner};
 use crate::time::Timestamp;
 
 const FILE: u32 = 0o600;
@@ -24,9 +26,16 @@ const KEPT: u64 = 2;
 /// A version that is removed between its listing and its opening is followed by a newer one.
 const TRIES: u32 = 20;
 
+#[derive(Clone, Debug)]
+pub(in super::super) struct DirectoryDocuments(Arc<Root>);
+
+/// A call of a file system that takes longer is given up: it may be one of the network.
+const WITHIN: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
-pub(in super::super) struct DirectoryDocuments {
+struct Root {
     root: PathBuf,
+    owner: DirectoryOwner,
     /// Distinguishes the temporary files of this process, beside the machine and the process.
     written: AtomicU64,
     node: String,
@@ -35,12 +44,34 @@ pub(in super::super) struct DirectoryDocuments {
 impl DirectoryDocuments {
     /// The documents below `root`, which is created; `node` is this machine's name.
     pub(in super::super) fn open(root: PathBuf, node: &str) -> io::Result<Self> {
-        files::make_directory(&root, DIRECTORY)?;
-        let written = AtomicU64::default();
-        let node = node.to_owned();
-        Ok(Self { root, written, node })
+        let owner = files::make_data_directory(&root)?;
+        Ok(Self(Arc::new(Root {
+            root,
+            owner,
+            written: AtomicU64::default(),
+            node: node.to_owned(),
+        })))
     }
 
+    /// Does `work` on a thread of its own; a server that hangs stops nothing else.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> Result<T, DocumentsError> + Send + 'static,
+    ) -> Result<T, DocumentsError> {
+        let root = self.0.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let _acting = root.owner.act();
+            work(&root)
+        });
+        match tokio::time::timeout(WITHIN, working).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(stopped)) => Err(DocumentsError::Unanswered(io::Error::other(stopped))),
+            Err(_) => Err(DocumentsError::Unanswered(ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+impl Root {
     /// The newest version of the document in `directory`, and its content unless removed.
     fn newest(&self, directory: &Path) -> Result<Option<(u64, Vec<u8>)>, DocumentsError> {
         for _ in 0..TRIES {
@@ -152,15 +183,8 @@ fn with_mark(mark: u8, content: &[u8]) -> Vec<u8> {
     [&[mark][..], content].concat()
 }
 
-#[async_trait]
-impl Documents for DirectoryDocuments {
-    async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError> {
-        let (version, content) = self.stored(key)?;
-        let version = Version(version.to_string());
-        Ok(content.map(|content| Document { content, version }))
-    }
-
-    async fn write(
+impl Root {
+    fn write(
         &self,
         key: &str,
         content: &[u8],
@@ -174,7 +198,7 @@ impl Documents for DirectoryDocuments {
         self.put(key, version, &with_mark(STORED, content))
     }
 
-    async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
+    fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
         let (version, stored) = self.stored(key)?;
         if stored.is_none() || Version(version.to_string()) != *expected {
             return Err(DocumentsError::Conflict);
@@ -182,7 +206,7 @@ impl Documents for DirectoryDocuments {
         self.put(key, version, &with_mark(REMOVED, b"")).map(drop)
     }
 
-    async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
+    fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
         let mut found = BTreeMap::new();
         let (directory, _) = prefix.rsplit_once('/').unwrap_or_default();
         self.collect(&self.root.join(directory), &mut found)?;
@@ -190,7 +214,7 @@ impl Documents for DirectoryDocuments {
         Ok(found)
     }
 
-    async fn time(&self) -> Result<Timestamp, DocumentsError> {
+    fn time(&self) -> Result<Timestamp, DocumentsError> {
         // The time of a file is that of the machine with the disk.
         let path = self.root.join(format!(".time-{}", self.node));
         let written = files::replace(&path, FILE, b"").and_then(|()| fs::metadata(&path));
@@ -199,10 +223,43 @@ impl Documents for DirectoryDocuments {
     }
 }
 
+#[async_trait]
+impl Documents for DirectoryDocuments {
+    async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError> {
+        let key = key.to_owned();
+        let (version, content) = self.work(move |root| root.stored(&key)).await?;
+        let version = Version(version.to_string());
+        Ok(content.map(|content| Document { content, version }))
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        content: &[u8],
+        expected: Option<&Version>,
+    ) -> Result<Version, DocumentsError> {
+        let (key, content, expected) = (key.to_owned(), content.to_vec(), expected.cloned());
+        self.work(move |root| root.write(&key, &content, expected.as_ref()))
+            .await
+    }
+
+    async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
+        let (key, expected) = (key.to_owned(), expected.clone());
+        self.work(move |root| root.remove(&key, &expected)).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
+        let prefix = prefix.to_owned();
+        self.work(move |root| root.list(&prefix)).await
+    }
+
+    async fn time(&self) -> Result<Timestamp, DocumentsError> {
+        self.work(Root::time).await
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]
@@ -219,12 +276,15 @@ mod tests {
         let open = |node| DirectoryDocuments::open(directory.path().into(), node).unwrap();
         let (one, other) = (open("one"), open("other"));
         let mut version = one.write("key", b"first", None).await.unwrap();
-        let (before, _) = other.stored("key").unwrap();
+        let (before, _) = other.0.stored("key").unwrap();
         for content in [b"2", b"3", b"4", b"5"] {
             version = one.write("key", content, Some(&version)).await.unwrap();
         }
-        let late = other.put("key", before, &with_mark(STORED, b"late"));
-        assert!(matches!(late, Err(DocumentsError::Unanswered(_))), "{late:?}");
+        let late = other.0.put("key", before, &with_mark(STORED, b"late"));
+        assert!(
+            matches!(late, Err(DocumentsError::Unanswered(_))),
+            "{late:?}"
+        );
         let read = one.read("key").await.unwrap().unwrap();
         assert_eq!((&read.content[..], read.version), (&b"5"[..], version));
     }

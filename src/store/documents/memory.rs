@@ -37,7 +37,9 @@ impl MemoryDocuments {
     fn call(&self) -> Result<MutexGuard<'_, Inside>, DocumentsError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         match self.is_down.load(Ordering::SeqCst) {
-            true => Err(DocumentsError::Failed(io::ErrorKind::HostUnreachable.into())),
+            true => Err(DocumentsError::Failed(
+                io::ErrorKind::HostUnreachable.into(),
+            )),
             false => Ok(self.inside()),
         }
     }

@@ -21,7 +21,7 @@ use tokio_postgres::types::{ToSql, Type};
 use self::meaning::{ends_connection, meaning};
 use self::place::Place;
 use self::session::Session;
-use super::exchange::{Effect, WITHIN, failed};
+use super::exchange::{Effect, WITHIN, failed, unusable};
 use super::settings::ServerSettings;
 use super::{Document, Documents, DocumentsError, Version, drawn};
 use crate::time::Timestamp;
@@ -49,6 +49,8 @@ const DELETE: &str = "WITH done AS (DELETE FROM certs_documents
     WHERE prefix = $1 AND key = $2 AND version = $3 RETURNING prefix, key)
     SELECT pg_notify('certs_documents', prefix || '/' || key) FROM done";
 const TIME: &str = "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint";
+const READ_ONLY_SERVER: &str =
+    "it is read-only: a replica, or default_transaction_read_only is on; name the primary server";
 const READ_ONLY: &str = "SELECT current_setting('transaction_read_only') = 'on'";
 
 /// A parameter of a statement.
@@ -215,9 +217,7 @@ impl Documents for PostgresDocuments {
 
     async fn probe(&self) -> Result<(), DocumentsError> {
         match self.value(READ_ONLY).await? {
-            true => Err(failed(
-                "it is read-only: a replica, or default_transaction_read_only is on; name the primary server",
-            )),
+            true => Err(unusable(READ_ONLY_SERVER.to_owned())),
             false => Ok(()),
         }
     }

@@ -94,6 +94,17 @@ impl NodeStore {
         }
     }
 
+    /// The first look, before the start: its failure is news for the caller.
+    ///
+    /// # Errors
+    /// When the shared store cannot be read or written.
+    pub async fn join(&self) -> Result<(), StoreError> {
+        match self.follow().await {
+            Followed::Turn(_) => Ok(()),
+            Followed::Down(error, _) => Err(error),
+        }
+    }
+
     async fn turn(&self, following: &mut Following) -> Result<Turn, StoreError> {
         let unannounced = std::mem::take(&mut *lock(&self.unannounced));
         let written = self.write_fleet(following, &unannounced).await;
@@ -104,8 +115,13 @@ impl NodeStore {
                 return Err(error);
             }
         };
+        if promoted {
+            tracing::info!("this machine does the scheduled work of its fleet");
+        }
         let is_whole = |at: Instant| at.elapsed() < WHOLE;
-        let missed = following.copied.filter(|_| following.compared.is_some_and(is_whole));
+        let missed = following
+            .copied
+            .filter(|_| following.compared.is_some_and(is_whole));
         let missed = missed.and_then(|sequence| following.fleet.since(sequence));
         let changed = match missed {
             Some(missed) => self.sync_each(missed).await,
@@ -161,7 +177,9 @@ impl NodeStore {
         if self.role == Role::Serve {
             return;
         }
-        let is_gone = following.beat.is_some_and(|(_, _, since)| since.elapsed() >= GONE);
+        let is_gone = following
+            .beat
+            .is_some_and(|(_, _, since)| since.elapsed() >= GONE);
         let beat = match &fleet.issuer {
             Some(issuer) if issuer.holder == self.process => issuer.beat + 1,
             Some(_) if !is_gone => return,
@@ -178,7 +196,10 @@ impl NodeStore {
     ///
     /// # Errors
     /// When the shared store cannot be written.
-    pub async fn describe(&self, describe: impl FnOnce(u64) -> FleetNode) -> Result<(), StoreError> {
+    pub async fn describe(
+        &self,
+        describe: impl FnOnce(u64) -> FleetNode,
+    ) -> Result<(), StoreError> {
         let mut following = self.follow.lock().await;
         let is_recent = |at: Instant| at.elapsed() < DESCRIBED;
         if following.described.is_some_and(is_recent) {
@@ -204,7 +225,10 @@ impl NodeStore {
             let mut fleet = following.fleet.clone();
             fleet.issuer = None;
             // Otherwise another machine takes it after a minute.
-            let _ = self.shared.swap_fleet(&fleet, following.version.as_ref()).await;
+            let _ = self
+                .shared
+                .swap_fleet(&fleet, following.version.as_ref())
+                .await;
             following.version = None;
         }
         self.shared.leave().await;
@@ -216,7 +240,9 @@ impl Following {
     fn note_beat(&mut self) {
         let beat = self.fleet.issuer.as_ref();
         let beat = beat.map(|issuer| (issuer.holder, issuer.beat));
-        let stands = self.beat.is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
+        let stands = self
+            .beat
+            .is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
         if !stands {
             self.beat = beat.map(|(holder, count)| (holder, count, Instant::now()));
         }

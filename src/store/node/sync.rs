@@ -51,10 +51,13 @@ impl NodeStore {
     /// When the shared store cannot be listed, or the copies cannot be written. One damaged
     /// certificate does not affect the others.
     pub async fn sync_all(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+        self.shared.claim().await?;
         let versions = self.shared.versions().await?;
         let is_copied = |lineage: &Lineage| {
             let copied = self.copied(lineage);
-            copied.is_some_and(|copied| Some(&copied.version) == versions.get(lineage).map(|it| &it.0))
+            copied.is_some_and(|copied| {
+                Some(&copied.version) == versions.get(lineage).map(|it| &it.0)
+            })
         };
         let mut stale: Vec<Lineage> = versions.keys().cloned().collect();
         let own = self.own.list().await?;
@@ -81,7 +84,9 @@ impl NodeStore {
             self.keep_copies();
         }
         let changed = synced.into_iter();
-        changed.filter(|(_, change)| *change != Change::None).collect()
+        changed
+            .filter(|(_, change)| *change != Change::None)
+            .collect()
     }
 
     /// Compares one certificate with the shared store.
@@ -89,6 +94,11 @@ impl NodeStore {
     /// # Errors
     /// When the shared store or the copy cannot be read or written.
     pub async fn sync(&self, lineage: &Lineage) -> Result<Change, StoreError> {
+        let _changing = self.changing(lineage).await;
+        self.compare(lineage).await
+    }
+
+    async fn compare(&self, lineage: &Lineage) -> Result<Change, StoreError> {
         for _ in 0..ATTEMPTS {
             let there = self.shared.copy(lineage).await?;
             let copied = self.copied(lineage);
@@ -160,8 +170,7 @@ impl NodeStore {
         );
         let is_known = |generation| {
             let facts = |issued: &crate::record::Issued| issued.facts.fingerprint.clone();
-            old.is_some_and(|old| old.generation == generation)
-                && old.map(facts) == new.map(facts)
+            old.is_some_and(|old| old.generation == generation) && old.map(facts) == new.map(facts)
         };
         let generation = new.map(|new| new.generation);
         let pair = match generation.filter(|one| !is_known(*one)) {
@@ -201,14 +210,21 @@ impl NodeStore {
             let stored = self.own.bundle(lineage, issued.generation).await?;
             pair = stored.map(|(key, chain)| (issued.generation, key, chain));
         }
-        let (options, shared) = (self.own.options(lineage).await?, record.without_deployments());
+        let (options, shared) = (
+            self.own.options(lineage).await?,
+            record.without_deployments(),
+        );
         let before = there.map(|there| &there.version);
-        let is_written = self.shared.put_back(&shared, (id, revision), options, pair, before);
+        let is_written = self
+            .shared
+            .put_back(&shared, (id, revision), options, pair, before);
         if !is_written.await? {
             return Ok(false);
         }
         match copied {
-            Some(_) => tracing::warn!(%lineage, "the shared store had an older state, or none: it has this machine's again"),
+            Some(_) => {
+                tracing::warn!(%lineage, "the shared store had an older state, or none: it has this machine's again")
+            }
             None => tracing::info!(%lineage, "shared with the fleet"),
         }
         let version = String::new();
@@ -234,7 +250,7 @@ impl NodeStore {
         let saved = self.shared.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {
             // The caller sees the newer state when it begins anew.
-            self.sync(lineage).await?;
+            self.compare(lineage).await?;
         }
         let revision = saved?;
         let id = match self.copied(lineage) {

@@ -71,17 +71,28 @@ async fn certificate_of_one_machine_reaches_the_others_without_its_deployments()
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
     assert!(turn(&one).await.promoted);
-    assert!(!turn(&other).await.promoted, "one machine does the scheduled work");
+    assert!(
+        !turn(&other).await.promoted,
+        "one machine does the scheduled work"
+    );
     let (mut record, bundle) = issued(&record("example.com"), 1);
     let lineage = record.lineage.clone();
-    record.served.insert("web:443".into(), Served::none(Timestamp::from_seconds(1)));
+    record
+        .served
+        .insert("web:443".into(), Served::none(Timestamp::from_seconds(1)));
     one.save(&record, Revision(0), Some(&bundle)).await.unwrap();
     one.save_options(&lineage, "{}").await.unwrap();
     turn(&one).await;
-    assert_eq!(turn(&other).await.changed, [(lineage.clone(), Change::Stored)]);
+    assert_eq!(
+        turn(&other).await.changed,
+        [(lineage.clone(), Change::Stored)]
+    );
     let (copy, revision) = other.load(&lineage).await.unwrap().unwrap();
     assert!(copy.served.is_empty() && copy.issued == record.issued);
-    assert_eq!(other.options(&lineage).await.unwrap().as_deref(), Some("{}"));
+    assert_eq!(
+        other.options(&lineage).await.unwrap().as_deref(),
+        Some("{}")
+    );
     let pair = other.own.bundle(&lineage, Generation(1)).await.unwrap();
     assert_eq!(pair.unwrap().1, bundle.chain_pem());
     // What a machine knows of its own servers costs the store nothing.
@@ -90,8 +101,14 @@ async fn certificate_of_one_machine_reaches_the_others_without_its_deployments()
     own.deployed.insert("nginx".into(), Generation(1));
     other.save(&own, revision, None).await.unwrap();
     assert_eq!(documents.calls.load(Ordering::SeqCst), calls);
-    assert!(turn(&other).await.changed.is_empty(), "its own deployments stay");
-    assert_eq!(other.load(&lineage).await.unwrap().unwrap().0.deployed, own.deployed);
+    assert!(
+        turn(&other).await.changed.is_empty(),
+        "its own deployments stay"
+    );
+    assert_eq!(
+        other.load(&lineage).await.unwrap().unwrap().0.deployed,
+        own.deployed
+    );
 }
 
 #[tokio::test]
@@ -106,7 +123,10 @@ async fn stale_machine_is_refused_and_learns_the_newer_state() {
     one.save(&first, revision, None).await.unwrap();
     stale.profile = Some("other".into());
     let refused = other.save(&stale, before, None).await;
-    assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::Conflict { .. })),
+        "{refused:?}"
+    );
     let (learned, _) = other.load(&first.lineage).await.unwrap().unwrap();
     assert_eq!(learned.profile, first.profile);
 }
@@ -119,10 +139,16 @@ async fn lease_of_one_machine_keeps_the_others_from_an_order() {
     let record = record("example.com");
     one.save(&record, Revision(0), None).await.unwrap();
     let lineage = &record.lineage;
-    assert!(other.share(lineage, false).await.unwrap().is_none(), "not the issuer");
+    assert!(
+        other.share(lineage, false).await.unwrap().is_none(),
+        "not the issuer"
+    );
     let lease = other.share(lineage, true).await.unwrap();
     assert!(lease.is_some(), "a user's own request waits for no issuer");
-    assert!(other.load(lineage).await.unwrap().is_some(), "the newest state");
+    assert!(
+        other.load(lineage).await.unwrap().is_some(),
+        "the newest state"
+    );
     assert!(one.share(lineage, false).await.unwrap().is_none());
     let refused = one.share(lineage, true).await;
     assert!(matches!(refused, Err(StoreError::Leased { .. })));
@@ -176,11 +202,22 @@ async fn wiped_and_restored_stores_get_the_newer_state_back() {
         one.sync_all().await.unwrap();
         let shared = one.shared().load(&lineage).await.unwrap().unwrap().0;
         assert_eq!(shared.issued, second.issued);
-        assert!(one.shared().bundle(&lineage, Generation(2)).await.unwrap().is_some());
+        assert!(
+            one.shared()
+                .bundle(&lineage, Generation(2))
+                .await
+                .unwrap()
+                .is_some()
+        );
         let (copy, _) = other.load(&lineage).await.unwrap().unwrap();
         assert_eq!(copy.issued, second.issued);
     }
-    assert!(documents.backup().keys().all(|key| !key.starts_with("deleted/")));
+    assert!(
+        documents
+            .backup()
+            .keys()
+            .all(|key| !key.starts_with("deleted/"))
+    );
 }
 
 #[tokio::test]
@@ -193,7 +230,10 @@ async fn deletion_reaches_the_others_and_a_missing_document_is_no_deletion() {
     (turn(&one).await, turn(&other).await);
     assert!(one.delete(&lineage, revision).await.unwrap());
     turn(&one).await;
-    assert_eq!(turn(&other).await.changed, [(lineage.clone(), Change::Deleted)]);
+    assert_eq!(
+        turn(&other).await.changed,
+        [(lineage.clone(), Change::Deleted)]
+    );
     let (_, revision) = other.load(&lineage).await.unwrap().unwrap();
     assert!(other.delete(&lineage, revision).await.unwrap());
     assert!(turn(&one).await.changed.is_empty());
@@ -208,7 +248,10 @@ async fn machine_that_joins_brings_its_certificates_and_its_account() {
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
     let (own, bundle) = issued(&record("example.com"), 3);
-    one.own.save(&own, Revision(0), Some(&bundle)).await.unwrap();
+    one.own
+        .save(&own, Revision(0), Some(&bundle))
+        .await
+        .unwrap();
     let account = Secret::new("account".into());
     one.own.create_account(CA, &account).await.unwrap();
     (turn(&one).await, turn(&other).await);
@@ -232,7 +275,10 @@ async fn unreachable_store_stops_orders_and_not_deployments() {
     turn(&one).await;
     documents.is_down.store(true, Ordering::SeqCst);
     assert!(matches!(one.follow().await, Followed::Down(_, true)));
-    assert!(matches!(one.follow().await, Followed::Down(_, false)), "said once");
+    assert!(
+        matches!(one.follow().await, Followed::Down(_, false)),
+        "said once"
+    );
     let (mut copy, _) = one.load(&record.lineage).await.unwrap().unwrap();
     copy.deployed.insert("nginx".into(), Generation(1));
     one.save(&copy, revision, None).await.unwrap();
@@ -279,7 +325,11 @@ async fn answer_of_one_machine_is_seen_by_the_others_within_a_second() {
     one.put_answer(&answer).await.unwrap();
     one.put_answer(&answer).await.unwrap();
     let calls = documents.calls.load(Ordering::SeqCst);
-    assert_eq!(other.answers().await.unwrap(), [], "a flood of requests costs one call");
+    assert_eq!(
+        other.answers().await.unwrap(),
+        [],
+        "a flood of requests costs one call"
+    );
     assert_eq!(documents.calls.load(Ordering::SeqCst), calls);
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(other.answers().await.unwrap(), [answer.clone()]);
@@ -293,7 +343,9 @@ async fn answer_of_one_machine_is_seen_by_the_others_within_a_second() {
 async fn document_of_another_fleet_is_refused_and_stays() {
     let documents = MemoryDocuments::default();
     let one = machine(&documents, "one");
-    one.save(&record("example.com"), Revision(0), None).await.unwrap();
+    one.save(&record("example.com"), Revision(0), None)
+        .await
+        .unwrap();
     turn(&one).await;
     let before = documents.backup();
     let directory = tempfile::tempdir().unwrap();
@@ -302,7 +354,10 @@ async fn document_of_another_fleet_is_refused_and_stays() {
     let shared = SharedStore::new(shared, Seal::new(key).unwrap(), "stranger".into());
     let stranger = NodeStore::open(directory.path().to_owned(), shared, Role::Full).unwrap();
     let lineage = Lineage::parse("example.com").unwrap();
-    assert!(matches!(stranger.sync(&lineage).await, Err(StoreError::Corrupt { .. })));
+    assert!(matches!(
+        stranger.sync(&lineage).await,
+        Err(StoreError::Corrupt { .. })
+    ));
     assert!(matches!(stranger.follow().await, Followed::Down(..)));
     assert_eq!(documents.backup(), before);
 }

@@ -113,6 +113,17 @@ impl SharedStore {
         Ok((loaded.0.unwrap_or_default(), loaded.1))
     }
 
+    /// Opens the document of the fleet, and makes it in a new store: a place of another fleet
+    /// is refused before anything is written there.
+    pub(in crate::store) async fn claim(&self) -> Result<(), StoreError> {
+        if let (fleet, None) = self.fleet().await? {
+            // Another machine may be faster.
+            self.swap_fleet(&fleet, None).await?;
+            self.fleet().await?;
+        }
+        Ok(())
+    }
+
     /// Swaps the document; `None` if another machine was faster.
     pub(in crate::store) async fn swap_fleet(
         &self,
@@ -135,7 +146,12 @@ impl SharedStore {
         let key = format!("nodes/{}", self.node);
         for _ in 0..ATTEMPTS {
             let (before, version) = self.documents.load::<FleetNode>(&key).await?.unzip();
-            if self.documents.swap(&key, node, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, node, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(before);
             }
         }
@@ -190,7 +206,12 @@ impl SharedStore {
             if ids.len() > DELETIONS {
                 ids.pop_front();
             }
-            if self.documents.swap(&key, &ids, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, &ids, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(());
             }
         }
@@ -219,7 +240,12 @@ impl SharedStore {
             if stored.as_ref() == Some(answer) {
                 return Ok(());
             }
-            if self.documents.swap(&key, answer, version.as_ref()).await?.is_some() {
+            if self
+                .documents
+                .swap(&key, answer, version.as_ref())
+                .await?
+                .is_some()
+            {
                 return Ok(());
             }
         }

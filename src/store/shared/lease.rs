@@ -66,7 +66,12 @@ impl SharedLease {
     fn new(documents: Arc<Sealed>, key: String, lease: StoredLease, version: Version) -> Self {
         let latest = Arc::new(Mutex::new(version));
         let mut extending = JoinSet::new();
-        extending.spawn(extend(documents.clone(), key.clone(), lease, latest.clone()));
+        extending.spawn(extend(
+            documents.clone(),
+            key.clone(),
+            lease,
+            latest.clone(),
+        ));
         Self {
             documents,
             key,

@@ -23,8 +23,15 @@ pub(super) struct Sealed {
 pub(super) type Loaded<T> = Option<(T, Version)>;
 
 impl Sealed {
-    pub(super) async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Loaded<T>, StoreError> {
-        let read = self.documents.read(key).await.map_err(failed("read", key))?;
+    pub(super) async fn load<T: DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Loaded<T>, StoreError> {
+        let read = self
+            .documents
+            .read(key)
+            .await
+            .map_err(failed("read", key))?;
         let Some(Document { content, version }) = read else {
             return Ok(None);
         };
@@ -50,7 +57,11 @@ impl Sealed {
             Err(DocumentsError::Conflict) => Ok(None),
             Err(error @ DocumentsError::Unanswered(_)) => {
                 // Each seal has its own nonce: equal content is that of this very write.
-                let read = self.documents.read(key).await.map_err(failed("read", key))?;
+                let read = self
+                    .documents
+                    .read(key)
+                    .await
+                    .map_err(failed("read", key))?;
                 match read {
                     Some(stored) if stored.content == sealed => Ok(Some(stored.version)),
                     // It may still arrive: then the next write against `expected` fails.
@@ -67,7 +78,11 @@ impl Sealed {
             Ok(()) => Ok(true),
             Err(DocumentsError::Conflict) => Ok(false),
             Err(error @ DocumentsError::Unanswered(_)) => {
-                let read = self.documents.read(key).await.map_err(failed("read", key))?;
+                let read = self
+                    .documents
+                    .read(key)
+                    .await
+                    .map_err(failed("read", key))?;
                 match read {
                     None => Ok(true),
                     Some(_) => Err(failed("remove", key)(error)),

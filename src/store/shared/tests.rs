@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::store::documents::memory::MemoryDocuments;
-use crate::store::seal::tests::ONE;
 use super::*;
 use crate::identifier::Identifier;
+use crate::store::documents::memory::MemoryDocuments;
+use crate::store::seal::tests::ONE;
 
 fn store(documents: &MemoryDocuments) -> SharedStore {
     let documents: Arc<dyn Documents> = Arc::new(documents.clone());
@@ -75,7 +75,13 @@ async fn document_under_another_name_is_refused() {
     let content = &sealed.content;
     documents.write(&at(&two), content, None).await.unwrap();
     let loaded = store.load(&two).await;
-    assert!(matches!(loaded, Err(StoreError::Corrupt { .. })), "{loaded:?}");
+    assert!(
+        matches!(loaded, Err(StoreError::Corrupt { .. })),
+        "{loaded:?}"
+    );
     let text = String::from_utf8_lossy(content).into_owned();
-    assert!(!text.contains("example.com"), "names are sealed too: {text}");
+    assert!(
+        !text.contains("example.com"),
+        "names are sealed too: {text}"
+    );
 }

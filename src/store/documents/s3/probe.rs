@@ -1,7 +1,7 @@
 //! Checks at start that a server keeps conditions: some ignore them, and overwrite.
 
 use super::super::DocumentsError;
-use super::super::exchange::failed;
+use super::super::exchange::unusable;
 use super::object::Object;
 use super::{Only, S3Documents, Version};
 
@@ -18,7 +18,7 @@ impl S3Documents {
                 let host = &self.place.host;
                 let ignored =
                     format!("{host} ignores {header}: two machines could both order a certificate");
-                Err(failed(ignored))
+                Err(unusable(ignored))
             }
             Err(error) => Err(error),
         }
@@ -35,7 +35,7 @@ impl S3Documents {
             .await
             .map_err(|error| match error {
                 DocumentsError::Conflict => {
-                    failed("it refuses an If-Match with the ETag that it gave")
+                    unusable("it refuses an If-Match with the ETag that it gave".to_owned())
                 }
                 error => error,
             })?;
@@ -43,10 +43,12 @@ impl S3Documents {
         self.must_be_lost(stale, "If-Match")?;
         let read = self.object(key).await?;
         let (Some((Object::Stored(_), tag)), false) = (read, first == second) else {
-            return Err(failed("it does not show an object that it has stored"));
+            let hidden = "it does not show an object that it has stored";
+            return Err(unusable(hidden.to_owned()));
         };
         if tag != second {
-            return Err(failed("the ETag of an object changes without a write"));
+            let changed = "the ETag of an object changes without a write";
+            return Err(unusable(changed.to_owned()));
         }
         let stale = self.delete(key, Some(Only::If(&first))).await;
         let _ = self
