@@ -113,6 +113,7 @@ impl ManageError {
             Self::Store(StoreError::Corrupt { .. }) => {
                 "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays".into()
             }
+            Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }
