@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 pub(super) use self::settings::ServerSettings;
+use crate::random::{Random, SystemRandom};
 use crate::time::Timestamp;
 
 /// The documents of a server; nothing is sent yet.
@@ -44,6 +45,12 @@ pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, 
         }
         _ => Err("the form is s3://…, etcd://…, etcds://… or postgres://…".to_owned()),
     }
+}
+
+/// A random number of 128 bits in hexadecimal digits, which is never drawn again.
+fn drawn() -> String {
+    let half = || SystemRandom.below(u64::MAX);
+    format!("{:016x}{:016x}", half(), half())
 }
 
 /// What changes with every write of a document: a number or a tag of the server.
@@ -96,7 +103,8 @@ pub(super) trait Documents: Send + Sync + fmt::Debug {
     /// The time of the server's clock, to the second. The nodes' own clocks may differ.
     async fn time(&self) -> Result<Timestamp, DocumentsError>;
 
-    /// Refuses a server that does not keep this contract, as far as that can be seen.
+    /// Refuses a server that does not keep this contract, as far as that can be seen; the kind
+    /// of that error is `Unsupported`.
     async fn probe(&self) -> Result<(), DocumentsError> {
         Ok(())
     }

@@ -45,6 +45,11 @@ pub(super) fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>)
     DocumentsError::Failed(io::Error::other(error))
 }
 
+/// The error of a server that cannot be used, though it answers.
+pub(super) fn unusable(why: String) -> DocumentsError {
+    DocumentsError::Failed(io::Error::new(io::ErrorKind::Unsupported, why))
+}
+
 /// Sends `request` and reads the reply, whatever its status, all `within` this time.
 pub(super) async fn exchange(
     pool: &Pool,

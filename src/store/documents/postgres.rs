@@ -18,13 +18,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use self::meaning::meaning;
+use self::meaning::{ends_connection, meaning};
 use self::place::Place;
 use self::session::Session;
-use super::exchange::{Effect, WITHIN, failed};
+use super::exchange::{Effect, WITHIN, failed, unusable};
 use super::settings::ServerSettings;
-use super::{Document, Documents, DocumentsError, Version};
-use crate::random::{Random, SystemRandom};
+use super::{Document, Documents, DocumentsError, Version, drawn};
 use crate::time::Timestamp;
 
 const CHANNEL: &str = "certs_documents";
@@ -50,6 +49,8 @@ const DELETE: &str = "WITH done AS (DELETE FROM certs_documents
     WHERE prefix = $1 AND key = $2 AND version = $3 RETURNING prefix, key)
     SELECT pg_notify('certs_documents', prefix || '/' || key) FROM done";
 const TIME: &str = "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint";
+const READ_ONLY_SERVER: &str =
+    "it is read-only: a replica, or default_transaction_read_only is on; name the primary server";
 const READ_ONLY: &str = "SELECT current_setting('transaction_read_only') = 'on'";
 
 /// A parameter of a statement.
@@ -96,15 +97,16 @@ impl PostgresDocuments {
         let session = self.session().await?;
         let answer =
             tokio::time::timeout(ANSWER, session.client.query_typed(sql, parameters)).await;
-        match answer {
-            Ok(rows) => rows.map_err(|error| meaning(&error, effect)),
-            Err(_) => {
-                // Its connection may be dead: the next call has a new one.
-                let mut kept = self.session.lock().await;
-                kept.take_if(|kept| Arc::ptr_eq(kept, &session));
-                Err(effect.unknown(format!("no answer within {} s", ANSWER.as_secs())))
-            }
-        }
+        let error = match answer {
+            Ok(Ok(rows)) => return Ok(rows),
+            Ok(Err(error)) if !ends_connection(&error) => return Err(meaning(&error, effect)),
+            Ok(Err(error)) => meaning(&error, effect),
+            Err(_) => effect.unknown(format!("no answer within {} s", ANSWER.as_secs())),
+        };
+        // The next call has a new connection.
+        let mut kept = self.session.lock().await;
+        kept.take_if(|kept| Arc::ptr_eq(kept, &session));
+        Err(error)
     }
 
     /// Writes by a statement that returns a row if it has written.
@@ -146,11 +148,6 @@ impl PostgresDocuments {
         };
         tokio::time::timeout(WAIT, notified).await.unwrap_or(Ok(()))
     }
-}
-
-fn drawn() -> String {
-    let half = || SystemRandom.below(u64::MAX);
-    format!("{:016x}{:016x}", half(), half())
 }
 
 #[async_trait]
@@ -220,9 +217,7 @@ impl Documents for PostgresDocuments {
 
     async fn probe(&self) -> Result<(), DocumentsError> {
         match self.value(READ_ONLY).await? {
-            true => Err(failed(
-                "it is read-only: a replica, or default_transaction_read_only is on; name the primary server",
-            )),
+            true => Err(unusable(READ_ONLY_SERVER.to_owned())),
             false => Ok(()),
         }
     }

@@ -11,7 +11,9 @@
 //! that this one does, a removal deletes the object; elsewhere it writes the mark `gone`, which
 //! a later document replaces.
 
+mod object;
 mod place;
+mod probe;
 mod reply;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,16 +30,16 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use self::object::{GONE_SIZE, Object, object_of, opened};
 use self::place::Place;
 use super::exchange::{Effect, WITHIN, date, exchange, failed};
 use super::settings::ServerSettings;
-use super::{Document, Documents, DocumentsError, Version};
+use super::{Document, Documents, DocumentsError, Version, drawn};
 use crate::fingerprint::Fingerprint;
 use crate::net::aws::Role;
 use crate::net::aws::signature::sign_request;
 use crate::net::pool::Pool;
 use crate::net::roots::SystemRoots;
-use crate::random::{Random, SystemRandom};
 use crate::text::printable;
 use crate::time::{Clock, SystemClock, Timestamp};
 
@@ -47,13 +50,10 @@ const QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 const PATH: &AsciiSet = &QUERY.remove(b'/');
-const FORMAT: &str = "certs/1 ";
-const STORED: &str = "stored ";
-const GONE: &str = "gone ";
-/// Hexadecimal digits, and the end of the line.
-const NUMBER: usize = 32 + 1;
-/// The size of the mark of a removed document; a stored one is larger.
-const GONE_SIZE: u64 = (FORMAT.len() + GONE.len() + NUMBER) as u64;
+/// A busy server replies 503 now and then: a call that did nothing is repeated after this
+/// time, and after four times as long.
+const PAUSE: Duration = Duration::from_millis(100);
+const TRIES: u32 = 3;
 /// S3's own limit.
 const PAGE: usize = 1000;
 /// Far above an honest listing: ten million objects.
@@ -66,14 +66,9 @@ pub(super) struct S3Documents {
     clock: Arc<dyn Clock>,
     place: Place,
     page: usize,
+    pause: Duration,
     /// Whether the server keeps a condition on a DELETE; not known before a probe.
     deletes: OnceLock<bool>,
-}
-
-/// What an object holds.
-enum Object {
-    Stored(Vec<u8>),
-    Gone,
 }
 
 /// A condition of a write.
@@ -108,6 +103,7 @@ impl S3Documents {
             clock,
             place,
             page: PAGE,
+            pause: PAUSE,
             deletes: OnceLock::new(),
         })
     }
@@ -117,7 +113,8 @@ impl S3Documents {
         format!("/{}", utf8_percent_encode(&path, PATH))
     }
 
-    /// Sends a signed request; the path and the query, if any, are escaped.
+    /// Sends a signed request, again where the server is busy and has done nothing; the path
+    /// and the query, if any, are escaped.
     async fn call(
         &self,
         method: Method,
@@ -129,6 +126,28 @@ impl S3Documents {
             Method::GET => Effect::Reads,
             _ => Effect::Writes,
         };
+        let body = Bytes::from(body);
+        let mut pause = self.pause;
+        for _ in 1..TRIES {
+            let sent = self.send(&method, path, only.as_ref(), &body, effect).await;
+            match sent {
+                Ok(reply) if is_busy(&reply, effect) => {}
+                sent => return sent,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 4;
+        }
+        self.send(&method, path, only.as_ref(), &body, effect).await
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        only: Option<&Only<'_>>,
+        body: &Bytes,
+        effect: Effect,
+    ) -> Result<Response<Bytes>, DocumentsError> {
         let Place {
             bucket,
             host,
@@ -139,17 +158,17 @@ impl S3Documents {
             .method(method)
             .uri(format!("{bucket}{path}"))
             .header(HOST, host);
-        if let Some((name, value)) = only.map(|only| only.header()) {
+        if let Some((name, value)) = only.map(Only::header) {
             request = request.header(name, value);
         }
         let (mut head, ()) = request.body(()).map_err(failed)?.into_parts();
         let keys = self.role.keys().await.map_err(failed)?;
-        let hash = Fingerprint::of(&body);
+        let hash = Fingerprint::of(body);
         sign_request(&mut head, &hash, &keys, region, self.clock.now()).map_err(failed)?;
         let agent = concat!("certs/", env!("CARGO_PKG_VERSION"));
         head.headers
             .insert(USER_AGENT, http::HeaderValue::from_static(agent));
-        let request = Request::from_parts(head, Full::from(body));
+        let request = Request::from_parts(head, Full::new(body.clone()));
         exchange(&self.pool, request, WITHIN, effect).await
     }
 
@@ -231,55 +250,12 @@ impl S3Documents {
             false => Err(self.refused(&reply, Effect::Writes)),
         }
     }
+}
 
-    /// Fails unless a write was refused because of its condition.
-    fn must_be_lost<T>(
-        &self,
-        written: Result<T, DocumentsError>,
-        header: &str,
-    ) -> Result<(), DocumentsError> {
-        match written {
-            Err(DocumentsError::Conflict) => Ok(()),
-            Ok(_) => {
-                let host = &self.place.host;
-                let ignored =
-                    format!("{host} ignores {header}: two machines could both order a certificate");
-                Err(failed(ignored))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Checks the conditions of writes by the object `key`, which does not exist.
-    async fn check_conditions(&self, key: &str) -> Result<(), DocumentsError> {
-        let content = Some(&b"probe"[..]);
-        let Version(first) = self.put(key, content, Only::IfAbsent).await?;
-        let again = self.put(key, content, Only::IfAbsent).await;
-        self.must_be_lost(again, "If-None-Match")?;
-        let Version(second) = self
-            .put(key, content, Only::If(&first))
-            .await
-            .map_err(|error| match error {
-                DocumentsError::Conflict => {
-                    failed("it refuses an If-Match with the ETag that it gave")
-                }
-                error => error,
-            })?;
-        let stale = self.put(key, content, Only::If(&first)).await;
-        self.must_be_lost(stale, "If-Match")?;
-        let read = self.object(key).await?;
-        let (Some((Object::Stored(_), tag)), false) = (read, first == second) else {
-            return Err(failed("it does not show an object that it has stored"));
-        };
-        if tag != second {
-            return Err(failed("the ETag of an object changes without a write"));
-        }
-        let stale = self.delete(key, Some(Only::If(&first))).await;
-        let _ = self
-            .deletes
-            .set(matches!(stale, Err(DocumentsError::Conflict)));
-        Ok(())
-    }
+/// Whether the server is busy, and has done nothing that a repetition would do twice.
+fn is_busy(reply: &Response<Bytes>, effect: Effect) -> bool {
+    reply.status().is_server_error()
+        && (effect == Effect::Reads || reply::error(reply.body()).0 == "SlowDown")
 }
 
 fn tag_of(reply: &Response<Bytes>) -> Option<String> {
@@ -287,34 +263,6 @@ fn tag_of(reply: &Response<Bytes>) -> Option<String> {
     // A proxy that compresses makes it a weak one.
     let tag = tag.trim_start_matches("W/").trim_matches('"');
     (!tag.is_empty()).then(|| tag.to_owned())
-}
-
-fn number() -> String {
-    let half = || SystemRandom.below(u64::MAX);
-    format!("{:016x}{:016x}", half(), half())
-}
-
-/// The object of a document, or of a removed one.
-fn object_of(content: Option<&[u8]>) -> Vec<u8> {
-    let mark = if content.is_some() { STORED } else { GONE };
-    let line = format!("{FORMAT}{mark}{}\n", number());
-    [line.as_bytes(), content.unwrap_or_default()].concat()
-}
-
-fn opened(object: &[u8]) -> Result<Object, DocumentsError> {
-    if let Some(rest) = object.strip_prefix(FORMAT.as_bytes()) {
-        if rest.starts_with(GONE.as_bytes()) && object.len() as u64 == GONE_SIZE {
-            return Ok(Object::Gone);
-        }
-        let content = rest.strip_prefix(STORED.as_bytes());
-        if let Some(content) = content.and_then(|content| content.get(NUMBER..)) {
-            return Ok(Object::Stored(content.to_vec()));
-        }
-    }
-    Err(failed(match object.starts_with(b"certs/") {
-        true => "it was written by a newer version of certs",
-        false => "another program has stored something there",
-    }))
 }
 
 impl fmt::Debug for S3Documents {
@@ -404,7 +352,7 @@ impl Documents for S3Documents {
     }
 
     async fn probe(&self) -> Result<(), DocumentsError> {
-        let key = format!("probe/{}", number());
+        let key = format!("probe/{}", drawn());
         let checked = self.check_conditions(&key).await;
         // It is ours alone; a role without the right to delete leaves it there.
         let _ = self.delete(&key, None).await;

@@ -23,12 +23,16 @@ pub(super) fn meaning(error: &tokio_postgres::Error, effect: Effect) -> Document
         return DocumentsError::Conflict;
     }
     let shown = shown(said);
-    let ends = ["FATAL", "PANIC"].contains(&said.severity())
-        || code == &SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN;
-    match ends {
+    match ends_connection(error) || code == &SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN {
         true => effect.unknown(shown),
         false => failed(shown),
     }
+}
+
+/// Whether the connection has ended with this error, or is about to.
+pub(super) fn ends_connection(error: &tokio_postgres::Error) -> bool {
+    let said = error.as_db_error();
+    said.is_none_or(|said| ["FATAL", "PANIC"].contains(&said.severity()))
 }
 
 fn shown(said: &DbError) -> String {
