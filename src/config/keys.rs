@@ -201,8 +201,8 @@ layer! {
 
     group "Fleet" {
         "store", store: StorePlace, store_place, TEXT
-            .hint("write etcd://HOST:PORT/PREFIX, or the path of a directory that all machines mount")
-            .doc("Share certificates with other machines through this store: etcd://HOST:PORT/PREFIX, or a directory that all of them mount")
+            .hint("write s3://BUCKET/PREFIX, etcd://HOST:PORT/PREFIX, postgres://USER@HOST/DATABASE?prefix=PREFIX, or the path of a directory that all machines mount")
+            .doc("Share certificates with other machines through this store: s3://BUCKET/PREFIX, etcd://HOST:PORT/PREFIX, postgres://USER@HOST/DATABASE?prefix=PREFIX, or a directory that all of them mount")
             .option(EVERY, "URL|DIR")
             => .fleet.store;
         "seal_key_file", seal_key_file: PathBuf, path, PATH

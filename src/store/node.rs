@@ -155,7 +155,7 @@ impl NodeStore {
         let called = Instant::now();
         let mut known = self.answers.lock().await;
         let listed = known.as_ref().map(|(at, _)| *at);
-        if listed.is_none_or(|at| at < called) {
+        if listed.is_none_or(|at| at <= called) {
             if let Some(at) = listed {
                 tokio::time::sleep_until(at + ANSWERS_EVERY).await;
             }

@@ -5,6 +5,10 @@ use super::*;
 /// Keys whose value belongs to a process, so that a certificate need not keep it.
 const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("data_dir", "it is where the certificate is stored"),
+    ("store", "where a machine shares certificates"),
+    ("seal_key_file", "the key of a machine's fleet"),
+    ("node", "the name of a machine"),
+    ("role", "what a machine does for its fleet"),
     ("log_format", "the messages of one process"),
     ("admin.listen", "the endpoints of one process"),
     ("admin.hosts", "the endpoints of one process"),
