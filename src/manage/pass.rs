@@ -78,6 +78,11 @@ impl Pass<'_> {
                 return self.outcome(false, now, now);
             }
         }
+        if self.trigger == Trigger::CancelRevocation {
+            Box::pin(self.cancel_revocation()).await?;
+            let now = self.now();
+            return self.outcome(false, now, now);
+        }
         if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
             return self.watch().await;
         }
