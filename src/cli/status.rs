@@ -162,6 +162,7 @@ async fn row(
     let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
     let lacks = lacks.map(|denied| status.denied = denied);
     let row = Row {
+        has_request: { made_with.as_ref() }.is_some_and(|own| own.request.is_some()),
         made_with: made_with.map(|own| shown(own, process)).transpose()?,
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
@@ -179,6 +180,9 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
+    /// Whether its key is that of a signing request.
+    #[serde(skip)]
+    has_request: bool,
     /// The settings that it was made with, which its renewals use; only for one certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     made_with: Option<Value>,
@@ -285,7 +289,7 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
             rolled_back_to.seen_at(&status.name, now)
         ));
     }
-    changes(terminal, status, now);
+    changes(terminal, (status, row.has_request), now);
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
@@ -324,8 +328,17 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     }
 }
 
+/// The command that replaces a revoked certificate: the key of a signing request is revoked,
+/// too, and only its user makes another.
+pub(super) fn replacing(lineage: &Lineage, has_request: bool) -> String {
+    match has_request {
+        true => format!("certs csr FILE --name {lineage} with the request of a new key"),
+        false => format!("certs renew {lineage}"),
+    }
+}
+
 /// What is revoked or to be revoked, and a rename that was cut off.
-fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
+fn changes(terminal: &Terminal, (status, has_request): (&Status, bool), now: Timestamp) {
     let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
     for (generation, revoked) in &status.revoked {
         let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
@@ -334,9 +347,9 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
         ));
     }
     if status.is_revoked() {
-        let name = &status.name;
+        let replace = replacing(&status.name, has_request);
         say(format_args!(
-            "  the certificate to be served is revoked; hint: certs renew {name} replaces it"
+            "  the certificate to be served is revoked; hint: {replace} replaces it"
         ));
     }
     if let Some(pending) = &status.to_be_revoked {
@@ -348,7 +361,7 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
             false => " once its replacement is served",
         };
         say(format_args!(
-            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues"
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues, certs revoke {name} --cancel gives it up"
         ));
     }
     if let Some(renaming) = &status.renaming {

@@ -62,8 +62,8 @@ pub(crate) struct Sources {
     pub(crate) names_a_lineage: bool,
     /// Whether orders go to staging directories, which have other accounts.
     pub(crate) rehearses: bool,
-    /// Why a file was not read, for the log.
-    pub(crate) warning: Option<String>,
+    /// What is ignored, such as a file that was not read, for the log.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Sources {
@@ -103,8 +103,14 @@ impl Sources {
             roots: SystemRoots::of(environment),
             names_a_lineage: false,
             rehearses: false,
-            warning,
+            warnings: warning.into_iter().collect(),
         };
+        for shared in [
+            &sources.variables.layer.shared,
+            &sources.document.layer.shared,
+        ] {
+            sources.warnings.extend(shared.ignored());
+        }
         let given = options.lineage.as_ref();
         let given = given.and_then(|name| lineage(name, &mut sources.problems));
         // CERTS_NAME belongs to CERTS_DOMAINS, if that is set.
@@ -221,6 +227,8 @@ impl Sources {
                 wanted: names.clone(),
                 issued: names,
                 is_second: entry.is_second,
+                // They are those of the settings.
+                kinds: Vec::new(),
             }
         });
         known.collect()
