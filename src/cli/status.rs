@@ -13,7 +13,7 @@ use super::catalog::{denied, existing_store, none_in};
 use super::kept::{is_configured, notice, orphaned_for_command};
 use super::labels::Labels;
 use super::meant;
-use super::output::{Terminal, say, say_json};
+use super::output::{Terminal, replacing, say, say_json};
 use crate::ca_state::Outage;
 use crate::config::{CertificateSettings, DirectoryUrl, Origin, Remembered, Settings};
 use crate::control;
@@ -325,15 +325,6 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
         .and_then(|outage| unreachable(outage, now))
     {
         say(format_args!("  {line}"));
-    }
-}
-
-/// The command that replaces a revoked certificate: the key of a signing request is revoked,
-/// too, and only its user makes another.
-pub(super) fn replacing(lineage: &Lineage, has_request: bool) -> String {
-    match has_request {
-        true => format!("certs csr FILE --name {lineage} with the request of a new key"),
-        false => format!("certs renew {lineage}"),
     }
 }
 

@@ -105,18 +105,21 @@ impl Sources {
             rehearses: false,
             warnings: warning.into_iter().collect(),
         };
-        for shared in [
-            &sources.variables.layer.shared,
-            &sources.document.layer.shared,
-        ] {
-            sources.warnings.extend(shared.ignored());
-        }
         let given = options.lineage.as_ref();
         let given = given.and_then(|name| lineage(name, &mut sources.problems));
         // CERTS_NAME belongs to CERTS_DOMAINS, if that is set.
         let given = given.or(name.filter(|_| sources.domains.is_empty()));
         sources.names_a_lineage = given.is_some();
         sources.named = sources.name(options, given);
+        // Beside an error they would only hide it.
+        if sources.problems.is_empty() {
+            let shared = [
+                &sources.variables.layer.shared,
+                &sources.document.layer.shared,
+            ];
+            let ignored = shared.map(CertificateLayer::ignored).concat();
+            sources.warnings.extend(ignored);
+        }
         sources
     }
 
