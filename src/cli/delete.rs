@@ -62,26 +62,14 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     let output = emptied(made_with.as_ref(), &settings);
-    let files = files(
-        call,
-        options,
-        &settings,
-        (lineage, made_with.as_ref()),
-        &output,
-    )?;
+    let of = (lineage, made_with.as_ref());
+    let files = files(call, options, &settings, of, &output)?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
-        let other = meant::other_key(&settings.data_dir, lineage).await?;
-        let other =
-            other.map(|other| format!("{other}, for the other key, stays: certs delete {other}"));
-        let mut notes = notes(
-            call,
-            &settings,
-            lineage,
-            (record.as_ref(), made_with.clone()),
-        )?;
-        notes.extend(other);
+        let stored = (record.as_ref(), made_with.clone());
+        let mut notes = notes(call, &settings, lineage, stored)?;
+        notes.extend(other_key_note(&settings, lineage).await?);
         if !damaged.is_empty() {
             // What cannot be read is not said to be absent.
             notes.splice(..1, damaged);
@@ -113,6 +101,12 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// The certificate for the other key, which stays.
+async fn other_key_note(settings: &Settings, lineage: &Lineage) -> Result<Option<String>, Failure> {
+    let other = meant::other_key(&settings.data_dir, lineage).await?;
+    Ok(other.map(|other| format!("{other}, for the other key, stays: certs delete {other}")))
 }
 
 /// The outputs of all certificates, stored or configured.

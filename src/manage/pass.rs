@@ -70,16 +70,7 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
-        if let Trigger::Revoke { reason, at_once } = self.trigger {
-            Box::pin(self.intend_revocation(reason, at_once)).await?;
-            if at_once {
-                Box::pin(self.revoke()).await?;
-                let now = self.now();
-                return self.outcome(false, now, now);
-            }
-        }
-        if self.trigger == Trigger::CancelRevocation {
-            Box::pin(self.cancel_revocation()).await?;
+        if Box::pin(self.only_revokes()).await? {
             let now = self.now();
             return self.outcome(false, now, now);
         }
@@ -136,6 +127,21 @@ impl Pass<'_> {
                 },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
+        }
+    }
+
+    /// Does what a command wants with a revocation; whether that is all.
+    async fn only_revokes(&mut self) -> Result<bool, ManageError> {
+        match self.trigger {
+            Trigger::Revoke { reason, at_once } => {
+                self.intend_revocation(reason, at_once).await?;
+                if at_once {
+                    self.revoke().await?;
+                }
+                Ok(at_once)
+            }
+            Trigger::CancelRevocation => self.cancel_revocation().await.map(|()| true),
+            _ => Ok(false),
         }
     }
 
