@@ -126,7 +126,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     };
     let terminal = call.terminal.clone();
     output::start_logging(arguments.global.quiet, arguments.global.verbose, &terminal);
-    if let Some(warning) = &call.sources.warning {
+    for warning in &call.sources.warnings {
         tracing::warn!("{warning}");
     }
     sandbox::harden();
@@ -174,7 +174,7 @@ async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
         Verb::Run(_) => run::run(call).await,
         Verb::Renew(options) => renew::renew(&call, &options.names, options.task()).await,
         Verb::Reload { names } => renew::reload(&call, &names).await,
-        Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
+        Verb::Rollback { name, to } => renew::rollback(&call, &name, to).await,
         Verb::Status {
             health: Some(health),
             ..

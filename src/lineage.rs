@@ -24,6 +24,36 @@ pub(crate) struct Known {
     pub issued: BTreeSet<Identifier>,
     /// Whether it is the certificate for the second key of its names.
     pub is_second: bool,
+    /// The kinds of keys that were requested: its own first, then the other one's.
+    pub kinds: Vec<&'static str>,
+}
+
+impl Known {
+    fn has(&self, names: &BTreeSet<Identifier>) -> bool {
+        self.wanted == *names || self.issued == *names
+    }
+}
+
+/// The kinds of keys, which name the certificates for the second of two.
+pub(crate) const KINDS: [&str; 2] = ["ecdsa", "rsa"];
+
+/// The certificate for the second key of `first`, which may have been renamed.
+pub(crate) fn second_of<'k>(first: &Known, known: &'k [Known]) -> Option<&'k Known> {
+    if first.is_second || first.kinds.len() < 2 {
+        return None;
+    }
+    let mut seconds = known
+        .iter()
+        .filter(|one| one.is_second && (one.has(&first.wanted) || one.has(&first.issued)));
+    let bears = |name: &Lineage, of: &Lineage| KINDS.iter().any(|kind| of.beside(kind) == *name);
+    let is_anothers = |one: &&Known| {
+        let mut firsts = known.iter().filter(|other| !other.is_second);
+        firsts.any(|other| other.lineage != first.lineage && bears(&one.lineage, &other.lineage))
+    };
+    let own = seconds
+        .clone()
+        .find(|one| bears(&one.lineage, &first.lineage));
+    own.or_else(|| seconds.find(|one| !is_anothers(one)))
 }
 
 /// The certificate that names without a name of its own mean.
@@ -171,6 +201,7 @@ mod tests {
             wanted: set(wanted).into_iter().collect(),
             issued: set(issued).into_iter().collect(),
             is_second: lineage.ends_with("_rsa"),
+            kinds: vec!["ecdsa"],
         };
         let all = [
             known("a", "a b", "a b"),
@@ -209,6 +240,33 @@ mod tests {
             };
             assert_eq!(found, expected, "{names}");
         }
+    }
+
+    #[test]
+    fn second_certificate_belongs_to_the_first_of_its_names() {
+        let names: BTreeSet<Identifier> = ["a".parse().unwrap()].into();
+        let known = |lineage: &str, is_second| Known {
+            lineage: Lineage::parse(lineage).unwrap(),
+            wanted: names.clone(),
+            issued: BTreeSet::new(),
+            is_second,
+            kinds: KINDS.to_vec(),
+        };
+        let [a, b, new] = ["a", "b", "new"].map(|name| known(name, false));
+        let all = [
+            a.clone(),
+            b.clone(),
+            known("a_rsa", true),
+            known("old_rsa", true),
+        ];
+        let second = |first: &Known| {
+            let found = second_of(first, &all);
+            found.map(|one| one.lineage.to_string())
+        };
+        assert_eq!(second(&a).as_deref(), Some("a_rsa"));
+        // It was renamed, and its second certificate not.
+        assert_eq!(second(&b).as_deref(), Some("old_rsa"));
+        assert_eq!(second_of(&new, &all[..3]), None);
     }
 
     #[test]

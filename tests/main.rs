@@ -45,6 +45,7 @@ mod keys;
 mod kill;
 mod labels;
 mod language;
+mod life;
 mod links;
 mod manners;
 mod oddities;

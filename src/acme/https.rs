@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::io;
 use std::iter::successors;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,15 +16,16 @@ use bytes::Bytes;
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
+use rustls::{CertificateError, ClientConfig};
 use tower_service::Service;
 
 use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
 use crate::net::pool::{self, HttpsClient, Schemes};
-use crate::net::proxy::{Proxies, ProxyError};
+use crate::net::proxy::{Proxies, ProxyError, Ways};
 use crate::net::roots::SystemRoots;
+use crate::net::secure;
 use crate::text::printable;
 use crate::time::Timestamp;
 
@@ -35,8 +36,10 @@ const LARGEST_BODY: usize = 256 * 1024;
 
 /// The CA at the other end of a network.
 pub struct Https {
-    client: HttpsClient,
-    proxies: Arc<Proxies>,
+    tls: ClientConfig,
+    ways: Arc<Ways>,
+    /// The proxies of its last request, and the connections that lead through them.
+    client: Mutex<(Arc<Proxies>, HttpsClient)>,
 }
 
 impl Https {
@@ -46,28 +49,49 @@ impl Https {
     /// # Errors
     /// When the extra roots are not readable.
     pub fn new(extra_roots: Option<&[u8]>) -> Result<Self, String> {
-        Self::through(Proxies::default(), extra_roots, None)
+        Self::through(Arc::default(), extra_roots, None)
     }
 
-    /// The same through `proxies`, and trusts the roots of this machine, too.
+    /// The same by `ways`, and trusts the roots of this machine, too.
     ///
     /// # Errors
     /// When the extra roots are not readable.
     pub(crate) fn through(
-        proxies: Proxies,
+        ways: Arc<Ways>,
         extra_roots: Option<&[u8]>,
         system: Option<&SystemRoots>,
     ) -> Result<Self, String> {
-        let proxies = Arc::new(proxies);
-        let client = pool::client(Schemes::Https, proxies.clone(), extra_roots, system)?;
-        Ok(Self { client, proxies })
+        let tls = secure::trusting(extra_roots, system)?;
+        let proxies = ways.proxies();
+        let client = pooled(&tls, &ways, &proxies);
+        Ok(Self {
+            tls,
+            ways,
+            client: Mutex::new((proxies, client)),
+        })
     }
 
-    /// The proxy to the server of `request`, for messages.
-    fn proxy_of(&self, request: &Request<Bytes>) -> Option<String> {
-        let proxy = self.proxies.to(request.uri().host()?).ok()?;
-        proxy.map(ToString::to_string)
+    /// The proxies of now, and the client; connections through others are not used again.
+    fn client(&self) -> (Arc<Proxies>, HttpsClient) {
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxies = self.ways.proxies();
+        if !Arc::ptr_eq(&held.0, &proxies) {
+            let client = pooled(&self.tls, &self.ways, &proxies);
+            *held = (proxies, client);
+        }
+        held.clone()
     }
+}
+
+fn pooled(tls: &ClientConfig, ways: &Ways, proxies: &Arc<Proxies>) -> HttpsClient {
+    let (tls, resolver) = (tls.clone(), ways.resolver.clone());
+    pool::over(Schemes::Https, tls, proxies.clone(), resolver)
+}
+
+/// The proxy to the server of `request`, for messages.
+fn proxy_of(proxies: &Proxies, request: &Request<Bytes>) -> Option<String> {
+    let proxy = proxies.to(request.uri().host()?).ok()?;
+    proxy.map(ToString::to_string)
 }
 
 #[async_trait]
@@ -78,9 +102,10 @@ impl Exchange for Https {
     ) -> Result<Response<Bytes>, ExchangeError> {
         let agent = HeaderValue::from_static(concat!("certs/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
-        let proxy = self.proxy_of(&request);
+        let (proxies, client) = self.client();
+        let proxy = proxy_of(&proxies, &request);
         let exchanged = async {
-            let reply = self.client.request(request.map(Full::new)).await;
+            let reply = client.request(request.map(Full::new)).await;
             whole(reply.map_err(|error| classify(&error))?).await
         };
         let ended = tokio::select! {

@@ -67,7 +67,10 @@ pub(super) enum Verb {
         names: Vec<String>,
     },
     /// Deploy an earlier generation and verify it; it stays live until the next renewal or certs reload
-    #[command(after_help = "Example: certs rollback example.com --to 3")]
+    #[command(
+        after_help = "Generations are counted for each certificate: of two keys, only the certificate that NAME names \
+        is rolled back.\n\nExample: certs rollback example.com --to 3"
+    )]
     Rollback {
         /// The certificate, by lineage or by one of its names
         name: String,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
 
-pub(super) use self::client::{account_of, invalid, proxy_to, reached_by};
+pub(super) use self::client::{account_of, invalid, proxy_to, reached_by, ways_of};
 pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
 use super::catalog::{remember, still_imported};
@@ -45,6 +45,7 @@ use crate::manage::{
     SPACING, SPREAD, SameNames, Services, Wanted,
 };
 use crate::net::dns::lookup::Resolver;
+use crate::net::proxy::Ways;
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::record::{Renaming, Terms};
@@ -65,6 +66,8 @@ pub(super) struct Factory {
     /// The settings of the process, without certificates.
     process: Settings,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    /// How CAs are reached, which a reload may change.
+    pub(super) ways: Arc<Ways>,
     limiters: Arc<Limiters>,
     concurrency: Concurrency,
     servers: Mutex<BTreeMap<DeployTarget, Coalesced>>,
@@ -86,14 +89,14 @@ impl Factory {
         let outputs = Arc::new(outputs_for(settings)?);
         Ok(Self {
             services: Services {
+                same_names: SameNames::across(store.clone()),
                 store,
                 output: outputs.clone(),
                 gate: Gate::default(),
-                verifier: Arc::new(Handshake),
+                verifier: Arc::new(Handshake::by(Resolver::new(settings.resolver))),
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),
                 probes: Probes::default(),
-                same_names: SameNames::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),
@@ -118,6 +121,7 @@ impl Factory {
             refused: Refused::default(),
             responses,
             issuers: Mutex::default(),
+            ways: ways_of(settings),
             limiters: Arc::default(),
             concurrency: Concurrency::default(),
             servers: Mutex::default(),
@@ -371,7 +375,8 @@ impl Factory {
     ) -> Result<Arc<dyn Issuer>, Failure> {
         let account = account_of(ca)?;
         let identity = ca.directory.identity().to_owned();
-        let (directory, exchange) = reached_by(ca, &self.process, || self.embedded(settings))?;
+        let (directory, exchange) =
+            reached_by(ca, (&self.process, &self.ways), || self.embedded(settings))?;
         let client = Client::new(acme::ClientSettings {
             directory,
             account,

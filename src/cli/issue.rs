@@ -12,9 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Call;
 use super::catalog::{all_known, confirm, existing_store};
 use super::factory::{Factory, wanted};
+use super::kept::{dropped_keys, orphan_dropped};
 use super::listener::{ChallengeSockets, listeners, serve};
 use super::meant;
-use super::output::{say, say_json};
+use super::output::{replacing, say, say_json};
 use super::progress::Display;
 use crate::challenge::protocol::Listen;
 use crate::challenge::responses::Responses;
@@ -88,7 +89,10 @@ pub(super) async fn pass(
         rights.collect::<Vec<_>>()
     };
     let rights = settings.certificates.iter().flat_map(own).collect();
-    work(call, settings, Task::Pass(trigger), rights).await
+    let dropped = dropped_keys(settings).await?;
+    let ended = work(call, settings, Task::Pass(trigger), rights).await;
+    orphan_dropped(settings, dropped).await?;
+    ended
 }
 
 /// Replaces each CA's directory by its staging directory.
@@ -157,6 +161,9 @@ pub(crate) async fn work(
 ) -> Result<(), Failure> {
     if control::is_running(&settings.data_dir).await? {
         confirm(&settings.data_dir, rights)?;
+        for unused in call.sources.own_ways() {
+            tracing::warn!("{unused}");
+        }
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),
             names_output: call.sources.names_an_output(),
@@ -362,6 +369,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 (true, _) => "issued",
                 (false, Task::Pass(trigger)) if trigger.never_orders() => "deployed again",
                 (false, Task::Pass(Trigger::Revoke { .. })) => "nothing was ordered",
+                (false, Task::Pass(Trigger::CancelRevocation)) => "the revocation is given up",
                 (false, _) => "not due",
             };
             let (generation, path) = (outcome.generation, path.display());
@@ -379,8 +387,9 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 ));
             }
             if outcome.revoked.contains_key(&outcome.generation) {
+                let replace = replacing(lineage, settings.request.is_some());
                 let line = format!(
-                    "{lineage}: the revoked certificate is still live; hint: certs renew {lineage} replaces it, certs delete {lineage} ends it"
+                    "{lineage}: the revoked certificate is still live; hint: {replace} replaces it, certs delete {lineage} ends it"
                 );
                 say(call.terminal.hint(&line));
             }

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::catalog::{as_stored, existing_store, recall, remember};
 use super::labels::Labels;
+use super::meant;
 use crate::config::{CertificateSettings, Origin, Settings, Sources, shared_file};
 use crate::control;
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, second_of};
 use crate::observe::RequestedBy;
 use crate::record::Record;
 use crate::store::Store;
@@ -33,12 +34,18 @@ pub(super) fn orphaned(
     requested_by: Option<&RequestedBy>,
 ) -> Option<&'static str> {
     let is_requested = requested_by.is_some_and(|requested| !requested.stopped);
+    if settings.orphaned.as_deref() == Some(KEY_DROPPED) && !is_configured(sources, settings) {
+        return Some(KEY_DROPPED);
+    }
     match (settings.asked_by(), requested_by) {
         _ if is_configured(sources, settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
         // Another machine may have it in its configuration, or in a container there.
         (Some(origin), _) if sources.is_in_fleet() && origin != Origin::Install => None,
         (Some(Origin::Install), _) => Some(UNFINISHED),
+        (Some(Origin::Configuration), _) if names_its_first(sources, settings) => {
+            Some(KEY_NOT_CONFIGURED)
+        }
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
         (None, None) => None,
@@ -53,6 +60,56 @@ pub(super) fn is_configured(sources: &Sources, settings: &CertificateSettings) -
         let same = one.is_second == settings.is_second;
         one.lineage == settings.lineage || same && one.wanted.iter().eq(names.iter().copied())
     })
+}
+
+/// Whether the configuration has one key for the names of this certificate for the second.
+fn names_its_first(sources: &Sources, settings: &CertificateSettings) -> bool {
+    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
+    let mut known = sources.known().into_iter();
+    settings.is_second && known.any(|one| one.wanted.iter().eq(names.iter().copied()))
+}
+
+/// The certificates for the second keys of those whose settings have one key now, with these.
+pub(super) async fn dropped_keys(settings: &Settings) -> Result<Vec<(Lineage, Lineage)>, Failure> {
+    let stored = meant::stored(&settings.data_dir).await?;
+    let single = settings.certificates.iter();
+    let by_command = |one: &&CertificateSettings| one.origin == Some(Origin::Command);
+    let single = single.filter(by_command);
+    let single = single.filter(|one| !one.is_second && one.key.second().is_none());
+    let dropped = single.filter_map(|one| {
+        let first = stored.iter().find(|known| known.lineage == one.lineage)?;
+        let second = second_of(first, &stored)?;
+        Some((one.lineage.clone(), second.lineage.clone()))
+    });
+    Ok(dropped.collect())
+}
+
+/// Marks the certificates of keys that a command has dropped: nothing keeps them any more.
+pub(super) async fn orphan_dropped(
+    settings: &Settings,
+    dropped: Vec<(Lineage, Lineage)>,
+) -> Result<(), Failure> {
+    let Some(store) = existing_store(settings.data_dir.clone())? else {
+        return Ok(());
+    };
+    for (first, second) in dropped {
+        let made_with = async |lineage: &Lineage| {
+            let stored = store.options(lineage).await;
+            let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+            Ok::<_, Failure>(
+                stored.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok()),
+            )
+        };
+        let is_single = made_with(&first).await?;
+        let is_single = is_single.is_some_and(|first| first.key.second().is_none());
+        let Some(mut own) = made_with(&second).await?.filter(|_| is_single) else {
+            continue;
+        };
+        own.orphaned = Some(KEY_DROPPED.to_owned());
+        remember(&store, &own).await?;
+        tracing::warn!(lineage = %second, "{}", notice(&second, KEY_DROPPED));
+    }
+    Ok(())
 }
 
 /// The stored certificates that `certs run` does not manage.
@@ -212,6 +269,11 @@ pub(super) async fn skip_orphans(
 /// Why nothing keeps the certificate of an install that has failed, or was cut off.
 const UNFINISHED: &str = "its installation in nginx has not ended";
 
+/// Why nothing keeps the certificate for a second key: the command, or the configuration, has
+/// one key for its names.
+const KEY_DROPPED: &str = "certs issue no longer requests its key";
+const KEY_NOT_CONFIGURED: &str = "the configuration no longer names its key";
+
 /// The next thing to do then.
 fn finish(lineage: &Lineage) -> String {
     format!(
@@ -224,7 +286,12 @@ pub(super) fn notice(lineage: &Lineage, why: &str) -> String {
     if why == UNFINISHED {
         return format!("not renewed: {why}; hint: {}", finish(lineage));
     }
+    let keep = match why {
+        KEY_DROPPED => "certs issue with its names and both types in --key keeps it",
+        KEY_NOT_CONFIGURED => "both types in `key` of the configuration keep it",
+        _ => "certs issue with its names keeps it",
+    };
     format!(
-        "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, certs issue with its names keeps it, certs delete {lineage} removes it"
+        "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, {keep}, certs delete {lineage} removes it"
     )
 }

@@ -9,7 +9,7 @@ use super::catalog::{deny_stored, existing_store, with_stored};
 use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::lineage::{Known, Lineage, Meant, meant};
+use crate::lineage::{Known, Lineage, Meant, meant, second_of};
 use crate::store::Store;
 
 /// The settings of the certificate that a command names, else of all of them. What is
@@ -45,14 +45,20 @@ pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result
     let stored = stored(&settings.data_dir).await?;
     let mut taken: BTreeSet<Lineage> = lineages(settings).collect();
     let mut names_of_first = BTreeMap::new();
+    let mut is_turned = false;
     for certificate in &mut settings.certificates {
         let own = certificate.lineage.clone();
         if certificate.is_second {
+            // It follows its first certificate.
+            if is_turned {
+                certificate.key = certificate.key.turned();
+            }
             certificate.lineage = second(certificate, &stored, &names_of_first, &taken);
             taken.insert(certificate.lineage.clone());
             continue;
         }
         if sources.names_itself(&own) {
+            is_turned = keep_order(certificate, &stored);
             continue;
         }
         let is_free = |one: &&Known| one.lineage == own || !taken.contains(&one.lineage);
@@ -67,11 +73,33 @@ pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result
             }
             Meant::Lacks(_) | Meant::New => {}
         }
+        is_turned = keep_order(certificate, &stored);
         taken.insert(certificate.lineage.clone());
         let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
         names_of_first.insert(names, certificate.lineage.clone());
     }
     Ok(())
+}
+
+/// Keeps the kinds of keys of two stored certificates, in whatever order they are requested:
+/// a server reads each by its name. Returns whether they are turned.
+fn keep_order(certificate: &mut CertificateSettings, stored: &[Known]) -> bool {
+    let lineage = &certificate.lineage;
+    let mut first = stored.iter().filter(|one| one.lineage == *lineage);
+    let Some((first, second)) = first
+        .next()
+        .and_then(|one| Some((one, second_of(one, stored)?)))
+    else {
+        return false;
+    };
+    let requested = certificate.key.kinds(false);
+    if requested.len() < 2 || requested == first.kinds {
+        return false;
+    }
+    certificate.key = certificate.key.turned();
+    let (kinds, key) = (&first.kinds, certificate.key);
+    tracing::warn!(%lineage, "the order of the two keys is kept: {lineage} has the {} key, {} the {} one; hint: write {key}", kinds[0], second.lineage, kinds[1]);
+    true
 }
 
 /// The name of the certificate for the second key: it follows the first one, unless one for
@@ -117,6 +145,9 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
         return Ok(());
     };
     let lineage = &certificate.lineage;
+    if sources.names_a_lineage {
+        refuse_second(certificate, &stored(&settings.data_dir).await?)?;
+    }
     if sources.names_a_lineage || sources.configures_names(lineage, &certificate.names) {
         return Ok(());
     }
@@ -126,6 +157,39 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
         Meant::Lacks(other) => Err(refusal(certificate, other, &known)),
         Meant::Known(_) | Meant::New => Ok(()),
     }
+}
+
+/// Refuses the name of the certificate for the second key of its names: a third one would be
+/// made beside it.
+fn refuse_second(certificate: &CertificateSettings, stored: &[Known]) -> Result<(), Failure> {
+    let lineage = &certificate.lineage;
+    let mut firsts = stored.iter();
+    let of = firsts.find(|one| second_of(one, stored).is_some_and(|it| it.lineage == *lineage));
+    let Some(first) = of else {
+        return Ok(());
+    };
+    let (first, names) = (&first.lineage, list(&certificate.names, " "));
+    Err(Failure::usage(
+        format!(
+            "{lineage} is the certificate for the other key of {first}, and is issued with it; nothing was ordered"
+        ),
+        format!(
+            "for both: certs issue {names} --name {first}; to renew this one alone: certs renew {lineage}; for a further certificate: another --name"
+        ),
+    ))
+}
+
+/// The other one of the two certificates for two keys of the same names.
+pub(super) async fn other_key(
+    data_dir: &Path,
+    lineage: &Lineage,
+) -> Result<Option<Lineage>, Failure> {
+    let stored = stored(data_dir).await?;
+    let mut pairs = stored
+        .iter()
+        .filter_map(|first| Some((&first.lineage, &second_of(first, &stored)?.lineage)));
+    let pair = pairs.find(|(first, second)| *first == lineage || *second == lineage);
+    Ok(pair.map(|(first, second)| if first == lineage { second } else { first }.clone()))
 }
 
 fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) -> Failure {
@@ -140,13 +204,19 @@ fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) ->
     let numbered = (2..).map_while(|number| Lineage::parse(&format!("{lineage}-{number}")).ok());
     let new = own.chain(numbered).find(is_free);
     let new = new.map_or("new".to_owned(), |new| new.to_string());
+    let hint = match &certificate.request {
+        None => format!(
+            "for all of these names in one certificate: certs issue {all}; for a second certificate: certs issue {names} --name {new}; to take {lacking} out of {lineage}: certs issue {names} --name {lineage}"
+        ),
+        Some(_) => format!(
+            "for all of these names in one certificate: certs csr FILE with a new signing request for {all}; for a second certificate: certs csr FILE --name {new}; to take {lacking} out of {lineage}: certs csr FILE --name {lineage}"
+        ),
+    };
     Failure::usage(
         format!(
             "the certificate {lineage} also has {lacking}, which the command lacks; nothing was ordered"
         ),
-        format!(
-            "for all of these names in one certificate: certs issue {all}; for a second certificate: certs issue {names} --name {new}; to take {lacking} out of {lineage}: certs issue {names} --name {lineage}"
-        ),
+        hint,
     )
 }
 
@@ -213,11 +283,13 @@ pub(super) async fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
             let made_with = store.options(&lineage).await.ok().flatten();
             let made_with =
                 made_with.and_then(|json| CertificateSettings::stored_as(&lineage, &json).ok());
+            let key = made_with.map(|made_with| (made_with.key, made_with.is_second));
             known.push(Known {
                 lineage,
                 wanted: record.identifiers,
                 issued: issued.unwrap_or_default(),
-                is_second: made_with.is_some_and(|made_with| made_with.is_second),
+                is_second: key.is_some_and(|(_, is_second)| is_second),
+                kinds: key.map_or_else(Vec::new, |(key, is_second)| key.kinds(is_second)),
             });
         }
     }

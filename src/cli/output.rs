@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{ConfigProblem, LogFormat};
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::text::{in_a_line, printable_json, printable_whole, printable_within};
 
 impl From<Vec<ConfigProblem>> for Failure {
@@ -233,6 +234,15 @@ impl Write for &Terminal {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The command that replaces a revoked certificate: the key of a signing request is revoked,
+/// too, and only its user makes another.
+pub(super) fn replacing(lineage: &Lineage, has_request: bool) -> String {
+    match has_request {
+        true => format!("certs csr FILE --name {lineage} with the request of a new key"),
+        false => format!("certs renew {lineage}"),
     }
 }
 

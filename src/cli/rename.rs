@@ -47,6 +47,7 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
         keep_link: options.keep_link,
     };
     check(call, &settings, &renaming)?;
+    let other = meant::other_key(&settings.data_dir, &from).await?;
     let stored_as = if is_moved { to } else { &from };
     let made_with = made_with(&settings, stored_as).await?;
     if let Some(made_with) = &made_with {
@@ -78,6 +79,13 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
                 "{from}: renamed to {to}; its files are in live/{to}{link}"
             ));
         }
+    }
+    if let Some(other) = other {
+        let end = other.as_str().strip_prefix(from.as_str());
+        let new = end.map_or("NEW".to_owned(), |end| format!("{to}{end}"));
+        let note =
+            format!("{other}, for the other key, keeps its name; hint: certs rename {other} {new}");
+        call.terminal.print(&call.terminal.hint(&note));
     }
     Ok(())
 }

@@ -242,11 +242,13 @@ fn announce_proxies(known: &Settings) {
     let cas = known.certificates.iter();
     let cas = cas.flat_map(|one| [Some(&one.ca), one.fallback.as_ref()]);
     let ways = cas.flatten().filter_map(|ca| {
-        let proxy = proxy_to(ca, known).ok()??;
+        let proxy = proxy_to(ca, &known.proxies).ok()?;
         Some((ca.directory.short_name(), proxy))
     });
     for (ca, proxy) in ways.collect::<BTreeMap<_, _>>() {
-        tracing::info!("{ca} is reached through the proxy {proxy}");
+        if let Some(proxy) = proxy {
+            tracing::info!("{ca} is reached through the proxy {proxy}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::fleet;
 use super::kept::{is_configured, notice, orphaned_for_command};
 use super::labels::Labels;
 use super::meant;
-use super::output::{Terminal, say, say_json};
+use super::output::{Terminal, replacing, say, say_json};
 use crate::ca_state::Outage;
 use crate::config::{CertificateSettings, DirectoryUrl, Origin, Remembered, Settings};
 use crate::control;
@@ -168,6 +168,7 @@ async fn row(
     let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
     let lacks = lacks.map(|denied| status.denied = denied);
     let row = Row {
+        has_request: { made_with.as_ref() }.is_some_and(|own| own.request.is_some()),
         made_with: made_with.map(|own| shown(own, process)).transpose()?,
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
@@ -189,6 +190,9 @@ struct Row {
     /// The machines of the fleet, and the generation that each was last seen to serve.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     served_by: BTreeMap<String, Option<u64>>,
+    /// Whether its key is that of a signing request.
+    #[serde(skip)]
+    has_request: bool,
     /// The settings that it was made with, which its renewals use; only for one certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     made_with: Option<Value>,
@@ -295,7 +299,7 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
             rolled_back_to.seen_at(&status.name, now)
         ));
     }
-    changes(terminal, status, now);
+    changes(terminal, (status, row.has_request), now);
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
@@ -340,7 +344,7 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
 }
 
 /// What is revoked or to be revoked, and a rename that was cut off.
-fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
+fn changes(terminal: &Terminal, (status, has_request): (&Status, bool), now: Timestamp) {
     let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
     for (generation, revoked) in &status.revoked {
         let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
@@ -349,9 +353,9 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
         ));
     }
     if status.is_revoked() {
-        let name = &status.name;
+        let replace = replacing(&status.name, has_request);
         say(format_args!(
-            "  the certificate to be served is revoked; hint: certs renew {name} replaces it"
+            "  the certificate to be served is revoked; hint: {replace} replaces it"
         ));
     }
     if let Some(pending) = &status.to_be_revoked {
@@ -363,7 +367,7 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
             false => " once its replacement is served",
         };
         say(format_args!(
-            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues"
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues, certs revoke {name} --cancel gives it up"
         ));
     }
     if let Some(renaming) = &status.renaming {

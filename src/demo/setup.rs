@@ -179,7 +179,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
         gate: Gate::default(),
-        verifier: Arc::new(Handshake),
+        verifier: Arc::new(Handshake::default()),
         keys: Arc::new(FreshKeys),
         bundles: BundleCache::default(),
         probes: Probes::default(),

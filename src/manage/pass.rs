@@ -70,14 +70,9 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
-        if let Trigger::Revoke { reason, at_once } = self.trigger {
-            self.must_share().await?;
-            Box::pin(self.intend_revocation(reason, at_once)).await?;
-            if at_once {
-                Box::pin(self.revoke()).await?;
-                let now = self.now();
-                return self.outcome(false, now, now);
-            }
+        if Box::pin(self.only_revokes()).await? {
+            let now = self.now();
+            return self.outcome(false, now, now);
         }
         if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
             return self.watch().await;
@@ -153,6 +148,25 @@ impl Pass<'_> {
             self.must_share().await?;
         }
         Ok(is_elsewhere)
+    }
+
+    /// Does what a command wants with a revocation; whether that is all.
+    async fn only_revokes(&mut self) -> Result<bool, ManageError> {
+        match self.trigger {
+            Trigger::Revoke { reason, at_once } => {
+                self.must_share().await?;
+                self.intend_revocation(reason, at_once).await?;
+                if at_once {
+                    self.revoke().await?;
+                }
+                Ok(at_once)
+            }
+            Trigger::CancelRevocation => {
+                self.must_share().await?;
+                self.cancel_revocation().await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Finds out the type of the newest key where it is not stored, and warns where it stays:

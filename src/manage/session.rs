@@ -43,6 +43,8 @@ pub(crate) enum Trigger {
         /// Whether to revoke before a replacement is served.
         at_once: bool,
     },
+    /// A revocation that is pending is given up; nothing is ordered.
+    CancelRevocation,
 }
 
 impl Trigger {
@@ -177,6 +179,7 @@ mod tests {
                 },
                 r#"{"revoke":{"reason":"keycompromise","at_once":true}}"#,
             ),
+            (Trigger::CancelRevocation, r#""cancel-revocation""#),
         ] {
             assert_eq!(serde_json::to_string(&trigger).unwrap(), word);
             assert_eq!(serde_json::from_str::<Trigger>(word).unwrap(), trigger);

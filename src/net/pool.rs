@@ -15,8 +15,10 @@ use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::TokioExecutor;
+use rustls::ClientConfig;
 
 use super::connector::Connector;
+use super::dns::lookup::Resolver;
 use super::http::{HttpError, LARGEST_HEAD};
 use super::proxy::Proxies;
 use super::roots::SystemRoots;
@@ -44,6 +46,16 @@ pub(crate) fn client(
     system: Option<&SystemRoots>,
 ) -> Result<HttpsClient, String> {
     let tls = secure::trusting(extra_roots, system)?;
+    Ok(over(schemes, tls, proxies, Resolver::default()))
+}
+
+/// The same with this configuration of TLS; `resolver` looks up servers and proxies.
+pub(crate) fn over(
+    schemes: Schemes,
+    tls: ClientConfig,
+    proxies: Arc<Proxies>,
+    resolver: Resolver,
+) -> HttpsClient {
     let https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls);
     let https = match schemes {
         Schemes::Https => https.https_only(),
@@ -51,10 +63,10 @@ pub(crate) fn client(
     };
     let https = https
         .enable_http1()
-        .wrap_connector(Connector::through(proxies));
-    Ok(Client::builder(TokioExecutor::new())
+        .wrap_connector(Connector::through(proxies, resolver));
+    Client::builder(TokioExecutor::new())
         .http1_max_buf_size(LARGEST_HEAD)
-        .build(https))
+        .build(https)
 }
 
 /// Such a client with bounds. A request has a whole URL.

@@ -16,7 +16,7 @@ use super::{Stream, tls};
 ///
 /// # Errors
 /// When the extra roots are not readable.
-pub(super) fn trusting(
+pub(crate) fn trusting(
     extra_roots: Option<&[u8]>,
     system: Option<&SystemRoots>,
 ) -> Result<ClientConfig, String> {

@@ -340,7 +340,7 @@ impl Fixture {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
             gate: Gate::default(),
-            verifier: Arc::new(Handshake),
+            verifier: Arc::new(Handshake::default()),
             keys: Arc::new(KeysAtOnce),
             bundles: BundleCache::default(),
             probes: Probes::default(),

@@ -8,7 +8,7 @@ use crate::challenge::ChallengeSettings;
 use crate::challenge::protocol::{Listen, Protocol};
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
-use crate::cli::factory::Factory;
+use crate::cli::factory::{Factory, proxy_to};
 use crate::cli::kept::{NotKept, Orphan, keep_stored, notice};
 use crate::cli::labels::Labels;
 use crate::cli::meant;
@@ -17,6 +17,7 @@ use crate::discovery::Listing;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::{Certificate, Keeper};
+use crate::net::proxy::Proxies;
 use crate::net::systemd::Notifier;
 use crate::observe::{Board, Obstacles};
 
@@ -62,7 +63,7 @@ impl ManagedCertificates<'_> {
         }
         if !same_process(&self.at_start, &read) {
             tracing::warn!(
-                "listeners, directories, the schedule, the proxy and the Docker host change only at a restart"
+                "listeners, directories, the schedule and the Docker host change only at a restart"
             );
         }
         if read.docker.is_none() {
@@ -70,7 +71,17 @@ impl ManagedCertificates<'_> {
             read.docker.clone_from(&self.configured.docker);
         }
         // First, so that an invalid configuration changes nothing.
-        certificates(&self.factory, &read, &mut BTreeMap::new())?;
+        let ways = &self.factory.ways;
+        let before = ways.change(Arc::new(read.proxies.clone()));
+        if let Err(failure) =
+            reachable(&read).and_then(|()| certificates(&self.factory, &read, &mut BTreeMap::new()))
+        {
+            ways.change(before);
+            return Err(failure);
+        }
+        if *before != read.proxies {
+            super::announce_proxies(&read);
+        }
         (self.sources, self.configured, self.not_kept) = (sources, read, not_kept);
         let certificates = self.certificates()?;
         self.remember().await;
@@ -207,9 +218,22 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
             docker.deploy.clear();
         }
         fixed.challenge = ChallengeSettings::default();
+        // It is changed by the reload.
+        fixed.proxies = Proxies::default();
         fixed
     };
     fixed(one) == fixed(other)
+}
+
+/// Whether the proxies to all CAs of the configuration can be used.
+fn reachable(settings: &Settings) -> Result<(), Failure> {
+    let configured = settings.certificates.iter();
+    let configured = configured.filter(|one| one.origin == Some(Origin::Configuration));
+    let mut cas = configured.flat_map(|one| [Some(&one.ca), one.fallback.as_ref()]);
+    cas.try_for_each(|ca| match ca {
+        Some(ca) => proxy_to(ca, &settings.proxies).map(drop),
+        None => Ok(()),
+    })
 }
 
 /// The certificate, which is published in the output of its settings.
