@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Call;
+use super::args::Once;
 use super::catalog::existing_store;
 use super::issue::ordered;
 use super::meant;
@@ -31,31 +32,20 @@ pub(super) struct Csr {
     /// The names to expect: with others in the request, nothing is ordered
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// The certificate's own name (default: that of the stored certificate with these names, else the first name)
-    #[arg(long, value_name = "LINEAGE")]
-    pub name: Option<String>,
-    /// Order now, even if not due
-    #[arg(long)]
-    pub force: bool,
-    /// Order from the CA's staging directory; nothing is stored or deployed
-    #[arg(long)]
-    pub dry_run: bool,
+    #[command(flatten)]
+    pub once: Once,
 }
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(super) async fn csr(call: &Call, options: &Csr) -> Result<(), Failure> {
     let mut sources = call.sources.clone();
-    sources.rehearses = options.dry_run;
+    let task = options.once.task();
+    sources.rehearses = task == Task::Rehearsal;
     let settings = meant::named(&sources).await?;
     for certificate in &settings.certificates {
         refuse_other_key(call, &settings, certificate).await?;
     }
-    ordered(
-        call,
-        settings,
-        Task::requested(options.dry_run, options.force),
-    )
-    .await
+    ordered(call, settings, task).await
 }
 
 /// Refuses a certificate that has its key here: its server would lose the key at a renewal.
