@@ -290,6 +290,7 @@ fn confirm(
     let first = notes.first().map_or("", String::as_str);
     call.terminal.print(&format!("{lineage}: {first}{removed}"));
     for note in notes.iter().skip(1) {
+        let note = call.terminal.hint(note);
         call.terminal.print(&format!("{lineage}: {note}"));
     }
     if options.yes {
