@@ -4,7 +4,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use super::csr::Csr;
+use super::csr::{Csr, Once};
 use super::output::Repeated;
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
 use crate::control::Task;
@@ -180,20 +180,6 @@ pub(super) struct Issue {
     pub once: Once,
 }
 
-/// The options of the verbs that order one certificate.
-#[derive(Debug, Args)]
-pub(super) struct Once {
-    /// The certificate's own name (default: that of the stored certificate with these names, else the first NAME)
-    #[arg(long, value_name = "LINEAGE")]
-    pub name: Option<String>,
-    /// Order now, even if not due
-    #[arg(long)]
-    pub force: bool,
-    /// Order from the CA's staging directory; nothing is stored or deployed
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
 #[derive(Debug, Args)]
 pub(super) struct Run {
     // First, as for `issue`.
@@ -218,12 +204,6 @@ pub(super) struct Renew {
     /// Order each from its CA's staging directory; nothing is stored or deployed
     #[arg(long)]
     pub dry_run: bool,
-}
-
-impl Once {
-    pub(super) fn task(&self) -> Task {
-        Task::requested(self.dry_run, self.force)
-    }
 }
 
 impl Renew {

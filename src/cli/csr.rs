@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Call;
-use super::args::Once;
 use super::catalog::existing_store;
 use super::issue::ordered;
 use super::meant;
@@ -34,6 +33,26 @@ pub(super) struct Csr {
     pub names: Vec<String>,
     #[command(flatten)]
     pub once: Once,
+}
+
+/// The options of the verbs that order one certificate.
+#[derive(Debug, Args)]
+pub(super) struct Once {
+    /// The certificate's own name (default: that of the stored certificate with these names, else the first NAME)
+    #[arg(long, value_name = "LINEAGE")]
+    pub name: Option<String>,
+    /// Order now, even if not due
+    #[arg(long)]
+    pub force: bool,
+    /// Order from the CA's staging directory; nothing is stored or deployed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl Once {
+    pub(super) fn task(&self) -> Task {
+        Task::requested(self.dry_run, self.force)
+    }
 }
 
 /// Obtains the certificate, or reports that the stored one is not due.

@@ -275,7 +275,7 @@ fn end_of_command(verb: &str, text: &str) -> usize {
     at
 }
 
-/// Words after an option that are no value of it.
+/// Words of prose, which follow an option without a value.
 const PROSE: [&str; 7] = ["again", "and", "or", "with", "may", "makes", "waits"];
 
 impl Write for &Terminal {

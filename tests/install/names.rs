@@ -40,7 +40,7 @@ fn wildcard_is_refused_without_dns_and_installed_with_it() {
     let printed = [run(asked.args(ca), 2), run(&mut machine.install(&wild), 2)];
     for printed in &printed {
         assert_says(
-            &printed,
+            printed,
             &[
                 "*.example.com: nginx cannot answer challenges for a wildcard; nothing was changed or ordered",
                 "add --dns PROVIDER and --agree-tos to this command",

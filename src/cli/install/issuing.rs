@@ -64,7 +64,7 @@ impl Work<'_> {
         is_by_dns(self.settings.challenge.kind())
     }
 
-    /// Refuses what would be ordered in vain, before anything is changed.
+    /// Refuses an order that must fail, before anything is changed.
     pub(super) fn check_challenge(&self, plan: &InstallPlan) -> Result<(), Failure> {
         let name = &plan.name;
         let kind = self.settings.challenge.kind();
