@@ -118,7 +118,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     let mut call = Call {
         json: arguments.global.json,
         terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format())
-            .repeating(&options.places(), verbs()),
+            .repeating(arguments.repeated(&options, verbs().collect())),
         fleet: None,
         options,
         environment,
@@ -169,7 +169,7 @@ fn cannot_rehearse(verb: &Verb) -> bool {
 
 async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Issue(options) => issue::issue(&call, options.task()).await,
+        Verb::Issue(options) => issue::issue(&call, options.once.task()).await,
         Verb::Csr(options) => csr::csr(&call, &options).await,
         Verb::Run(_) => run::run(call).await,
         Verb::Renew(options) => renew::renew(&call, &options.names, options.task()).await,

@@ -42,7 +42,7 @@ use crate::manage::rehearse::rehearse;
 use crate::manage::rename::rename;
 use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
-    SPACING, SPREAD, SameNames, Services, Wanted,
+    SPACING, SPREAD, SameNames, Services, VERIFY_WITHIN, Wanted,
 };
 use crate::net::dns::lookup::Resolver;
 use crate::net::proxy::Ways;
@@ -102,6 +102,9 @@ impl Factory {
                 metrics: Metrics::default(),
                 spacing: SPACING,
                 spread: SPREAD,
+                verify_within: settings
+                    .verify_within
+                    .map_or(VERIFY_WITHIN, |within| within.length()),
                 maintenance: maintenance(&settings.renew),
                 looks: Some(Looks {
                     every: settings.verify_every.length(),

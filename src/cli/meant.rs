@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::{Known, Lineage, Meant, meant, second_of};
 use crate::store::Store;
+use crate::text::shell_word;
 
 /// The settings of the certificate that a command names, else of all of them. What is
 /// stored of it holds unless the command sets it, and only as far as it is confirmed.
@@ -196,8 +197,13 @@ fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) ->
     let requested: BTreeSet<&Identifier> = certificate.names.iter().collect();
     let missing = other.issued.iter().filter(|name| !requested.contains(name));
     let missing: Vec<&Identifier> = missing.collect();
-    let names = list(&certificate.names, " ");
-    let all = list(certificate.names.iter().chain(missing.iter().copied()), " ");
+    let words = |names: Vec<&Identifier>| {
+        let words = names.into_iter().map(|name| shell_word(&name.to_string()));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let names = words(certificate.names.iter().collect());
+    let all = certificate.names.iter().chain(missing.iter().copied());
+    let all = words(all.collect());
     let (lacking, lineage) = (list(missing, ", "), &other.lineage);
     let is_free = |new: &Lineage| known.iter().all(|one| one.lineage != *new);
     let own = certificate.names.iter().map(Lineage::of);

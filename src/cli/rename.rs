@@ -200,6 +200,6 @@ fn note_readers(call: &Call, renaming: &Renaming, made_with: &CertificateSetting
             "{from}: these copies stay, and new ones are written by the next certs renew or certs run: {}",
             moved.join(", ")
         );
-        call.terminal.print(&note);
+        call.terminal.print(&call.terminal.hint(&note));
     }
 }

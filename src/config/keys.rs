@@ -245,6 +245,11 @@ layer! {
             .doc("How often every endpoint is looked at again: by one handshake, at least this often")
             .default("10m").option(RUN, "DURATION")
             => .verify_every;
+        "verify.within", verify_within: Interval, parsed, TEXT
+            .hint("write 30s, 2m or 1h")
+            .doc("How long a deployment waits until every endpoint serves the new certificate")
+            .default_is("30s")
+            => .verify_within;
         "renew.schedule", schedule: Schedule, parsed, TEXT
             .hint("for example 30 3 * * * for 3:30 every night")
             .doc("One more pass over all certificates, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
@@ -376,6 +381,9 @@ pub(crate) struct Settings {
     /// The longest time between two looks at an endpoint.
     #[serde(default)]
     pub verify_every: Interval,
+    /// How long a deployment waits for all endpoints, if a source says so.
+    #[serde(default)]
+    pub verify_within: Option<Interval>,
     pub renew: RenewSettings,
     /// How CAs are reached.
     #[serde(default)]
@@ -416,6 +424,7 @@ impl Settings {
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
             admin_hosts: Vec::new(),
             verify_every: Interval::default(),
+            verify_within: None,
             renew: RenewSettings::default(),
             proxies: Proxies::default(),
             roots: SystemRoots::default(),

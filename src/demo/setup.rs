@@ -33,7 +33,9 @@ use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::{Certificate, FreshKeys, Keeper, Probes, SameNames, Services, Wanted};
+use crate::manage::{
+    Certificate, FreshKeys, Keeper, Probes, SameNames, Services, VERIFY_WITHIN, Wanted,
+};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::record::Terms;
@@ -192,6 +194,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         progress: None,
         spacing: SPACING,
         spread: Duration::ZERO,
+        verify_within: VERIFY_WITHIN,
         maintenance: None,
     })
 }

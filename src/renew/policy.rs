@@ -93,9 +93,9 @@ pub(crate) const DRIFT_FORGOTTEN: Duration = DAY;
 /// An endpoint that does not serve the certificate is looked at again after one part in
 /// this many of the interval. Ours.
 pub(crate) const SOONER_PART: u32 = 10;
-/// How long all endpoints together may keep serving the old certificate. Ours.
+/// How long all endpoints together may keep serving the old certificate by default. Ours.
 pub(crate) const VERIFY_WITHIN: Duration = SECOND.saturating_mul(30);
-/// The most that the time of a slow check adds to [`VERIFY_WITHIN`]. Ours.
+/// The most that the time of a slow check adds to that. Ours.
 pub(crate) const VERIFY_SLOW_WITHIN: Duration = MINUTE.saturating_mul(5);
 /// The same for an endpoint of which this machine saw nothing before the deployment: a
 /// program that starts its server may still need a moment. Ours.

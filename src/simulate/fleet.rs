@@ -25,7 +25,8 @@ use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
-    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services, Wanted,
+    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services,
+    VERIFY_WITHIN, Wanted,
 };
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
@@ -247,6 +248,7 @@ impl World {
             metrics: Metrics::default(),
             spacing: SPACING,
             spread: SPREAD,
+            verify_within: VERIFY_WITHIN,
             maintenance: None,
             // A year of them would cost more than all passes.
             looks: None,

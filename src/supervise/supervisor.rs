@@ -17,7 +17,7 @@ use crate::lineage::Lineage;
 use crate::manage::ca_state::show_stored;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::status::status;
-use crate::manage::{Certificate, ManageError, Services, Trigger, stored, stored_or_new};
+use crate::manage::{Certificate, Keeper, ManageError, Services, Trigger, stored, stored_or_new};
 use crate::observe::Board;
 use crate::renew::backoff::local_pause;
 use crate::renew::policy::{CLOCK_READING, MANY, SIDE_BY_SIDE, SPREAD_OF_MANY, STOP_GRACE};
@@ -255,7 +255,14 @@ impl Supervisor {
             let begun = self.agenda.change(&lineage, |entry| {
                 entry.busy = true;
                 match entry.waiting.pop_front() {
-                    Some((certificate, trigger, reply)) => (certificate, trigger, Some(reply)),
+                    Some((certificate, trigger, reply)) => {
+                        let both = [&entry.certificate, &certificate];
+                        if both.iter().all(|one| one.keeper == Keeper::Command) {
+                            // No scheduled pass may go back before the store is read again.
+                            entry.certificate = certificate.clone();
+                        }
+                        (certificate, trigger, Some(reply))
+                    }
                     None => (entry.certificate.clone(), Trigger::Scheduled, None),
                 }
             });

@@ -26,7 +26,7 @@ use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
     Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services, Trigger,
-    Wanted,
+    VERIFY_WITHIN, Wanted,
 };
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
@@ -350,6 +350,7 @@ impl Fixture {
             metrics: Metrics::default(),
             spacing: SPACING,
             spread: SPREAD,
+            verify_within: VERIFY_WITHIN,
             maintenance: None,
             looks: None,
             board: None,

@@ -15,6 +15,7 @@ const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("proxy", "the network of one process, with credentials"),
     ("harden", "the sandbox of one process"),
     ("verify.every", "when a process looks"),
+    ("verify.within", "how long a process waits"),
     ("renew.schedule", "when a process works"),
     ("renew.deploy", "when a process works"),
     ("docker.host", "the discovery of a process"),
