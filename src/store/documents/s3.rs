@@ -7,8 +7,8 @@
 //! certs/1 gone NUMBER     the document was removed
 //! ```
 //!
-//! Not every server keeps a condition on a DELETE. Where [`probe`](Documents::probe) has seen
-//! that this one does, a removal deletes the object; elsewhere it writes the mark `gone`, which
+//! Not every server keeps a condition on a DELETE. Where the first removal of a process finds
+//! that this one does, removals delete the object; elsewhere they write the mark `gone`, which
 //! a later document replaces.
 
 mod object;
@@ -20,7 +20,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ use http::header::{ETAG, HOST, HeaderName, IF_MATCH, IF_NONE_MATCH, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::OnceCell;
 
 use self::object::{GONE_SIZE, Object, object_of, opened};
 use self::place::Place;
@@ -67,8 +68,8 @@ pub(super) struct S3Documents {
     place: Place,
     page: usize,
     pause: Duration,
-    /// Whether the server keeps a condition on a DELETE; not known before a probe.
-    deletes: OnceLock<bool>,
+    /// Whether the server keeps a condition on a DELETE; not known before the first removal.
+    deletes: OnceCell<bool>,
 }
 
 /// A condition of a write.
@@ -104,7 +105,7 @@ impl S3Documents {
             place,
             page: PAGE,
             pause: PAUSE,
-            deletes: OnceLock::new(),
+            deletes: OnceCell::new(),
         })
     }
 
@@ -303,9 +304,9 @@ impl Documents for S3Documents {
 
     async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
         let only = Only::If(&expected.0);
-        match self.deletes.get() {
-            Some(true) => self.delete(key, Some(only)).await,
-            _ => self.put(key, None, only).await.map(drop),
+        match self.deletes.get_or_init(|| self.keeps_deletes()).await {
+            true => self.delete(key, Some(only)).await,
+            false => self.put(key, None, only).await.map(drop),
         }
     }
 

@@ -268,7 +268,7 @@ async fn server_that_is_no_postgres_is_named() {
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.read(&mut [0; 8]).await.unwrap();
+            stream.read_exact(&mut [0; 8]).await.unwrap();
             stream.write_all(reply).await.unwrap();
         });
         let documents = documents(&format!("postgres://me:hidden@127.0.0.1:{port}/c"));
@@ -280,7 +280,7 @@ async fn server_that_is_no_postgres_is_named() {
     let port = offers.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (mut stream, _) = offers.accept().await.unwrap();
-        stream.read(&mut [0; 8]).await.unwrap();
+        stream.read_exact(&mut [0; 8]).await.unwrap();
         stream.write_all(b"N").await.unwrap();
     });
     let documents = documents(&format!(

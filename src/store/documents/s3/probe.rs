@@ -1,7 +1,7 @@
 //! Checks at start that a server keeps conditions: some ignore them, and overwrite.
 
-use super::super::DocumentsError;
 use super::super::exchange::unusable;
+use super::super::{DocumentsError, drawn};
 use super::object::Object;
 use super::{Only, S3Documents, Version};
 
@@ -50,10 +50,15 @@ impl S3Documents {
             let changed = "the ETag of an object changes without a write";
             return Err(unusable(changed.to_owned()));
         }
-        let stale = self.delete(key, Some(Only::If(&first))).await;
-        let _ = self
-            .deletes
-            .set(matches!(stale, Err(DocumentsError::Conflict)));
         Ok(())
+    }
+
+    /// Whether the server keeps a condition on a DELETE, by an object made for that.
+    pub(super) async fn keeps_deletes(&self) -> bool {
+        let key = format!("probe/{}", drawn());
+        let made = self.put(&key, Some(b"probe"), Only::IfAbsent).await;
+        let stale = self.delete(&key, Some(Only::If("0"))).await;
+        let _ = self.delete(&key, None).await;
+        made.is_ok() && matches!(stale, Err(DocumentsError::Conflict))
     }
 }
