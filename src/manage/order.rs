@@ -33,7 +33,11 @@ impl Pass<'_> {
     pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
         let source = Source::of(self.certificate, plan.from);
         let (orders, clock) = (&self.services.same_names, self.services.clock.as_ref());
-        let _turn = orders.alone(source.ca, &plan.names, clock).await;
+        let pending = self.record.order.as_ref();
+        let _turn = match pending.is_some_and(|order| order.ca == source.ca) {
+            true => orders.resumed(source.ca, &plan.names).await,
+            false => orders.alone(source.ca, &plan.names, clock).await,
+        };
         self.wait_for_ca(&source, &plan).await?;
         self.check_due_at_ca(&source, plan.only_excluded).await?;
         self.drop_order_at_other_ca(source.ca).await?;

@@ -18,8 +18,8 @@ use crate::time::Clock;
 
 /// Between two looks whether another process has ended its order.
 const PAUSE: Duration = Duration::from_millis(200);
-/// No order takes longer that is not itself waiting: then this one goes first.
-const LOOKS: usize = 3000;
+/// Few orders take longer than a minute, and a stopped process must not block the others.
+const LOOKS: usize = 300;
 
 /// The names of the orders in progress, with their CA.
 type Orders = BTreeMap<(String, BTreeSet<Identifier>), Arc<tokio::sync::Mutex<()>>>;
@@ -60,16 +60,29 @@ impl SameNames {
         names: &BTreeSet<Identifier>,
         clock: &dyn Clock,
     ) -> Turn {
+        Turn {
+            _order: self.order(ca, names).await,
+            _lease: self.lease(ca, names, clock).await,
+        }
+    }
+
+    /// The same for an order that was placed before: the CA gives no other one for it, so that
+    /// only the orders of this process are waited for.
+    pub(crate) async fn resumed(&self, ca: &str, names: &BTreeSet<Identifier>) -> Turn {
+        Turn {
+            _order: self.order(ca, names).await,
+            _lease: None,
+        }
+    }
+
+    async fn order(&self, ca: &str, names: &BTreeSet<Identifier>) -> OwnedMutexGuard<()> {
         let order = {
             let mut all = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|_, order| Arc::strong_count(order) > 1);
             let key = (ca.to_owned(), names.clone());
             all.entry(key).or_default().clone()
         };
-        Turn {
-            _order: order.lock_owned().await,
-            _lease: self.lease(ca, names, clock).await,
-        }
+        order.lock_owned().await
     }
 
     /// The lease that other processes wait for; none if there is no way to get it, since the
