@@ -142,6 +142,14 @@ pub(super) fn served(nodes: &[FleetNode], lineage: &Lineage) -> BTreeMap<String,
     each.collect()
 }
 
+/// The machines that were seen to serve it.
+pub(super) fn lines(served: &BTreeMap<String, Option<u64>>) -> impl Iterator<Item = String> {
+    let seen = served.iter();
+    seen.filter_map(|(machine, generation)| {
+        Some(format!("{machine} serves generation {}", (*generation)?))
+    })
+}
+
 /// Prints a line for each machine.
 pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
     for node in nodes {
@@ -154,8 +162,9 @@ pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
 }
 
 fn is_unreachable(error: &StoreError) -> bool {
-    let refused = |source: &std::io::Error| source.kind() == std::io::ErrorKind::PermissionDenied;
-    matches!(error, StoreError::Io { source, .. } if !refused(source))
+    use std::io::ErrorKind::{PermissionDenied, Unsupported};
+    let is_refused = |kind| matches!(kind, PermissionDenied | Unsupported);
+    matches!(error, StoreError::Io { source, .. } if !is_refused(source.kind()))
 }
 
 pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String {
@@ -182,6 +191,12 @@ fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
             "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
         }
         StoreError::Corrupt { .. } if is_about("newer version") => "update certs on this machine",
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+            "docs/fleet.md lists the servers that compare and swap"
+        }
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "check the credentials in store or in the environment, and their rights"
+        }
         StoreError::Corrupt { .. } => "restore the store from a backup, or remove this document",
         _ => "check that this machine reaches the store and may write there",
     };

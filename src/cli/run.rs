@@ -61,11 +61,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     settings.gives_up_root = sandbox::gives_up_root(&settings);
     let mut bound = Bound::new(&call, &settings).await?;
     let factory = factory(&call, &settings, &mut bound).await?;
-    let shown = Shown {
-        metrics: factory.services.metrics.clone(),
-        process: factory.sandbox.check(),
-        ..Shown::default()
-    };
+    let shown = shown(&factory);
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
     let mut managed = ManagedCertificates {
         sources: call.sources.clone(),
@@ -98,12 +94,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         listens: settings.listens().iter().map(|one| one.protocol).collect(),
         board: shown.board.clone(),
     });
-    if let Some(fleet) = &call.fleet {
-        serving.spawn(follow(
-            fleet.clone(),
-            settings.fleet.clone(),
-            sidecar.clone(),
-        ));
+    if let Some(fleet) = call.fleet.clone() {
+        serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
     }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
@@ -116,13 +108,26 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
     notifier.send(&[NotifyState::Stopping]);
     handle.stop().await;
-    if let Some(fleet) = managed.call.fleet.clone() {
-        // Another machine does the scheduled work from now on.
-        let _ = timeout(LEAVING, fleet.leave()).await;
-    }
+    leave(managed.call).await;
     // The challenge listener serves until the last step in progress has ended.
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
     ended.and(supervising.await.map_err(failed))
+}
+
+/// Another machine of the fleet does the scheduled work from now on.
+async fn leave(call: &Call) {
+    if let Some(fleet) = &call.fleet {
+        let _ = timeout(LEAVING, fleet.leave()).await;
+    }
+}
+
+/// What the admin endpoints show of a process that has just begun.
+fn shown(factory: &Factory) -> Shown {
+    Shown {
+        metrics: factory.services.metrics.clone(),
+        process: factory.sandbox.check(),
+        ..Shown::default()
+    }
 }
 
 fn warn_if_empty(settings: &Settings) {

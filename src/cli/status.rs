@@ -303,10 +303,8 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
     }
-    for (machine, generation) in &row.served_by {
-        if let Some(generation) = generation {
-            say(format_args!("  {machine} serves generation {generation}"));
-        }
+    for line in fleet::lines(&row.served_by) {
+        say(format_args!("  {line}"));
     }
     for obstacle in obstacles(status) {
         say(format_args!("  {obstacle}"));

@@ -77,22 +77,7 @@ impl Pass<'_> {
         if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
             return self.watch().await;
         }
-        let mut issued = false;
-        if self.trigger == Trigger::Requested {
-            Box::pin(self.update_account()).await;
-        }
-        if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
-            self.note_key().await;
-        }
-        if let (Trigger::Forced, Some(cause)) = (self.trigger, self.certificate.obstacle()) {
-            return Err(ManageError::CannotOrder(cause));
-        }
-        if self.trigger == Trigger::Forced {
-            self.must_share().await?;
-            let plan = self.forced();
-            Box::pin(self.order_with_exclusions(plan)).await?;
-            issued = true;
-        }
+        let mut issued = self.begin().await?;
         // A failed deployment is reported at the end, so that a server that is down does
         // not block the renewal.
         let mut stuck: Option<ManageError> = None;
@@ -148,6 +133,26 @@ impl Pass<'_> {
             self.must_share().await?;
         }
         Ok(is_elsewhere)
+    }
+
+    /// Does what a user's request comes with; whether a certificate was issued.
+    async fn begin(&mut self) -> Result<bool, ManageError> {
+        if self.trigger == Trigger::Requested {
+            Box::pin(self.update_account()).await;
+        }
+        if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
+            self.note_key().await;
+        }
+        if self.trigger != Trigger::Forced {
+            return Ok(false);
+        }
+        if let Some(cause) = self.certificate.obstacle() {
+            return Err(ManageError::CannotOrder(cause));
+        }
+        self.must_share().await?;
+        let plan = self.forced();
+        Box::pin(self.order_with_exclusions(plan)).await?;
+        Ok(true)
     }
 
     /// Does what a command wants with a revocation; whether that is all.

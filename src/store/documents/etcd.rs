@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use self::place::Place;
 use self::wire::{Authenticated, Range, Refusal, Transaction};
-use super::exchange::{Effect, WITHIN, date, exchange, failed};
+use super::exchange::{Effect, WITHIN, date, denied, exchange, failed};
 use super::settings::ServerSettings;
 use super::{Document, Documents, DocumentsError, Version};
 use crate::certificate::Secret;
@@ -269,7 +269,7 @@ fn parsed<T: for<'de> Deserialize<'de>>(
     let shown = refusal.to_string();
     match reply.status().is_server_error() {
         true => Err(effect.unknown(shown)),
-        false => Err(failed(shown)),
+        false => Err(denied(shown)),
     }
 }
 

@@ -45,6 +45,12 @@ pub(super) fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>)
     DocumentsError::Failed(io::Error::other(error))
 }
 
+/// The error of a server that refuses this machine, such as its credentials: waiting does not
+/// help.
+pub(super) fn denied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DocumentsError {
+    DocumentsError::Failed(io::Error::new(io::ErrorKind::PermissionDenied, error))
+}
+
 /// The error of a server that cannot be used, though it answers.
 pub(super) fn unusable(why: String) -> DocumentsError {
     DocumentsError::Failed(io::Error::new(io::ErrorKind::Unsupported, why))

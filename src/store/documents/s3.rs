@@ -33,7 +33,7 @@ use tokio::sync::OnceCell;
 
 use self::object::{GONE_SIZE, Object, object_of, opened};
 use self::place::Place;
-use super::exchange::{Effect, WITHIN, date, exchange, failed};
+use super::exchange::{Effect, WITHIN, date, denied, exchange, failed};
 use super::settings::ServerSettings;
 use super::{Document, Documents, DocumentsError, Version, drawn};
 use crate::fingerprint::Fingerprint;
@@ -207,7 +207,8 @@ impl S3Documents {
         let did_nothing = ["SlowDown", "NotImplemented"].contains(&&*code);
         match status.is_server_error() && !did_nothing {
             true => effect.unknown(shown),
-            false => failed(shown),
+            false if status.is_server_error() => failed(shown),
+            false => denied(shown),
         }
     }
 

@@ -135,7 +135,8 @@ async fn stale_machine_is_refused_and_learns_the_newer_state() {
 async fn lease_of_one_machine_keeps_the_others_from_an_order() {
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     let record = record("example.com");
     one.save(&record, Revision(0), None).await.unwrap();
     let lineage = &record.lineage;
@@ -162,7 +163,8 @@ async fn lease_of_one_machine_keeps_the_others_from_an_order() {
 async fn issuer_that_is_gone_is_replaced_after_a_minute() {
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     for _ in 0..10 {
         tokio::time::advance(Duration::from_secs(15)).await;
         turn(&one).await;
@@ -190,11 +192,13 @@ async fn wiped_and_restored_stores_get_the_newer_state_back() {
     let (first, bundle) = issued(&record("example.com"), 1);
     let lineage = first.lineage.clone();
     let revision = one.save(&first, Revision(0), Some(&bundle)).await.unwrap();
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     let yesterday = documents.backup();
     let (second, bundle) = issued(&first, 2);
     one.save(&second, revision, Some(&bundle)).await.unwrap();
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     for backup in [yesterday, Default::default()] {
         documents.restore(backup);
         // The machine with the older state is faster.
@@ -227,7 +231,8 @@ async fn deletion_reaches_the_others_and_a_missing_document_does_not_delete() {
     let (record, bundle) = issued(&record("example.com"), 1);
     let lineage = record.lineage.clone();
     let revision = one.save(&record, Revision(0), Some(&bundle)).await.unwrap();
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     assert!(one.delete(&lineage, revision).await.unwrap());
     turn(&one).await;
     assert_eq!(
@@ -254,7 +259,8 @@ async fn machine_that_joins_brings_its_certificates_and_its_account() {
         .unwrap();
     let account = Secret::new("account".into());
     one.own.create_account(CA, &account).await.unwrap();
-    (turn(&one).await, turn(&other).await);
+    turn(&one).await;
+    turn(&other).await;
     let (copy, _) = other.load(&own.lineage).await.unwrap().unwrap();
     assert_eq!(copy.issued, own.issued);
     assert_eq!(one.account(CA).await.unwrap(), Some(account.clone()));
@@ -299,7 +305,8 @@ async fn idle_machine_calls_the_store_five_times_a_minute_whatever_it_keeps() {
             one.save(&record, Revision(0), None).await.unwrap();
         }
         for _ in 0..2 {
-            (turn(&one).await, turn(&other).await);
+            turn(&one).await;
+            turn(&other).await;
         }
         for machine in [&one, &other] {
             let before = documents.calls.load(Ordering::SeqCst);

@@ -3,7 +3,7 @@
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::super::DocumentsError;
-use super::super::exchange::{Effect, failed};
+use super::super::exchange::{Effect, denied, failed};
 use crate::text::printable;
 
 /// The meaning of an error for a statement with this effect: one that the server reports has
@@ -23,6 +23,15 @@ pub(super) fn meaning(error: &tokio_postgres::Error, effect: Effect) -> Document
         return DocumentsError::Conflict;
     }
     let shown = shown(said);
+    let is_denied = code.code().starts_with("28")
+        || [
+            &SqlState::INSUFFICIENT_PRIVILEGE,
+            &SqlState::INVALID_CATALOG_NAME,
+        ]
+        .contains(&code);
+    if is_denied {
+        return denied(shown);
+    }
     match ends_connection(error) || code == &SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN {
         true => effect.unknown(shown),
         false => failed(shown),
