@@ -149,7 +149,14 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         joined
     });
     let ended = joined.and_then(|()| runtime()).and_then(|runtime| {
-        let ended = runtime.block_on(work(call, arguments.verb));
+        let fleet = call.fleet.clone();
+        let ended = runtime.block_on(async {
+            let ended = work(call, arguments.verb).await;
+            if let Some(fleet) = fleet {
+                fleet.announce().await;
+            }
+            ended
+        });
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
         ended

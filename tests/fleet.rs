@@ -125,8 +125,10 @@ fn machine_that_does_not_order_gives_the_answer_and_serves_the_certificate() {
             status.contains(&format!("machine {machine}"))
         });
     }
-    let refused = run(&mut fleet.issue("serving", &["other.example.com"]), 8);
+    let refused = run(&mut fleet.issue("serving", &["other.example.com"]), 2);
     assert!(refused.contains("only serves"), "{refused}");
+    // As the hint says, and the sidecar there does it.
+    run(&mut fleet.issue("ordering", &["other.example.com"]), 0);
     for machine in [&mut serving, &mut ordering, &mut fresh] {
         machine.signal(Signal::TERM);
         assert_eq!(machine.exit_code(), Some(0));
@@ -269,4 +271,40 @@ fn store_of_another_fleet_is_refused_and_stays() {
         2,
     );
     assert!(said.contains("every user can read it"), "{said}");
+    // As the hints say.
+    run(&mut fleet.issue("guest", &["other.example.com"]), 0);
+    assert_eq!(fleet.orders(), 2);
+}
+
+#[test]
+fn machines_without_a_sidecar_renew_and_keep_the_account_of_the_fleet() {
+    let fleet = Fleet::new();
+    run(&mut fleet.issue("one", &["example.com"]), 0);
+    let rolled = run(
+        &mut fleet.on(
+            "two",
+            &[
+                "account",
+                "rollover",
+                "--ca",
+                &fleet.ca.server.directory_url(),
+            ],
+        ),
+        0,
+    );
+    assert!(rolled.contains("key"), "{rolled}");
+    let before = fleet.live("one", "example.com");
+    // A cron job on the other machine, with the new key of the account.
+    let renewed = run(
+        fleet.on("two", &["renew", "example.com", "--force"]).env(
+            "CERTS_HTTP_LISTEN",
+            format!("127.0.0.1:{}", fleet.ca.http_port),
+        ),
+        0,
+    );
+    assert!(renewed.contains("issued"), "{renewed}");
+    run(&mut fleet.on("one", &["renew"]), 0);
+    let now = fleet.live("one", "example.com");
+    assert!(now != before && now == fleet.live("two", "example.com"));
+    assert_eq!(fleet.orders(), 2);
 }

@@ -258,7 +258,8 @@ fn commands_and_options_in_texts_exist() {
         words.any(|word| word == option)
     };
     // Of other programs.
-    const OTHERS: [&str; 20] = [
+    const OTHERS: [&str; 21] = [
+        "--filter-platform",
         "--fresh",
         "--use-system-ca",
         "--cert-path",

@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Call;
-use super::catalog::open_store;
 use super::output::{say, say_json};
 use super::{remote, revoke};
 use crate::acme::{AccountChange, AccountState, Client, ForeignKey, foreign_account};
@@ -19,7 +18,6 @@ use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::rehearse::AccountJournal;
 use crate::store::Store;
-use crate::store::fs::FileStore;
 
 const UPDATE_KEYS: u8 = ACCOUNT | UPDATE;
 
@@ -126,7 +124,7 @@ pub(super) async fn account(call: &Call, verb: &Account) -> Result<(), Failure> 
     }
     let (store, cas) = remote::with_account(call, &settings).await?;
     if let Account::Show(_) = verb {
-        return show(call, &settings, &store, &cas).await;
+        return show(call, &settings, store.as_ref(), &cas).await;
     }
     let [ca] = cas.as_slice() else {
         let names: Vec<_> = cas.iter().map(|ca| ca.directory.to_string()).collect();
@@ -139,9 +137,11 @@ pub(super) async fn account(call: &Call, verb: &Account) -> Result<(), Failure> 
         ));
     };
     match verb {
-        Account::Update(_) => update(call, &settings, &store, ca).await,
-        Account::Rollover(_) => rollover(call, &settings, &store, ca).await,
-        Account::Deactivate(options) => deactivate(call, &settings, &store, ca, options).await,
+        Account::Update(_) => update(call, &settings, store.as_ref(), ca).await,
+        Account::Rollover(_) => rollover(call, &settings, store.as_ref(), ca).await,
+        Account::Deactivate(options) => {
+            deactivate(call, &settings, store.as_ref(), ca, options).await
+        }
         Account::Show(_) | Account::Import(_) => Ok(()),
     }
 }
@@ -150,7 +150,7 @@ pub(super) async fn account(call: &Call, verb: &Account) -> Result<(), Failure> 
 async fn show(
     call: &Call,
     settings: &Settings,
-    store: &FileStore,
+    store: &dyn Store,
     cas: &[CaSettings],
 ) -> Result<(), Failure> {
     let (mut shown, mut ended) = (Vec::new(), Ok(()));
@@ -224,7 +224,7 @@ fn list(lineages: &[Lineage]) -> String {
 }
 
 /// The stored certificates that order from this CA or come from it.
-async fn dependents(store: &FileStore, ca: &str) -> Result<Vec<Lineage>, Failure> {
+async fn dependents(store: &dyn Store, ca: &str) -> Result<Vec<Lineage>, Failure> {
     let mut found = Vec::new();
     for lineage in store.list().await.map_err(Failure::on("store"))? {
         // A damaged record is reported where it is used.
@@ -244,7 +244,7 @@ async fn dependents(store: &FileStore, ca: &str) -> Result<Vec<Lineage>, Failure
 async fn update(
     call: &Call,
     settings: &Settings,
-    store: &FileStore,
+    store: &dyn Store,
     ca: &CaSettings,
 ) -> Result<(), Failure> {
     let (given, _) = call.sources.ca_settings()?;
@@ -290,7 +290,7 @@ async fn update(
 /// again.
 async fn remember_email(
     call: &Call,
-    store: &FileStore,
+    store: &dyn Store,
     ca: &CaSettings,
     email: &str,
 ) -> Result<(), Failure> {
@@ -328,7 +328,7 @@ async fn remember_email(
 async fn rollover(
     call: &Call,
     settings: &Settings,
-    store: &FileStore,
+    store: &dyn Store,
     ca: &CaSettings,
 ) -> Result<(), Failure> {
     let identity = ca.directory.identity();
@@ -348,7 +348,7 @@ async fn rollover(
 async fn deactivate(
     call: &Call,
     settings: &Settings,
-    store: &FileStore,
+    store: &dyn Store,
     ca: &CaSettings,
     options: &Deactivate,
 ) -> Result<(), Failure> {
@@ -400,7 +400,7 @@ async fn import_key(call: &Call, settings: &Settings, import: &Import) -> Result
         let message = format!("{}: {error}", import.file.display());
         Failure::usage(message, "give the account's private key in PEM")
     })?;
-    let store = open_store(settings.data_dir.clone())?;
+    let store = call.store(settings)?;
     let stored = store.create_account(identity, &account.credentials).await;
     let stored = stored.map_err(Failure::on(identity))?;
     if !is_same_account(&stored, &account.credentials) {

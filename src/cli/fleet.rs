@@ -40,13 +40,18 @@ impl Call {
                 "run this command on a machine of role full",
             ));
         }
-        if !is_run && control::is_running(&data_dir).await? {
+        // The accounts of the fleet are not those of `certs run` alone.
+        let is_shared = matches!(verb, Verb::Account(_));
+        if !is_run && !is_shared && control::is_running(&data_dir).await? {
             return Ok(());
         }
         let node = open(&fleet, &data_dir)?;
         let joined = match is_run {
             true => node.join().await,
-            false => node.sync_all().await,
+            false => {
+                node.serve_command();
+                node.sync_all().await.map(|synced| synced.changed)
+            }
         };
         match joined {
             Ok(changed) => self.drop_deleted(&node, changed).await?,
@@ -185,19 +190,29 @@ fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
             "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file",
         );
     }
+    if let StoreError::Io {
+        operation: "open", ..
+    } = &error
+    {
+        return Failure::usage(
+            format!("the fleet's store at {place}: {error}"),
+            "docs/fleet.md shows the form of each store",
+        );
+    }
     let is_about = |part: &str| error.to_string().contains(part);
+    let (is_foreign, is_newer) = (is_about("another key"), is_about("newer version"));
     let hint = match &error {
-        StoreError::Corrupt { .. } if is_about("another key") => {
+        StoreError::Corrupt { .. } if is_foreign => {
             "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
         }
-        StoreError::Corrupt { .. } if is_about("newer version") => "update certs on this machine",
+        StoreError::Corrupt { .. } if is_newer => "update certs on this machine",
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
             "docs/fleet.md lists the servers that compare and swap"
         }
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             "check the credentials in store or in the environment, and their rights"
         }
-        StoreError::Corrupt { .. } => "restore the store from a backup, or remove this document",
+        StoreError::Corrupt { .. } => "restore this document from a backup of the store",
         _ => "check that this machine reaches the store and may write there",
     };
     Failure::output(format!("the fleet's store at {place}: {error}"), hint)

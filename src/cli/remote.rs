@@ -11,7 +11,7 @@ use super::factory::{account_of, invalid, reached_by, ways_of};
 use crate::acme::{Client, ClientSettings};
 use crate::config::{CaSettings, DirectoryUrl, Purpose, Settings};
 use crate::failure::Failure;
-use crate::store::fs::FileStore;
+use crate::store::Store;
 use crate::time::SystemClock;
 
 /// The settings of every known CA, by the key of its account.
@@ -38,7 +38,7 @@ async fn known(call: &Call, settings: &Settings) -> Result<KnownCas, Failure> {
 pub(super) async fn with_account(
     call: &Call,
     settings: &Settings,
-) -> Result<(FileStore, Vec<CaSettings>), Failure> {
+) -> Result<(Arc<dyn Store>, Vec<CaSettings>), Failure> {
     let (given, is_named) = call.sources.ca_settings()?;
     let shown = settings.data_dir.display();
     let none = |of: &str| {
@@ -67,6 +67,12 @@ pub(super) async fn with_account(
             }
         }
     }
+    if let Some(fleet) = &call.fleet {
+        for ca in all.keys() {
+            // Copied from the fleet's store.
+            fleet.account(ca).await.map_err(Failure::on("accounts"))?;
+        }
+    }
     all.retain(|ca, _| store.has_account(ca));
     if all.is_empty() {
         let of = match is_named {
@@ -76,7 +82,7 @@ pub(super) async fn with_account(
         return Err(none(&of));
     }
     let all = all.into_values().map(|ca| over(ca, &given));
-    Ok((store, all.collect()))
+    Ok((call.store(settings)?, all.collect()))
 }
 
 /// `ca` with what the command gives.

@@ -7,7 +7,6 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,8 +83,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
-    let relay = managed.factory.sandbox.docker_relay();
-    let listings = discover(&settings, relay, &mut serving)?;
+    let listings = discover(&settings, &managed.factory, &mut serving)?;
     let (reload, reloads) = mpsc::channel(1);
     let sidecar = Arc::new(Sidecar {
         reload,
@@ -108,10 +106,11 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
     notifier.send(&[NotifyState::Stopping]);
     handle.stop().await;
-    leave(managed.call).await;
     // The challenge listener serves until the last step in progress has ended.
+    let supervised = supervising.await;
+    leave(managed.call).await;
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
-    ended.and(supervising.await.map_err(failed))
+    ended.and(supervised.map_err(failed))
 }
 
 /// Another machine of the fleet does the scheduled work from now on.
@@ -260,7 +259,7 @@ fn announce_proxies(known: &Settings) {
 /// Starts the discovery of containers, if it is configured.
 fn discover(
     settings: &Settings,
-    relay: Option<&Path>,
+    factory: &Factory,
     serving: &mut JoinSet<()>,
 ) -> Result<Option<watch::Receiver<Listing>>, Failure> {
     let Some(docker) = &settings.docker else {
@@ -270,7 +269,8 @@ fn discover(
     let daemon = daemon.map_err(|error| {
         Failure::usage(error, "set --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;
-    let (discovery, listings) = Discovery::new(Arc::new(daemon.through(relay)));
+    let (discovery, listings) =
+        Discovery::new(Arc::new(daemon.through(factory.sandbox.docker_relay())));
     serving.spawn(discovery.run());
     Ok(Some(listings))
 }

@@ -170,6 +170,7 @@ impl ManageError {
             | Self::CannotOrder(_)
             | Self::Impossible { .. } => 2,
             Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
+            Self::Store(StoreError::OnlyServes) => 2,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
             Self::Deploy(deploy) if deploy.is_refusal() => 8,
             Self::Deploy(_) | Self::Verify(_) | Self::NotDeployed { .. } => 7,

@@ -18,7 +18,7 @@ use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::renew::look::{after_drift, is_drifting};
-use crate::renew::policy::{CLOCK_ALARM, ELSEWHERE, RECHECK};
+use crate::renew::policy::{CLOCK_ALARM, ELSEWHERE, RECHECK, WINDOW_PAUSE};
 use crate::time::Timestamp;
 
 /// The result of a due order that has not failed.
@@ -94,6 +94,9 @@ impl Pass<'_> {
                         None => return self.end(stuck, issued, now, now),
                     }
                 }
+                Next::RefreshWindow if !self.services.store.is_issuer() => {
+                    self.leave_window_to_issuer(now).await?;
+                }
                 step if self.is_elsewhere(&step).await? => match self.due_looks(now) {
                     Some(looks) => Box::pin(self.look(looks)).await?,
                     None => return self.end(stuck, issued, now, now + ELSEWHERE),
@@ -126,8 +129,8 @@ impl Pass<'_> {
     async fn is_elsewhere(&mut self, step: &Next) -> Result<bool, ManageError> {
         let is_elsewhere = match step {
             Next::Issue(_) | Next::Revoke => !self.share().await?,
-            Next::RefreshWindow | Next::Draw(_) => !self.services.store.is_issuer(),
-            Next::Deploy | Next::Wait(_) | Next::Halt => false,
+            Next::Draw(_) => !self.services.store.is_issuer(),
+            Next::RefreshWindow | Next::Deploy | Next::Wait(_) | Next::Halt => false,
         };
         if is_elsewhere && self.record.issued.is_none() {
             self.must_share().await?;
@@ -172,6 +175,15 @@ impl Pass<'_> {
             }
             _ => Ok(false),
         }
+    }
+
+    /// The issuer of the fleet requests the window; this machine looks again later.
+    async fn leave_window_to_issuer(&mut self, now: Timestamp) -> Result<(), ManageError> {
+        let issued = self.record.issued.as_mut();
+        if let Some(renewal) = issued.and_then(|issued| issued.renewal.as_mut()) {
+            (renewal.refresh_at, renewal.asked) = (Some(now + WINDOW_PAUSE), Some(now));
+        }
+        self.save(None).await
     }
 
     /// Finds out the type of the newest key where it is not stored, and warns where it stays:

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::concurrency::Permit;
 use super::error::ManageError;
+use super::load::clear_backoff;
 use super::services::{Certificate, Services};
 use super::status::status;
 use crate::certificate::Bundle;
@@ -110,6 +111,7 @@ impl Pass<'_> {
             // Another machine was faster.
             (self.record, self.revision) = (record, revision);
             self.adopt_wanted();
+            clear_backoff(&mut self.record, self.trigger);
         }
         Ok(true)
     }

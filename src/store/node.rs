@@ -82,6 +82,8 @@ impl std::str::FromStr for Role {
 struct Copied {
     id: u64,
     revision: Revision,
+    #[serde(default)]
+    stamp: u64,
     version: String,
 }
 
@@ -103,6 +105,8 @@ pub struct NodeStore {
     unannounced: Mutex<BTreeSet<Lineage>>,
     announce: Notify,
     is_issuer: AtomicBool,
+    /// Whether this is one command, which takes no issuer's place and waits for none.
+    is_command: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
     states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
     answers: tokio::sync::Mutex<Option<(Instant, Answers)>>,
@@ -128,6 +132,7 @@ impl NodeStore {
             unannounced: Mutex::default(),
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
+            is_command: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
@@ -138,6 +143,11 @@ impl NodeStore {
     #[must_use]
     pub fn shared(&self) -> &SharedStore {
         &self.shared
+    }
+
+    /// From now on this is the store of one command.
+    pub fn serve_command(&self) {
+        self.is_command.store(true, Ordering::SeqCst);
     }
 
     /// What this machine does for its fleet.
@@ -160,7 +170,9 @@ impl NodeStore {
                 tokio::time::sleep_until(at + ANSWERS_EVERY).await;
             }
             let now = Instant::now();
-            let before = known.take().map(|(_, answers)| answers).unwrap_or_default();
+            // A caller that stops waiting leaves what is known.
+            let before = known.as_ref().map(|(_, answers)| answers.clone());
+            let before = before.unwrap_or_default();
             let read = self.shared.answers(&before).await;
             // A store that is down is asked once a second too.
             *known = Some((now, read.as_ref().cloned().unwrap_or_default()));
@@ -206,6 +218,15 @@ impl NodeStore {
     async fn check_own(&self, lineage: &Lineage, expected: Revision) -> Result<(), StoreError> {
         let found = deletable(self.own.load(lineage).await)?;
         next_revision(format!("the record of {lineage}"), expected, found).map(drop)
+    }
+
+    /// Keeps a copy of an account, for a store that is wiped.
+    async fn copy_account(&self, ca: &str, account: &Secret) -> Result<(), StoreError> {
+        match self.own.account(ca).await? {
+            Some(own) if own == *account => Ok(()),
+            Some(own) => self.own.save_account(ca, account, &own).await,
+            None => self.own.create_account(ca, account).await.map(drop),
+        }
     }
 
     fn copied(&self, lineage: &Lineage) -> Option<Copied> {
@@ -315,7 +336,8 @@ impl Store for NodeStore {
     }
 
     fn is_issuer(&self) -> bool {
-        self.is_issuer.load(Ordering::SeqCst)
+        let is_either = |one: &AtomicBool| one.load(Ordering::SeqCst);
+        self.role == Role::Full && (is_either(&self.is_issuer) || is_either(&self.is_command))
     }
 
     async fn share(
@@ -341,8 +363,11 @@ impl Store for NodeStore {
             return Ok(None);
         }
         match self.shared.account(ca).await? {
-            Some(account) => Ok(Some(account)),
-            // That of a machine that was on its own before.
+            Some(account) => {
+                self.copy_account(ca, &account).await?;
+                Ok(Some(account))
+            }
+            // That of a machine that was on its own before, or of a store that was wiped.
             None => match self.own.account(ca).await? {
                 Some(own) => self.shared.create_account(ca, &own).await.map(Some),
                 None => Ok(None),
@@ -351,7 +376,9 @@ impl Store for NodeStore {
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
-        self.shared.create_account(ca, credentials).await
+        let account = self.shared.create_account(ca, credentials).await?;
+        self.copy_account(ca, &account).await?;
+        Ok(account)
     }
 
     async fn save_account(
@@ -360,7 +387,8 @@ impl Store for NodeStore {
         credentials: &Secret,
         before: &Secret,
     ) -> Result<(), StoreError> {
-        self.shared.save_account(ca, credentials, before).await
+        self.shared.save_account(ca, credentials, before).await?;
+        self.copy_account(ca, credentials).await
     }
 
     async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {

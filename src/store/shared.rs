@@ -57,6 +57,9 @@ struct Certificate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copy_of: Option<Lineage>,
     revision: Revision,
+    /// Drawn at each save of the record: a store that was restored counts its revisions again.
+    #[serde(default)]
+    stamp: u64,
     record: Option<Record>,
     options: Option<String>,
     /// The documents of the stored pairs.
@@ -84,11 +87,20 @@ fn of_ca(part: &str, ca: &str) -> String {
     format!("{part}/{}", Fingerprint::of(ca.as_bytes()))
 }
 
+/// What a save has made.
+pub(super) struct Saved {
+    pub(super) id: u64,
+    pub(super) revision: Revision,
+    pub(super) stamp: u64,
+}
+
 /// All that is stored of one certificate, with its version.
 #[derive(Clone)]
 pub(super) struct Copy {
+    pub(super) lineage: Lineage,
     pub(super) id: u64,
     pub(super) revision: Revision,
+    pub(super) stamp: u64,
     pub(super) version: Version,
     pub(super) record: Option<Record>,
     pub(super) options: Option<String>,
@@ -127,8 +139,10 @@ impl SharedStore {
     pub(super) async fn copy(&self, lineage: &Lineage) -> Result<Option<Copy>, StoreError> {
         let (stored, version) = self.certificate(lineage).await?;
         Ok(version.map(|version| Copy {
+            lineage: lineage.clone(),
             id: stored.id,
             revision: stored.revision,
+            stamp: stored.stamp,
             version,
             record: stored.record.map(|mut record| {
                 record.lineage = lineage.clone();
@@ -143,12 +157,12 @@ impl SharedStore {
     pub(super) async fn put_back(
         &self,
         record: &Record,
-        copy: (u64, Revision),
+        copy: (u64, Revision, u64),
         options: Option<String>,
         pair: Option<(Generation, Secret, String)>,
         before: Option<&Version>,
     ) -> Result<bool, StoreError> {
-        let (id, revision) = copy;
+        let (id, revision, stamp) = copy;
         let mut pairs = BTreeMap::new();
         if let (Some((generation, key, chain)), Some(issued)) = (pair, &record.issued) {
             let fingerprint = &issued.facts.fingerprint;
@@ -158,6 +172,7 @@ impl SharedStore {
             id,
             copy_of: None,
             revision,
+            stamp,
             record: Some(record.clone()),
             options,
             pairs,
@@ -176,6 +191,49 @@ impl SharedStore {
             Some((Lineage::parse(name).ok()?, version))
         });
         Ok(named.collect())
+    }
+
+    /// As [`Store::save`]; the stored record must also be the one of `stamp`, if it is given.
+    pub(super) async fn save_after(
+        &self,
+        record: &Record,
+        expected: Revision,
+        stamp: Option<u64>,
+        bundle: Option<&Bundle>,
+    ) -> Result<Saved, StoreError> {
+        let lineage = &record.lineage;
+        for _ in 0..ATTEMPTS {
+            let (mut stored, version) = self.certificate_to_write(lineage).await?;
+            let before = stored.record.take().map(|record| (record, stored.revision));
+            if stamp.is_some_and(|stamp| stamp != stored.stamp) {
+                let (subject, found) = (format!("the record of {lineage}"), stored.revision.0);
+                return Err(StoreError::Conflict { subject, found });
+            }
+            stored.stamp = SystemRandom.below(u64::MAX);
+            let new = record.issued.as_ref().filter(|_| bundle.is_some());
+            stored.revision = check_save(record, expected, before.as_ref(), new)?;
+            if let (Some(bundle), Some(issued)) = (bundle, new) {
+                let (fingerprint, key) = (&bundle.facts().fingerprint, bundle.key_pem());
+                let chain = bundle.chain_pem();
+                let pair = self.write_pair(fingerprint, key.clone(), chain).await?;
+                stored.pairs.insert(issued.generation, pair);
+            }
+            let old = take_old(&mut stored.pairs, record);
+            let saved = Saved {
+                id: stored.id,
+                revision: stored.revision,
+                stamp: stored.stamp,
+            };
+            stored.record = Some(record.clone());
+            let key = at(lineage);
+            let written = self.documents.swap(&key, &stored, version.as_ref());
+            // Options that were saved meanwhile do not conflict: the revision tells.
+            if written.await?.is_some() {
+                self.remove_pairs(old).await;
+                return Ok(saved);
+            }
+        }
+        Err(busy(&at(lineage)))
     }
 
     /// The certificate `id`, if it still has that name.
@@ -275,30 +333,8 @@ impl Store for SharedStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        let lineage = &record.lineage;
-        for _ in 0..ATTEMPTS {
-            let (mut stored, version) = self.certificate_to_write(lineage).await?;
-            let before = stored.record.take().map(|record| (record, stored.revision));
-            let new = record.issued.as_ref().filter(|_| bundle.is_some());
-            stored.revision = check_save(record, expected, before.as_ref(), new)?;
-            if let (Some(bundle), Some(issued)) = (bundle, new) {
-                let (fingerprint, key) = (&bundle.facts().fingerprint, bundle.key_pem());
-                let chain = bundle.chain_pem();
-                let pair = self.write_pair(fingerprint, key.clone(), chain).await?;
-                stored.pairs.insert(issued.generation, pair);
-            }
-            let old = take_old(&mut stored.pairs, record);
-            let revision = stored.revision;
-            stored.record = Some(record.clone());
-            let key = at(lineage);
-            let written = self.documents.swap(&key, &stored, version.as_ref());
-            // Options that were saved meanwhile do not conflict: the revision tells.
-            if written.await?.is_some() {
-                self.remove_pairs(old).await;
-                return Ok(revision);
-            }
-        }
-        Err(busy(&at(lineage)))
+        let saved = self.save_after(record, expected, None, bundle).await?;
+        Ok(saved.revision)
     }
 
     async fn bundle(

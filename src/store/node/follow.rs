@@ -37,6 +37,12 @@ pub(super) struct Following {
     described: Option<Instant>,
     /// The issuer's count, and since when it stands there.
     beat: Option<(u64, u64, Instant)>,
+    /// Those that must be compared again.
+    failed: Vec<Lineage>,
+    /// Whether the store was seen to compare and swap.
+    is_probed: bool,
+    /// Whether this machine has left the fleet.
+    has_left: bool,
     /// Whether the last look failed.
     is_down: bool,
 }
@@ -99,7 +105,6 @@ impl NodeStore {
     /// # Errors
     /// When the shared store cannot be read or written.
     pub async fn join(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
-        self.shared.claim().await?;
         match self.follow().await {
             Followed::Turn(turn) => Ok(turn.changed),
             Followed::Down(error, _) => Err(error),
@@ -107,15 +112,12 @@ impl NodeStore {
     }
 
     async fn turn(&self, following: &mut Following) -> Result<Turn, StoreError> {
-        let unannounced = std::mem::take(&mut *lock(&self.unannounced));
-        let written = self.write_fleet(following, &unannounced).await;
-        let promoted = match written {
-            Ok(promoted) => promoted,
-            Err(error) => {
-                lock(&self.unannounced).extend(unannounced);
-                return Err(error);
-            }
-        };
+        if !following.is_probed {
+            self.shared.probe().await?;
+            self.shared.claim().await?;
+            following.is_probed = true;
+        }
+        let promoted = self.announce_changes(following).await?;
         if promoted {
             tracing::info!("this machine does the scheduled work of its fleet");
         }
@@ -124,16 +126,52 @@ impl NodeStore {
             .copied
             .filter(|_| following.compared.is_some_and(is_whole));
         let missed = missed.and_then(|sequence| following.fleet.since(sequence));
-        let changed = match missed {
-            Some(missed) => self.sync_each(missed).await,
+        let sequence = following.fleet.sequence;
+        let synced = match missed {
+            Some(mut missed) => {
+                missed.append(&mut following.failed);
+                missed.sort();
+                missed.dedup();
+                self.sync_each(missed).await
+            }
             None => {
-                let changed = self.sync_all().await?;
+                let synced = self.sync_all().await?;
                 following.compared = Some(Instant::now());
-                changed
+                synced
             }
         };
-        following.copied = Some(following.fleet.sequence);
-        Ok(Turn { changed, promoted })
+        (following.copied, following.failed) = (Some(sequence), synced.failed);
+        // Those that this machine deletes must be gone at the next look.
+        let deleted = synced.changed.iter();
+        let deleted = deleted.filter(|(_, change)| *change == Change::Deleted);
+        let deleted: Vec<Lineage> = deleted.map(|(lineage, _)| lineage.clone()).collect();
+        following.failed.extend(deleted);
+        Ok(Turn {
+            changed: synced.changed,
+            promoted,
+        })
+    }
+
+    /// Announces own changes to the other machines; whether this machine has become the
+    /// issuer.
+    async fn announce_changes(&self, following: &mut Following) -> Result<bool, StoreError> {
+        let unannounced = std::mem::take(&mut *lock(&self.unannounced));
+        let written = self.write_fleet(following, &unannounced).await;
+        if written.is_err() {
+            lock(&self.unannounced).extend(unannounced);
+        }
+        written
+    }
+
+    /// Announces to the other machines what a command has changed.
+    pub async fn announce(&self) {
+        let mut following = self.follow.lock().await;
+        if lock(&self.unannounced).is_empty() {
+            return;
+        }
+        if let Err(error) = self.announce_changes(&mut following).await {
+            tracing::warn!("the other machines see the change within an hour: {error}");
+        }
     }
 
     /// Brings the document of the fleet up to date, and returns whether this machine has
@@ -175,7 +213,8 @@ impl NodeStore {
 
     /// Takes or keeps the issuer's place, if it is this machine's or free.
     fn seat(&self, fleet: &mut Fleet, following: &Following) {
-        if self.role == Role::Serve {
+        let is_command = self.is_command.load(Ordering::SeqCst);
+        if self.role == Role::Serve || is_command || following.has_left {
             return;
         }
         let is_gone = following
@@ -222,8 +261,12 @@ impl NodeStore {
     /// Frees the issuer's place, and takes this machine out of the fleet.
     pub async fn leave(&self) {
         let mut following = self.follow.lock().await;
+        following.has_left = true;
         if self.is_issuer.swap(false, Ordering::SeqCst) {
             let mut fleet = following.fleet.clone();
+            for lineage in std::mem::take(&mut *lock(&self.unannounced)) {
+                fleet.announce(lineage);
+            }
             fleet.issuer = None;
             // Otherwise another machine takes it after a minute.
             let _ = self

@@ -30,6 +30,15 @@ pub enum Change {
     Deleted,
 }
 
+/// The result of several comparisons.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// What has changed here.
+    pub changed: Vec<(Lineage, Change)>,
+    /// Those that must be compared again.
+    pub failed: Vec<Lineage>,
+}
+
 /// Whether two states of a certificate are equal for the fleet. The times of requests for a
 /// window are each machine's own: they change every few hours.
 pub(super) fn is_same(one: &Record, other: &Record) -> bool {
@@ -50,14 +59,13 @@ impl NodeStore {
     /// # Errors
     /// When the shared store cannot be listed, or the copies cannot be written. One damaged
     /// certificate does not affect the others.
-    pub async fn sync_all(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+    pub async fn sync_all(&self) -> Result<Synced, StoreError> {
         self.shared.claim().await?;
         let versions = self.shared.versions().await?;
         let is_copied = |lineage: &Lineage| {
+            let there = versions.get(lineage).map(|version| &version.0);
             let copied = self.copied(lineage);
-            copied.is_some_and(|copied| {
-                Some(&copied.version) == versions.get(lineage).map(|it| &it.0)
-            })
+            copied.is_some_and(|copied| Some(&copied.version) == there)
         };
         let mut stale: Vec<Lineage> = versions.keys().cloned().collect();
         let own = self.own.list().await?;
@@ -67,26 +75,36 @@ impl NodeStore {
     }
 
     /// Compares these certificates with the shared store.
-    pub(super) async fn sync_each(&self, lineages: Vec<Lineage>) -> Vec<(Lineage, Change)> {
+    pub(super) async fn sync_each(&self, lineages: Vec<Lineage>) -> Synced {
         let is_any = !lineages.is_empty();
-        let synced = stream::iter(lineages).map(async |lineage| {
-            let change = match self.sync(&lineage).await {
-                Ok(change) => change,
-                Err(error) => {
-                    tracing::warn!(%lineage, "its copy stays as it is: {error}");
-                    Change::None
-                }
-            };
+        let each = stream::iter(lineages).map(async |lineage| {
+            let change = self.sync_idle(&lineage).await;
             (lineage, change)
         });
-        let synced: Vec<_> = synced.buffer_unordered(SIDE_BY_SIDE).collect().await;
+        let each: Vec<_> = each.buffer_unordered(SIDE_BY_SIDE).collect().await;
         if is_any {
             self.keep_copies();
         }
-        let changed = synced.into_iter();
-        changed
-            .filter(|(_, change)| *change != Change::None)
-            .collect()
+        let mut synced = Synced::default();
+        for (lineage, change) in each {
+            match change {
+                Ok(Change::None) => {}
+                Ok(change) => synced.changed.push((lineage, change)),
+                Err(error) => {
+                    if !matches!(error, StoreError::Leased { .. }) {
+                        tracing::warn!(%lineage, "its copy stays as it is: {error}");
+                    }
+                    synced.failed.push(lineage);
+                }
+            }
+        }
+        synced
+    }
+
+    /// The same for one, while no pass works on it: its record must not change meanwhile.
+    async fn sync_idle(&self, lineage: &Lineage) -> Result<Change, StoreError> {
+        let _lease = self.own.lease(lineage).await?;
+        self.sync(lineage).await
     }
 
     /// Compares one certificate with the shared store.
@@ -110,7 +128,7 @@ impl NodeStore {
                     });
                 }
                 (Some(there), Some(copied))
-                    if there.id == copied.id && there.revision < copied.revision => {}
+                    if there.id == copied.id && self.is_older(there, copied).await? => {}
                 (Some(there), _) => match self.pull(lineage, there).await {
                     Err(StoreError::Conflict { .. }) => continue,
                     pulled => return pulled,
@@ -124,6 +142,18 @@ impl NodeStore {
         }
         let subject = format!("the record of {lineage}");
         Err(StoreError::Conflict { subject, found: 0 })
+    }
+
+    /// Whether the shared store has an older state than this machine. Of two states with one
+    /// number, as after a restore, that with the newer certificate counts.
+    async fn is_older(&self, there: &Copy, copied: &Copied) -> Result<bool, StoreError> {
+        if there.revision != copied.revision || there.stamp == copied.stamp {
+            return Ok(there.revision < copied.revision);
+        }
+        let issued = |record: &Record| record.issued.as_ref().map(|issued| issued.at);
+        let own = self.own.load(&there.lineage).await?;
+        let own = own.and_then(|(own, _)| issued(&own));
+        Ok(own > there.record.as_ref().and_then(issued))
     }
 
     /// Takes the state of the shared store over.
@@ -153,6 +183,7 @@ impl NodeStore {
         let copied = Copied {
             id: there.id,
             revision: there.revision,
+            stamp: there.stamp,
             version: there.version.0.clone(),
         };
         lock(&self.copies).insert(lineage.clone(), copied);
@@ -176,7 +207,13 @@ impl NodeStore {
         };
         let generation = new.map(|new| new.generation);
         let pair = match generation.filter(|one| !is_known(*one)) {
-            Some(generation) => self.shared.bundle(lineage, generation).await?,
+            Some(generation) => {
+                let pair = self.shared.bundle(lineage, generation).await?;
+                Some(pair.ok_or_else(|| StoreError::Corrupt {
+                    subject: format!("{lineage} in the shared store"),
+                    detail: format!("the pair of generation {generation} is missing"),
+                })?)
+            }
             None => None,
         };
         let is_older = |(old, new): (Generation, Generation)| old >= new;
@@ -203,9 +240,10 @@ impl NodeStore {
         let Some((record, _)) = self.own.load(lineage).await? else {
             return Ok(true);
         };
-        let (id, revision) = match &copied {
-            Some(copied) => (copied.id, copied.revision),
-            None => (SystemRandom.below(u64::MAX), Revision(1)),
+        let drawn = || SystemRandom.below(u64::MAX);
+        let (id, revision, stamp) = match &copied {
+            Some(copied) => (copied.id, copied.revision, copied.stamp),
+            None => (drawn(), Revision(1), drawn()),
         };
         let mut pair = None;
         if let Some(issued) = &record.issued {
@@ -218,9 +256,9 @@ impl NodeStore {
             record.without_deployments(),
         );
         let before = there.map(|there| &there.version);
-        let is_written = self
-            .shared
-            .put_back(&shared, (id, revision), options, pair, before);
+        let is_written =
+            self.shared
+                .put_back(&shared, (id, revision, stamp), options, pair, before);
         if !is_written.await? {
             return Ok(false);
         }
@@ -234,6 +272,7 @@ impl NodeStore {
         let copied = Copied {
             id,
             revision,
+            stamp,
             version,
         };
         lock(&self.copies).insert(lineage.clone(), copied);
@@ -248,24 +287,26 @@ impl NodeStore {
         bundle: Option<&Bundle>,
     ) -> Result<(), StoreError> {
         let lineage = &record.lineage;
-        let expected = self.copied(lineage).map_or(Revision(0), |it| it.revision);
+        if self.role == Role::Serve {
+            return Err(StoreError::OnlyServes);
+        }
+        let copied = self.copied(lineage);
+        let expected = copied.as_ref().map_or(Revision(0), |it| it.revision);
+        let stamp = copied.map(|copied| copied.stamp);
         let shared = record.without_deployments();
-        let saved = self.shared.save(&shared, expected, bundle).await;
+        let saved = self.shared.save_after(&shared, expected, stamp, bundle);
+        let saved = saved.await;
         if let Err(StoreError::Conflict { .. }) = saved {
             // The caller sees the newer state when it begins again.
             self.compare(lineage).await?;
         }
-        let revision = saved?;
-        let id = match self.copied(lineage) {
-            Some(copied) => copied.id,
-            None => { self.shared.copy(lineage).await?.map(|there| there.id) }.unwrap_or_default(),
-        };
-        // The version is read when this change is seen as one of the fleet's.
-        let version = String::new();
+        let saved = saved?;
         let copied = Copied {
-            id,
-            revision,
-            version,
+            id: saved.id,
+            revision: saved.revision,
+            stamp: saved.stamp,
+            // It is read when this change is seen as one of the fleet's.
+            version: String::new(),
         };
         lock(&self.copies).insert(lineage.clone(), copied);
         self.changed(lineage);

@@ -113,12 +113,17 @@ impl SharedStore {
         Ok((loaded.0.unwrap_or_default(), loaded.1))
     }
 
+    /// Refuses a server that does not compare and swap.
+    pub(in crate::store) async fn probe(&self) -> Result<(), StoreError> {
+        let probed = self.documents.documents.probe().await;
+        probed.map_err(failed("use", FLEET))
+    }
+
     /// Opens the document of the fleet, and makes it in a new store: a place of another fleet
     /// is refused before anything is written there, and so is one that cannot compare and swap.
     pub(in crate::store) async fn claim(&self) -> Result<(), StoreError> {
         if let (fleet, None) = self.fleet().await? {
-            let probed = self.documents.documents.probe().await;
-            probed.map_err(failed("use", FLEET))?;
+            self.probe().await?;
             // Another machine may be faster.
             self.swap_fleet(&fleet, None).await?;
             self.fleet().await?;
