@@ -143,6 +143,8 @@ fn name_of_the_second_key_makes_no_third_certificate() {
             "certs renew example.com_rsa",
         ],
     );
+    run(&mut verb(&ca, &["renew", RSA]), 0);
+    run(&mut ca.issue(&[NAME, BOTH, "--name", NAME]), 0);
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders);
     let printed = run(&mut verb(&ca, &["rename", NAME, "site"]), 0);
     assert_has(
@@ -469,7 +471,7 @@ fn hints_for_a_signing_request_name_no_option_of_issue() {
         &printed,
         &[
             "also has www.example.com",
-            "certs csr FILE with a new signing request for example.com www.example.com",
+            "make a new signing request for example.com www.example.com, then certs csr FILE",
             "certs csr FILE --name example.com",
         ],
     );

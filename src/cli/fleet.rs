@@ -34,7 +34,8 @@ impl Call {
         if fleet.store.is_none() || !works(verb) {
             return Ok(());
         }
-        if !is_run && fleet.role == Role::Serve && !matches!(verb, Verb::Reload { .. }) {
+        let may_follow = matches!(verb, Verb::Run(_) | Verb::Renew(_) | Verb::Reload { .. });
+        if fleet.role == Role::Serve && !may_follow {
             return Err(Failure::usage(
                 "this machine only serves the certificates of its fleet (role = \"serve\")",
                 "run this command on a machine of role full",
@@ -55,7 +56,7 @@ impl Call {
         };
         match joined {
             Ok(changed) => self.drop_deleted(&node, changed).await?,
-            Err(error) if is_run && is_unreachable(&error) => {
+            Err(error) if may_follow && is_unreachable(&error) => {
                 tracing::error!("{}", cannot_reach(&fleet, &error));
             }
             Err(error) => return Err(of_fleet(&fleet, error)),
@@ -184,11 +185,16 @@ pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String 
 fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
     let place = fleet.store.as_ref().map(ToString::to_string);
     let place = place.unwrap_or_default();
-    if let StoreError::Seal { .. } = &error {
-        return Failure::usage(
-            format!("the fleet's store at {place}: {error}"),
-            "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file",
-        );
+    if let StoreError::Seal { detail, .. } = &error {
+        let hint = match detail.contains("no seal_key_file") {
+            true => {
+                "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file"
+            }
+            false => {
+                "the file holds the fleet's key, 32 bytes in base64; only the user of certs may read it: chown and chmod 600"
+            }
+        };
+        return Failure::usage(format!("the fleet's store at {place}: {error}"), hint);
     }
     if let StoreError::Io {
         operation: "open", ..

@@ -215,7 +215,7 @@ fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) ->
             "for all of these names in one certificate: certs issue {all}; for a second certificate: certs issue {names} --name {new}; to take {lacking} out of {lineage}: certs issue {names} --name {lineage}"
         ),
         Some(_) => format!(
-            "for all of these names in one certificate: certs csr FILE with a new signing request for {all}; for a second certificate: certs csr FILE --name {new}; to take {lacking} out of {lineage}: certs csr FILE --name {lineage}"
+            "for all of these names in one certificate: make a new signing request for {all}, then certs csr FILE; for a second certificate: certs csr FILE --name {new}; to take {lacking} out of {lineage}: certs csr FILE --name {lineage}"
         ),
     };
     Failure::usage(

@@ -17,6 +17,7 @@ use crate::deploy::verify::SILENT;
 use crate::identifier::Identifier;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
 use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
+use crate::store::StoreError;
 use crate::time::{Clock, Timestamp};
 
 /// Targets and endpoints, and what each has.
@@ -78,8 +79,49 @@ impl<'p> Pass<'p> {
         Ok(pass)
     }
 
+    /// Whether this machine changes what a fleet shares: it has the right from now on, and the
+    /// newest record. Otherwise another machine does it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or another machine works on a user's request.
+    pub(super) async fn share(&mut self) -> Result<bool, ManageError> {
+        if self.shared.is_some() {
+            return Ok(true);
+        }
+        let (store, is_scheduled) = (&self.services.store, self.trigger == Trigger::Scheduled);
+        // A first certificate waits for no issuer: its configuration may lack the name.
+        let requested = !is_scheduled || self.record.issued.is_none();
+        self.shared = match store.share(self.lineage(), requested).await {
+            Err(StoreError::OnlyServes | StoreError::Leased { .. }) if is_scheduled => None,
+            shared => shared?,
+        };
+        if self.shared.is_none() {
+            return Ok(false);
+        }
+        if let Some((record, revision)) = store.load(self.lineage()).await?
+            && revision != self.revision
+        {
+            // Another machine was faster.
+            (self.record, self.revision) = (record, revision);
+            self.adopt_wanted();
+            clear_backoff(&mut self.record, self.trigger);
+        }
+        Ok(true)
+    }
+
+    /// The same for a step that nothing else can stand in for.
+    pub(super) async fn must_share(&mut self) -> Result<(), ManageError> {
+        match self.share().await? {
+            true => Ok(()),
+            false => {
+                let lineage = self.lineage().clone();
+                Err(StoreError::Leased { lineage }.into())
+            }
+        }
+    }
+
     /// Copies the wanted settings into the record, and returns whether they have changed.
-    pub(super) fn adopt_wanted(&mut self) -> bool {
+    fn adopt_wanted(&mut self) -> bool {
         let (record, wanted) = (&mut self.record, &self.certificate.wanted);
         let mut changed = adopt(record, wanted);
         if self.trigger == Trigger::Requested {

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::concurrency::Permit;
 use super::error::ManageError;
-use super::load::clear_backoff;
 use super::services::{Certificate, Services};
 use super::status::status;
 use crate::certificate::Bundle;
@@ -13,7 +12,7 @@ use crate::deploy::verify::VerifyError;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision, RevocationReason};
 use crate::renew::decide::is_verified;
-use crate::store::{Lease, StoreError};
+use crate::store::Lease;
 use crate::time::Timestamp;
 
 /// Why a pass runs, which determines when it orders. A command sends it to a sidecar that
@@ -89,42 +88,6 @@ impl Pass<'_> {
     /// Shows the phase of the work.
     pub(super) fn phase(&self, phase: &str) {
         self.services.phase(self.lineage(), phase);
-    }
-
-    /// Whether this machine changes what a fleet shares: it has the right from now on, and the
-    /// newest record. Otherwise another machine does it.
-    ///
-    /// # Errors
-    /// When the store cannot be reached, or another machine works on a user's request.
-    pub(super) async fn share(&mut self) -> Result<bool, ManageError> {
-        if self.shared.is_some() {
-            return Ok(true);
-        }
-        let (store, requested) = (&self.services.store, self.trigger != Trigger::Scheduled);
-        self.shared = store.share(self.lineage(), requested).await?;
-        if self.shared.is_none() {
-            return Ok(false);
-        }
-        if let Some((record, revision)) = store.load(self.lineage()).await?
-            && revision != self.revision
-        {
-            // Another machine was faster.
-            (self.record, self.revision) = (record, revision);
-            self.adopt_wanted();
-            clear_backoff(&mut self.record, self.trigger);
-        }
-        Ok(true)
-    }
-
-    /// The same for a step that nothing else can stand in for.
-    pub(super) async fn must_share(&mut self) -> Result<(), ManageError> {
-        match self.share().await? {
-            true => Ok(()),
-            false => {
-                let lineage = self.lineage().clone();
-                Err(StoreError::Leased { lineage }.into())
-            }
-        }
     }
 
     /// Saves the record, with `bundle` if one was issued.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::StoreError;
 use super::documents::directory::DirectoryDocuments;
@@ -23,8 +23,8 @@ const LONGEST_NAME: usize = 64;
 
 /// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
 /// password, and shows its origin only.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct StorePlace(Kind);
 
 #[derive(Clone, PartialEq, Eq)]
@@ -93,12 +93,10 @@ impl TryFrom<String> for StorePlace {
     }
 }
 
-impl From<StorePlace> for String {
-    fn from(place: StorePlace) -> Self {
-        match place.0 {
-            Kind::Directory(directory) => directory.display().to_string(),
-            Kind::Server(url) => url.expose().to_owned(),
-        }
+impl Serialize for StorePlace {
+    /// As it is shown.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

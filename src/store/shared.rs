@@ -18,7 +18,8 @@ mod sealed;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
 
+/// A lease that is not released within this time ends by itself.
+const RELEASED: Duration = Duration::from_secs(3);
 /// Writers that are faster than we are: each attempt reads the document again.
 const ATTEMPTS: u32 = 20;
 
@@ -109,7 +112,12 @@ pub(super) struct Copy {
 impl SharedStore {
     /// The store in `documents`, as the machine `node` sees it.
     pub(super) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
-        let documents = Arc::new(Sealed { documents, seal });
+        let releasing = Mutex::default();
+        let documents = Arc::new(Sealed {
+            documents,
+            seal,
+            releasing,
+        });
         Self { documents, node }
     }
 
@@ -128,6 +136,13 @@ impl SharedStore {
             stored = Certificate::new();
         }
         Ok((stored, Some(version)))
+    }
+
+    /// Returns once the released leases are gone: a process that ends leaves none behind.
+    pub(super) async fn settle(&self) {
+        let releasing = self.documents.releasing.lock();
+        let releasing = std::mem::take(&mut *releasing.unwrap_or_else(PoisonError::into_inner));
+        let _ = tokio::time::timeout(RELEASED, releasing.join_all()).await;
     }
 
     /// This machine's name.

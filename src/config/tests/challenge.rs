@@ -174,6 +174,9 @@ fn contradictions_of_one_table_prevent_its_order_alone() {
         settings.certificates[0].challenge.kind(),
         ChallengeKind::TlsAlpn01
     );
+    // As the hint says.
+    let case = Case::new(file).set("CERTS_WEBROOT", "/");
+    assert_eq!(case.sources().warnings, [""; 0]);
 }
 
 #[test]

@@ -23,6 +23,8 @@ const REMOVED: u8 = 0;
 const STORED: u8 = 1;
 /// A reader may be about to open the version before the newest.
 const KEPT: u64 = 2;
+/// After this time a removed challenge answer leaves nothing behind.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// A version that is removed between its listing and its opening is followed by a newer one.
 const TRIES: u32 = 20;
 
@@ -135,6 +137,22 @@ impl Root {
         })
     }
 
+    /// Whether it is a challenge answer that was removed long ago: no writer comes any more,
+    /// since its token is not used again.
+    fn is_forgotten(&self, below: &Path) -> bool {
+        let Ok(Some(newest)) = highest(below) else {
+            return false;
+        };
+        let file = below.join(name_of(newest));
+        let is_removed = fs::read(&file).is_ok_and(|content| content == [REMOVED]);
+        let age = fs::metadata(&file).and_then(|found| found.modified());
+        let age = age.ok().and_then(|at| at.elapsed().ok());
+        let is_answer = below
+            .strip_prefix(&self.root)
+            .is_ok_and(|key| key.starts_with("challenges"));
+        is_answer && is_removed && age.is_some_and(|age| age > FORGOTTEN)
+    }
+
     fn collect(
         &self,
         below: &Path,
@@ -149,6 +167,10 @@ impl Root {
             if path.is_dir() {
                 self.collect(&path, found)?;
             }
+        }
+        if self.is_forgotten(below) {
+            let _ = fs::remove_dir_all(below);
+            return Ok(());
         }
         let key = below.strip_prefix(&self.root).ok().and_then(Path::to_str);
         if let Some(key) = key

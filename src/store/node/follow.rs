@@ -165,6 +165,7 @@ impl NodeStore {
 
     /// Announces to the other machines what a command has changed.
     pub async fn announce(&self) {
+        self.shared.settle().await;
         let mut following = self.follow.lock().await;
         if lock(&self.unannounced).is_empty() {
             return;
@@ -275,7 +276,8 @@ impl NodeStore {
                 .await;
             following.version = None;
         }
-        self.shared.leave().await;
+        self.shared.settle().await;
+        self.shared.leave(self.process).await;
     }
 }
 

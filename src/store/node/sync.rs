@@ -120,6 +120,26 @@ impl NodeStore {
         for _ in 0..ATTEMPTS {
             let there = self.shared.copy(lineage).await?;
             let copied = self.copied(lineage);
+            let copied = match (&there, copied) {
+                // Another certificate has the name; this machine's was deleted before.
+                (Some(there), Some(own)) if there.id != own.id => {
+                    if self.was_deleted_here(lineage, &own).await? {
+                        return Ok(Change::Deleted);
+                    }
+                    None
+                }
+                (_, copied) => copied,
+            };
+            let copied = match (&there, copied) {
+                // A certificate counts more than an order that has brought none.
+                (Some(there), None) if self.has_more(there).await? => Some(Copied {
+                    id: there.id,
+                    revision: Revision(there.revision.0 + 1),
+                    stamp: SystemRandom.below(u64::MAX),
+                    version: String::new(),
+                }),
+                (_, copied) => copied,
+            };
             match (&there, &copied) {
                 (None, Some(copied)) if self.shared.was_deleted(lineage, copied.id).await? => {
                     return Ok(match self.own.load(lineage).await {
@@ -142,6 +162,19 @@ impl NodeStore {
         }
         let subject = format!("the record of {lineage}");
         Err(StoreError::Conflict { subject, found: 0 })
+    }
+
+    async fn was_deleted_here(&self, lineage: &Lineage, own: &Copied) -> Result<bool, StoreError> {
+        let is_here = !matches!(self.own.load(lineage).await, Ok(None));
+        Ok(is_here && self.shared.was_deleted(lineage, own.id).await?)
+    }
+
+    /// Whether this machine has a certificate, and the shared store has none of that name.
+    async fn has_more(&self, there: &Copy) -> Result<bool, StoreError> {
+        let is_issued = |record: &Record| record.issued.is_some();
+        let own = self.own.load(&there.lineage).await?;
+        let is_own = own.is_some_and(|(own, _)| is_issued(&own));
+        Ok(is_own && !there.record.as_ref().is_some_and(is_issued))
     }
 
     /// Whether the shared store has an older state than this machine. Of two states with one

@@ -368,3 +368,92 @@ async fn document_of_another_fleet_is_refused_and_stays() {
     assert!(matches!(foreign.follow().await, Followed::Down(..)));
     assert_eq!(documents.backup(), before);
 }
+
+#[tokio::test]
+async fn certificate_counts_more_than_an_order_that_has_brought_none() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    let failed = record("example.com");
+    let (own, bundle) = issued(&failed, 1);
+    one.save(&failed, Revision(0), None).await.unwrap();
+    other
+        .own
+        .save(&own, Revision(0), Some(&bundle))
+        .await
+        .unwrap();
+    turn(&other).await;
+    let (kept, _) = other.load(&own.lineage).await.unwrap().unwrap();
+    assert_eq!(kept.issued, own.issued);
+    turn(&one).await;
+    let (copy, _) = one.load(&own.lineage).await.unwrap().unwrap();
+    assert_eq!(copy.issued, own.issued);
+}
+
+#[tokio::test]
+async fn deleted_certificate_gives_way_to_a_new_one_of_its_name() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    let (old, bundle) = issued(&record("example.com"), 1);
+    let revision = one.save(&old, Revision(0), Some(&bundle)).await.unwrap();
+    turn(&one).await;
+    turn(&other).await;
+    // The other machine is off meanwhile.
+    one.delete(&old.lineage, revision).await.unwrap();
+    one.save(&record("example.com"), Revision(0), None)
+        .await
+        .unwrap();
+    turn(&one).await;
+    assert_eq!(
+        turn(&other).await.changed,
+        [(old.lineage.clone(), Change::Deleted)]
+    );
+    let (_, revision) = other.load(&old.lineage).await.unwrap().unwrap();
+    other.delete(&old.lineage, revision).await.unwrap();
+    turn(&other).await;
+    let (new, _) = other.load(&old.lineage).await.unwrap().unwrap();
+    assert_eq!(new.issued, None);
+}
+
+#[tokio::test]
+async fn restored_store_that_counts_again_takes_no_late_write() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    let mut first = record("example.com");
+    let revision = one.save(&first, Revision(0), None).await.unwrap();
+    turn(&one).await;
+    turn(&other).await;
+    let yesterday = documents.backup();
+    first.profile = Some("one".into());
+    let revision = one.save(&first, revision, None).await.unwrap();
+    documents.restore(yesterday);
+    let (mut theirs, before) = other.load(&first.lineage).await.unwrap().unwrap();
+    theirs.profile = Some("other".into());
+    other.save(&theirs, before, None).await.unwrap();
+    first.profile = Some("late".into());
+    let late = one.save(&first, revision, None).await;
+    assert!(matches!(late, Err(StoreError::Conflict { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn command_leaves_neither_lease_nor_unannounced_change() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    turn(&other).await;
+    one.serve_command();
+    one.sync_all().await.unwrap();
+    let record = record("example.com");
+    let lease = one.share(&record.lineage, false).await.unwrap();
+    assert!(lease.is_some(), "a command of a timer waits for no issuer");
+    one.save(&record, Revision(0), None).await.unwrap();
+    drop(lease);
+    one.announce().await;
+    assert!(
+        documents
+            .backup()
+            .keys()
+            .all(|key| !key.starts_with("leases/"))
+    );
+    let changed = turn(&other).await.changed;
+    assert_eq!(changed, [(record.lineage, Change::Stored)]);
+    assert!(!other.is_command.load(Ordering::SeqCst) && other.is_issuer());
+}

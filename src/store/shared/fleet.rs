@@ -181,9 +181,13 @@ impl SharedStore {
     }
 
     /// Removes this machine's own document.
-    pub(in crate::store) async fn leave(&self) {
+    pub(in crate::store) async fn leave(&self, process: u64) {
         let key = format!("nodes/{}", self.node);
-        if let Ok(Some((_, version))) = self.documents.load::<FleetNode>(&key).await {
+        let stored = self.documents.load::<FleetNode>(&key).await;
+        // Another machine may have the same name.
+        if let Ok(Some((node, version))) = stored
+            && node.process == process
+        {
             let _ = self.documents.remove(&key, &version).await;
         }
     }

@@ -124,10 +124,14 @@ impl Drop for SharedLease {
         let latest = self.latest.clone();
         // Without a runtime, as at the end of the process, the lease ends by its time.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
+            let release = async move {
                 let version = lock(&latest).clone();
                 let _ = documents.remove(&key, &version).await;
-            });
+            };
+            let releasing = self.documents.releasing.lock();
+            let mut releasing = releasing.unwrap_or_else(PoisonError::into_inner);
+            while releasing.try_join_next().is_some() {}
+            releasing.spawn_on(release, &runtime);
         }
     }
 }

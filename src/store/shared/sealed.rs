@@ -3,10 +3,11 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 
 use crate::store::StoreError;
 use crate::store::documents::{Document, Documents, DocumentsError, Version};
@@ -17,6 +18,8 @@ use crate::store::seal::Seal;
 pub(super) struct Sealed {
     pub(super) documents: Arc<dyn Documents>,
     pub(super) seal: Seal,
+    /// The leases that are being released.
+    pub(super) releasing: Mutex<JoinSet<()>>,
 }
 
 /// A document that was read, and the version to write it against.

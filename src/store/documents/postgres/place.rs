@@ -125,6 +125,11 @@ fn tls(
     });
     let default = if is_near { "prefer" } else { "verify-full" };
     Ok(match mode.unwrap_or(default) {
+        weak @ ("disable" | "prefer") if !is_near => {
+            return Err(format!(
+                "sslmode={weak}: without TLS the server must be in a private network"
+            ));
+        }
         "disable" => Tls::Never,
         "prefer" => Tls::Preferred(Secure::unverified()?),
         "require" => Tls::Always(Secure::unverified()?),
@@ -209,8 +214,10 @@ mod tests {
         ] {
             assert!(matches!(of(near), Tls::Preferred(_)), "{near}");
         }
-        let never = of("postgres://me@db.example.com/certs?sslmode=disable");
-        assert!(matches!(never, Tls::Never));
+        let far = place("postgres://me@db.example.com/certs?sslmode=disable", &[]);
+        assert!(far.is_err());
+        let near = of("postgres://me@db/certs?sslmode=disable");
+        assert!(matches!(near, Tls::Never));
     }
 
     #[test]
