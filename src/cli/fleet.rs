@@ -186,7 +186,8 @@ fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
     let place = fleet.store.as_ref().map(ToString::to_string);
     let place = place.unwrap_or_default();
     if let StoreError::Seal { detail, .. } = &error {
-        let hint = match detail.contains("no seal_key_file") {
+        let is_unset = detail.starts_with("no seal_key_file");
+        let hint = match is_unset {
             true => {
                 "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file"
             }
