@@ -15,6 +15,7 @@ mod factory;
 mod generated;
 mod import;
 mod install;
+mod inventory;
 mod issue;
 mod kept;
 mod labels;

@@ -110,13 +110,15 @@ pub(crate) fn read_short(path: &Path) -> io::Result<(String, Metadata)> {
     Ok((text, found))
 }
 
+/// More than any file of the data directory, in bytes.
+pub(crate) const LARGEST_DATA: u64 = 16 << 20;
+
 /// The text of a file of the data directory; `None` if it does not exist. The directory's
 /// owner can put a link, a pipe or an endless file in its place: they are refused.
 pub(crate) fn read_data(path: &Path) -> io::Result<Option<String>> {
-    const LARGEST: u64 = 16 << 20;
     match Directory::of(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.and_then(|(directory, name)| directory.text(name, LARGEST)),
+        found => found.and_then(|(directory, name)| directory.text(name, LARGEST_DATA)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The name of a certificate through its renewals, safe as a file name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -57,6 +57,47 @@ pub(crate) fn meant<'k>(names: &[Identifier], known: &'k [Known]) -> Meant<'k> {
         Some(one) if grows(one) => Meant::Known(&one.lineage),
         Some(one) => Meant::Lacks(one),
         None => best(&|one| !one.issued.is_disjoint(&set)).map_or(Meant::New, Meant::Lacks),
+    }
+}
+
+/// Many certificates, found by the names in them: only those that share a name with a request
+/// can be meant by it.
+pub(crate) struct ByName<'k> {
+    known: &'k [Known],
+    by_name: BTreeMap<&'k Identifier, Vec<usize>>,
+    by_lineage: BTreeMap<&'k Lineage, usize>,
+}
+
+impl<'k> ByName<'k> {
+    pub(crate) fn new(known: &'k [Known]) -> Self {
+        let mut by_name: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (place, one) in known.iter().enumerate() {
+            for name in one.wanted.union(&one.issued) {
+                by_name.entry(name).or_default().push(place);
+            }
+        }
+        let lineages = known.iter().enumerate();
+        Self {
+            known,
+            by_name,
+            by_lineage: lineages.map(|(place, one)| (&one.lineage, place)).collect(),
+        }
+    }
+
+    /// The one of that name.
+    pub(crate) fn named(&self, lineage: &Lineage) -> Option<&'k Known> {
+        let place = self.by_lineage.get(lineage)?;
+        self.known.get(*place)
+    }
+
+    /// Those that `names` may mean, in the order of all.
+    pub(crate) fn near(&self, names: &[Identifier]) -> impl Iterator<Item = &'k Known> {
+        let shared = names.iter().filter_map(|name| self.by_name.get(name));
+        let mut near: BTreeSet<usize> = shared.flatten().copied().collect();
+        let first = names.first().map(Lineage::of);
+        near.extend(first.and_then(|first| self.by_lineage.get(&first)));
+        let known = self.known;
+        near.into_iter().filter_map(|place| known.get(place))
     }
 }
 

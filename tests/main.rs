@@ -46,6 +46,7 @@ mod labels;
 mod language;
 mod links;
 mod manners;
+mod many;
 mod oddities;
 mod orphans;
 mod partial;

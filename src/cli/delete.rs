@@ -103,7 +103,7 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
 
 /// The outputs of all certificates, stored or configured.
 async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
-    let mut all = as_stored(&call.sources, settings).await;
+    let mut all = as_stored(&call.sources, settings);
     let configured = call.sources.settings(&Purpose::All);
     // What is invalid is reported by the commands that use it.
     all.extend(configured.into_iter().flat_map(|read| read.certificates));
@@ -191,13 +191,14 @@ async fn withdraw(
     let file = Confirmed::file_for(&settings.data_dir);
     let withdrawn = async {
         let configured = call.sources.settings(&Purpose::All)?;
-        let stored = recall(&call.sources, settings).await?;
+        let stored = recall(&call.sources, settings)?;
         let mut others = configured.certificates;
         for (_, stored) in stored.into_iter().filter(|(name, _)| name != lineage) {
             others.push(stored?);
         }
         for one in &others {
-            rights.retain(|right| !one.rights().contains(right));
+            let theirs = one.rights();
+            rights.retain(|right| !theirs.contains(right));
         }
         let withdrawn = Confirmed::withdraw(&file, &rights);
         withdrawn.map_err(|error| Failure::store(error.to_string()))

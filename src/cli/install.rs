@@ -189,7 +189,7 @@ impl Work<'_> {
     /// Names the certificates that are still renewed, through an nginx that no longer answers
     /// their challenges.
     async fn say_renewed(&self, undone: &[Undone]) -> Result<(), Failure> {
-        let stored = meant::stored(&self.settings.data_dir).await?;
+        let stored = meant::stored(&self.settings.data_dir)?;
         let is_of = |known: &&Known| {
             let mut names = undone.iter().map(|one| &one.subject.name);
             names.any(|name| *name == known.lineage.as_str())

@@ -142,7 +142,7 @@ impl Work<'_> {
             let is_unfinished = one.origin == Some(Origin::Install);
             one.lineage == *lineage && (is_unfinished || one.deploy.is_empty())
         };
-        let stored = as_stored(&self.call.sources, self.settings).await;
+        let stored = as_stored(&self.call.sources, self.settings);
         let mut found = stored.into_iter().find(is_meant)?;
         if found.origin == Some(Origin::Install) {
             found.origin = Some(Origin::Command);

@@ -113,7 +113,9 @@ impl Worker for Sidecar {
         }
         // Nor does its output, but a stored certificate stays in its own.
         let mut settings = settings.clone();
-        settings.output = stored.map_or(Some(factory.output().clone()), |stored| stored.output);
+        settings.output = stored.map_or(Some(factory.output().clone()), |stored| {
+            stored.output.clone()
+        });
         let certificate = factory.certificate(&settings)?;
         factory.publish_by(&settings)?;
         let pass = self.handle.work(certificate, trigger);
