@@ -31,6 +31,7 @@ mod origin;
 mod presets;
 mod problem;
 mod read;
+mod recollection;
 mod remembered;
 mod repeated;
 mod resolve;
@@ -59,7 +60,8 @@ pub(crate) use keys::{
 };
 pub(crate) use origin::Origin;
 pub(crate) use problem::ConfigProblem;
-pub(crate) use remembered::{Recollection, Remembered, StoredSettings};
+pub(crate) use recollection::Recollection;
+pub(crate) use remembered::{Remembered, StoredSettings};
 pub(crate) use resolve::{Purpose, Sources, USUAL_DATA_DIR};
 pub(crate) use schema::schema;
 

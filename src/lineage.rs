@@ -200,6 +200,42 @@ mod tests {
     }
 
     #[test]
+    fn names_mean_the_same_among_those_nearby_as_among_all() {
+        let set = |names: &[usize]| -> BTreeSet<Identifier> {
+            let names = names.iter().map(|n| format!("n{n}.example"));
+            names
+                .map(|name| Identifier::parse(&name).unwrap())
+                .collect()
+        };
+        // Every certificate shares names with its neighbours, and some have another's name.
+        let known: Vec<Known> = (0..60)
+            .map(|n| Known {
+                lineage: Lineage::parse(&format!("n{}.example", (n * 7) % 60)).unwrap(),
+                wanted: set(&[n, n + 1, n + n % 3]),
+                issued: if n % 4 == 0 {
+                    BTreeSet::new()
+                } else {
+                    set(&[n, n + n % 2])
+                },
+                is_second: n % 5 == 0,
+            })
+            .collect();
+        let index = ByName::new(&known);
+        for first in 0..62 {
+            for other in [first, first + 1, first + 2, 61 - first.min(61)] {
+                let names = [set(&[first]), set(&[other])].into_iter().flatten();
+                let names: Vec<Identifier> = names.collect();
+                let near: Vec<Known> = index.near(&names).cloned().collect();
+                assert_eq!(meant(&names, &near), meant(&names, &known), "{names:?}");
+            }
+        }
+        let near = index.near(&["n3.example".parse().unwrap()]).count();
+        assert!(near < 8, "{near} of 60");
+        let named = index.named(&known[9].lineage).unwrap();
+        assert_eq!(named, &known[9]);
+    }
+
+    #[test]
     fn meant_is_the_same_set_or_a_smaller_one_in_any_order() {
         let set = |names: &str| -> Vec<Identifier> {
             names

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::inventory::Inventory;
+pub(super) use super::inventory::{existing_store, open_store};
 use crate::config::{
     CertificateSettings, Configured, OutputSettings, Recollection, Remembered, Settings, Sources,
     USUAL_DATA_DIR,
@@ -16,31 +17,6 @@ use crate::files::trust;
 use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
-
-pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
-    check_old_place(&directory)?;
-    FileStore::open(directory).map_err(Failure::on("store"))
-}
-
-/// The store, for reading; `None` if nothing is stored.
-pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
-    check_old_place(&directory)?;
-    FileStore::existing(directory).map_err(Failure::on("store"))
-}
-
-/// Earlier packages kept the data directory one level below.
-fn check_old_place(directory: &Path) -> Result<(), Failure> {
-    let (old, shown) = (directory.join("data"), directory.display());
-    let is_old = old.join("records").is_dir() && !directory.join("records").is_dir();
-    if !is_old {
-        return Ok(());
-    }
-    let old = old.display();
-    Err(Failure::usage(
-        format!("{shown} has no certificates, but {old} does: an earlier package kept them there"),
-        format!("stop certs run and move them: mv {old}/* {shown}/ && rmdir {old}"),
-    ))
-}
 
 /// Where else certificates may be, for a command that found none in `data_dir`.
 pub(super) fn none_in(data_dir: &Path) -> String {

@@ -2,9 +2,8 @@
 //! needs to know before it works on one. It orders nothing.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::catalog::existing_store;
 use crate::config::{CertificateSettings, DirectoryUrl, Remembered, Settings, StoredSettings};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
@@ -12,6 +11,31 @@ use crate::lineage::{Known, Lineage};
 use crate::record::Record;
 use crate::store::StoreError;
 use crate::store::fs::{FileStore, Together};
+
+pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
+    check_old_place(&directory)?;
+    FileStore::open(directory).map_err(Failure::on("store"))
+}
+
+/// The store, for reading; `None` if nothing is stored.
+pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
+    check_old_place(&directory)?;
+    FileStore::existing(directory).map_err(Failure::on("store"))
+}
+
+/// Earlier packages kept the data directory one level below.
+fn check_old_place(directory: &Path) -> Result<(), Failure> {
+    let (old, shown) = (directory.join("data"), directory.display());
+    let is_old = old.join("records").is_dir() && !directory.join("records").is_dir();
+    if !is_old {
+        return Ok(());
+    }
+    let old = old.display();
+    Err(Failure::usage(
+        format!("{shown} has no certificates, but {old} does: an earlier package kept them there"),
+        format!("stop certs run and move them: mv {old}/* {shown}/ && rmdir {old}"),
+    ))
+}
 
 /// All stored certificates, by name.
 #[derive(Debug, Default)]

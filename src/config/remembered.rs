@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::check;
 use super::key::KeyTable;
 use super::keys::CertificateLayer;
-use super::problem::{ConfigProblem, Given, SettingOrigin};
+use super::problem::{Given, SettingOrigin};
 use super::read::{Entry, Strength};
-use super::resolve::Sources;
 use super::{CertificateSettings, DirectoryUrl, SharedSettings};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -132,52 +130,6 @@ fn split(json: &str) -> Option<(Vec<Identifier>, &str)> {
     let (names, rest) = names.split_once("\n  ],\n")?;
     let head: Head = serde_json::from_str(&format!("{{\"lineage\": {name}{names}]}}")).ok()?;
     Some((head.names, rest))
-}
-
-/// Makes the settings of many stored certificates, as [`Sources::remembered`] does: once for
-/// all that share the stored ones, as far as their names permit.
-pub(crate) struct Recollection<'s> {
-    sources: &'s Sources,
-    /// By the address of the stored settings, which are kept, too.
-    made: BTreeMap<usize, (Arc<SharedSettings>, Arc<SharedSettings>)>,
-}
-
-impl<'s> Recollection<'s> {
-    pub(crate) fn new(sources: &'s Sources) -> Self {
-        Self {
-            sources,
-            made: BTreeMap::new(),
-        }
-    }
-
-    /// The settings of a stored certificate that is not configured.
-    ///
-    /// # Errors
-    /// Every problem of the sources with that certificate.
-    pub(crate) fn of(
-        &mut self,
-        stored: &Remembered,
-    ) -> Result<CertificateSettings, Vec<ConfigProblem>> {
-        let Remembered::Whole(whole) = stored else {
-            return self.sources.remembered(stored);
-        };
-        let address = Arc::as_ptr(&whole.shared) as usize;
-        if let Some((_, shared)) = self.made.get(&address) {
-            let same = CertificateSettings {
-                shared: shared.clone(),
-                ..(**whole).clone()
-            };
-            if check::names_fit(&same) {
-                return Ok(same);
-            }
-        }
-        let made = self.sources.remembered(stored)?;
-        if made.cannot_order.is_none() && check::names_fit(whole) {
-            let both = (whole.shared.clone(), made.shared.clone());
-            self.made.insert(address, both);
-        }
-        Ok(made)
-    }
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ mod tests {
             concurrency.shrink();
         }
         assert_eq!(taken(&mut permits), 1);
-        // A success takes back a refusal that has forgotten none yet.
+        // A success makes up for a refusal that has forgotten none yet.
         permits[0].succeeded(MOST_ORDERING);
         assert_eq!(taken(&mut permits), 2);
         permits[0].refused();

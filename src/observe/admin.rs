@@ -124,7 +124,7 @@ pub(crate) fn router(shown: Shown, hosts: HostNames) -> Router {
         .layer(guard)
 }
 
-/// More lines help nobody, and a load balancer asks often.
+/// More lines help no reader, and a load balancer asks often.
 const MOST_LINES: usize = 1000;
 
 async fn readyz(State(shown): State<Shown>) -> Response {

@@ -87,6 +87,11 @@ impl Board {
         rests.then_some(status.next_at)
     }
 
+    /// Takes no more memory than the states need.
+    pub(crate) fn compact(&self) {
+        self.write().compact();
+    }
+
     fn get(&self, lineage: &Lineage) -> Option<Status> {
         self.read().get(lineage)
     }
@@ -210,5 +215,108 @@ impl Board {
     fn write(&self) -> RwLockWriteGuard<'_, Certificates> {
         let board = self.certificates.write();
         board.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::{Action, Proof};
+    use super::*;
+    use crate::identifier::Identifier;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn status(number: usize) -> Status {
+        let identifier = Identifier::parse(&format!("n{number}.example")).unwrap();
+        Status {
+            name: Lineage::of(&identifier),
+            identifiers: [identifier].into(),
+            ca: "https://ca".into(),
+            issued_by: Some("https://ca".into()),
+            not_after: Some(NOW + std::time::Duration::from_secs(number as u64)),
+            next_action: Action::Issue,
+            next_at: NOW + std::time::Duration::from_secs(1 + number as u64),
+            generation_issued: Some(Generation(1)),
+            generation_served: None,
+            served: BTreeMap::new(),
+            rolled_back_to: None,
+            complete: true,
+            excluded: Vec::new(),
+            proof: Proof::default(),
+            proven: false,
+            overdue: false,
+            critical: false,
+            orphaned: false,
+            orphaned_why: None,
+            denied: Vec::new(),
+            not_renewable: None,
+            revoked: BTreeMap::new(),
+            to_be_revoked: None,
+            renaming: None,
+            last_error: (number % 10 == 3).then(|| format!("{number} failed")),
+            requested_by: None,
+        }
+    }
+
+    #[test]
+    fn states_come_back_as_they_were_posted_and_share_what_is_the_same() {
+        let board = Board::default();
+        let posted: Vec<Status> = (0..500).map(status).collect();
+        for status in &posted {
+            board.post(status.clone());
+        }
+        board.compact();
+        let mut sorted = posted.clone();
+        sorted.sort_by(|one, other| one.name.cmp(&other.name));
+        assert_eq!(board.all(), sorted);
+        // One for those without an error, and one for each that has one.
+        assert_eq!(board.read().kinds(), 1 + 50);
+        board.retain(&posted[..2].iter().map(|one| one.name.clone()).collect());
+        assert_eq!(board.all(), posted[..2]);
+    }
+
+    #[test]
+    fn state_is_read_as_known_or_new_once() {
+        let board = Board::default();
+        let (one, mut other) = (status(1), status(2));
+        board.post(one.clone());
+        board.post(other.clone());
+        other.last_error = Some("meanwhile".into());
+        for status in [&one, &other, &status(4)] {
+            board.post_read(status.clone());
+        }
+        let read = [&one, &other, &status(4), &one].map(|one| board.take_read(&one.name));
+        assert_eq!(
+            read,
+            [Some(Read::Known), Some(Read::New), Some(Read::New), None]
+        );
+    }
+
+    #[test]
+    fn only_what_is_published_and_needs_nothing_rests() {
+        let board = Board::default();
+        let rests = |change: fn(&mut Status), live: Option<u64>| {
+            let mut status = status(1);
+            change(&mut status);
+            board.post(status.clone());
+            let until = board.rests_until(&status.name, live.map(Generation), NOW);
+            assert!(until.is_none_or(|until| until == status.next_at));
+            until.is_some()
+        };
+        assert!(rests(|_| (), Some(1)));
+        assert!(!rests(|_| (), None) && !rests(|_| (), Some(2)));
+        let changes: [fn(&mut Status); 5] = [
+            |status| status.next_at = NOW,
+            |status| status.complete = false,
+            |status| status.last_error = Some("failed".into()),
+            |status| status.proof.state = ProofState::NotProven,
+            |status| {
+                let seen = crate::record::Served::none(NOW);
+                status.served.insert("localhost:443".into(), seen);
+            },
+        ];
+        for change in changes {
+            assert!(!rests(change, Some(1)));
+        }
     }
 }

@@ -137,6 +137,13 @@ impl Agenda {
         }
     }
 
+    /// Takes no more memory than its entries need: a tree to which they came in order is half
+    /// empty.
+    pub(super) fn compact(&mut self) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        self.idle = std::mem::take(&mut self.idle).into_iter().collect();
+    }
+
     /// Makes a pass over every certificate due `now`.
     pub(super) fn restart(&mut self, now: Timestamp) {
         self.retain(|_, entry| {

@@ -22,7 +22,7 @@ pub(super) struct Files {
     looked: Option<Timestamp>,
     /// Whether there are files to check.
     any: bool,
-    /// The last certificate of the check before; `None`: the next one begins anew.
+    /// The last certificate of the check before; `None`: the next one is about the first.
     last: Option<Lineage>,
 }
 

@@ -120,6 +120,8 @@ impl Supervisor {
             let due = self.first_pass(&certificate, found, &mut resting);
             self.adopt(certificate, is_as_read, due);
         }
+        self.agenda.compact();
+        self.board.compact();
         match first {
             Some(error) if !prepared => Err(error),
             _ => Ok(()),

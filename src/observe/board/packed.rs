@@ -85,6 +85,16 @@ impl Certificates {
         }
     }
 
+    /// How many different states there are but for what is kept for each.
+    #[cfg(test)]
+    pub(super) fn kinds(&self) -> usize {
+        let kinds = self
+            .packed
+            .values()
+            .map(|packed| Arc::as_ptr(&packed.shared));
+        kinds.collect::<BTreeSet<_>>().len()
+    }
+
     pub(super) fn has(&self, name: &Lineage) -> bool {
         self.packed.contains_key(name)
     }
@@ -96,6 +106,12 @@ impl Certificates {
     /// Each state in turn, by name.
     pub(super) fn all(&self) -> impl Iterator<Item = Status> {
         self.packed.iter().map(|(name, packed)| packed.status(name))
+    }
+
+    /// Takes no more memory than the states need: a tree to which they came in order is half
+    /// empty.
+    pub(super) fn compact(&mut self) {
+        self.packed = std::mem::take(&mut self.packed).into_iter().collect();
     }
 
     /// Removes all but `kept`.
