@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::inventory::Inventory;
 pub(super) use super::inventory::{existing_store, open_store};
@@ -15,7 +15,6 @@ use crate::deploy::confirmed::{Confirmed, Right};
 use crate::failure::{Failure, hint_for};
 use crate::files::trust;
 use crate::lineage::Lineage;
-use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 
 /// Where else certificates may be, for a command that found none in `data_dir`.

@@ -62,21 +62,16 @@ impl Certificates {
         let identifiers = std::mem::take(&mut status.identifiers);
         let (not_after, next_at) = (status.not_after.take(), status.next_at);
         status.next_at = Timestamp::from_seconds(0);
-        // The name of the first is that of all.
-        let mut found = None;
-        for one in &self.recent {
+        let found = self.recent.iter().position(|one| {
+            // The name of the first is that of all.
             status.name.clone_from(&one.name);
-            if **one == status {
-                found = Some(one.clone());
-                break;
-            }
-        }
-        let shared = found.unwrap_or_else(|| {
-            let shared = Arc::new(status);
-            self.recent.truncate(RECENT - 1);
-            self.recent.push_front(shared.clone());
-            shared
+            **one == status
         });
+        let found = found.and_then(|place| self.recent.remove(place));
+        let shared = found.unwrap_or_else(|| Arc::new(status));
+        // The one that was used last is looked at first.
+        self.recent.truncate(RECENT - 1);
+        self.recent.push_front(shared.clone());
         Packed {
             shared,
             identifiers: identifiers.into_iter().collect(),
