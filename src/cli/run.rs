@@ -51,9 +51,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let notifier = Arc::new(Notifier::connect(&call.environment));
     let board = Board::default();
-    let (configured, labels, mut not_kept) = all(&call, &board).await?;
-    let mut settings = with_labels(&call.sources, &configured, &labels);
-    settings.gives_up_root = sandbox::gives_up_root(&settings);
+    let (configured, labels, mut not_kept, mut settings) = all(&call, &board).await?;
     let mut bound = Bound::new(&call, &settings).await?;
     let known = std::mem::take(&mut not_kept.known);
     let factory = factory(&call, &settings, known, &mut bound)?;
@@ -112,15 +110,19 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     ended.and(supervising.await.map_err(failed))
 }
 
-/// The configured and stored certificates, the labels of containers, and what is not kept of the
-/// store.
-async fn all(call: &Call, board: &Board) -> Result<(Settings, Labels, NotKept), Failure> {
+/// The certificates that are configured and kept of the store, the labels of containers, what is
+/// not kept of the store, and the certificates with those of the labels.
+type All = (Settings, Labels, NotKept, Settings);
+
+async fn all(call: &Call, board: &Board) -> Result<All, Failure> {
     let mut configured = call.sources.settings(&Purpose::All)?;
     let stored = read_stored(&configured.data_dir, board)?;
     meant::relate(&call.sources, &mut configured, &stored);
     let labels = Labels::open(&configured.data_dir)?;
     let not_kept = keep_stored(&call.sources, &mut configured, &labels, stored).await?;
-    Ok((configured, labels, not_kept))
+    let mut settings = with_labels(&call.sources, &configured, &labels);
+    settings.gives_up_root = sandbox::gives_up_root(&settings);
+    Ok((configured, labels, not_kept, settings))
 }
 
 fn warn_if_empty(settings: &Settings) {

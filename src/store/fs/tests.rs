@@ -190,7 +190,7 @@ async fn together_is_what_each_has_alone() {
     }
     let lineage = |name: &str| Lineage::parse(name).unwrap();
     { store.save_options(&lineage("a.example"), "{}").await }.unwrap();
-    // Options alone are no certificate yet.
+    // Options without a record make no certificate.
     { store.save_options(&lineage("d.example"), "{}").await }.unwrap();
     let records = directory.path().join("data/records");
     std::fs::write(records.join("c.example/record.json"), "{").unwrap();
