@@ -47,7 +47,7 @@ use async_trait::async_trait;
 
 pub use account::{AccountSettings, is_registered};
 pub use account_change::{AccountChange, AccountState};
-pub(crate) use answers::left_record;
+pub(crate) use answers::{left_record, remove_left};
 pub use client::{Client, ClientSettings};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, OutsideValidity, Phase};
 pub use exchange::Exchange;

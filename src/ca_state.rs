@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fingerprint::Fingerprint;
 use crate::time::Timestamp;
 
 /// The stored state of one CA.
@@ -20,6 +21,26 @@ pub struct CaState {
     /// The outage; `None` while the CA is reachable.
     #[serde(default)]
     pub outage: Option<Outage>,
+    /// The keys of revoked certificates, oldest first; in the state of [`EVERY_CA`] alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked_keys: Vec<Fingerprint>,
+}
+
+/// In place of the URL of a CA, for what holds at each of them.
+pub const EVERY_CA: &str = "every-ca";
+
+impl CaState {
+    /// The most keys that are kept: no state grows for ever.
+    const MOST_KEYS: usize = 10_000;
+
+    /// Keeps the key of a revoked certificate.
+    pub fn note_revoked_key(&mut self, key: Fingerprint) {
+        if !self.revoked_keys.contains(&key) {
+            self.revoked_keys.push(key);
+            let surplus = self.revoked_keys.len().saturating_sub(Self::MOST_KEYS);
+            self.revoked_keys.drain(..surplus);
+        }
+    }
 }
 
 /// The rate limits of a CA, as Let's Encrypt names them.

@@ -33,9 +33,10 @@ use crate::identifier::Identifier;
 use crate::text::printable;
 use crate::time::Timestamp;
 
-pub(crate) use chain::serial_of;
+pub(crate) use chain::{certified_key, key_fingerprint, serial_of};
 pub use known::BundleCache;
 pub use request::SigningRequest;
+pub(crate) use request::verify_request;
 pub use secret::{Secret, SecretBytes};
 
 /// The type of a certificate's key.

@@ -5,6 +5,7 @@
 
 pub mod dns01;
 pub mod dns_persist;
+mod elsewhere;
 pub mod http01;
 pub mod listen;
 pub mod protocol;
@@ -87,17 +88,34 @@ impl ChallengeKind {
         matches!(self, Self::Dns01 | Self::DnsAccount01 | Self::DnsPersist01)
     }
 
+    /// Whether its record stays, and serves every order of the account: it has no token, and is
+    /// never cleaned up.
+    #[must_use]
+    pub fn is_persistent(self) -> bool {
+        self == Self::DnsPersist01
+    }
+
+    /// Whether the name of its record follows from the account.
+    #[must_use]
+    pub fn names_account(self) -> bool {
+        self == Self::DnsAccount01
+    }
+
     /// Whether it is a draft, which CAs may still change or drop.
     #[must_use]
     pub fn is_draft(self) -> bool {
         matches!(self, Self::DnsAccount01 | Self::DnsPersist01)
     }
 
-    /// The names of the kinds that a solver answers.
+    /// The kinds that a solver answers.
+    pub fn answered() -> impl Iterator<Item = Self> {
+        KINDS.iter().filter_map(|(_, kind)| *kind)
+    }
+
+    /// Their names.
     #[must_use]
     pub fn names() -> Vec<&'static str> {
-        let answered = KINDS.iter().filter(|(_, kind)| kind.is_some());
-        answered.map(|(name, _)| *name).collect()
+        Self::answered().map(Self::name).collect()
     }
 }
 

@@ -12,6 +12,7 @@ mod delete;
 mod demo;
 mod embedded;
 mod factory;
+mod fleet;
 mod generated;
 mod import;
 mod install;
@@ -36,14 +37,20 @@ mod watcher;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
 use crate::config::{CommandVariables, LogFormat, Options, Sources};
 use crate::failure::Failure;
 use crate::sandbox::{self, Surroundings};
+use crate::store::node::NodeStore;
 use args::{Arguments, Verb};
 use output::Terminal;
+
+/// The threads of a file system that hangs are left behind.
+const THREADS_END: Duration = Duration::from_secs(2);
 
 /// The input of every command.
 struct Call {
@@ -54,6 +61,8 @@ struct Call {
     /// The environment.
     environment: BTreeMap<String, String>,
     terminal: Terminal,
+    /// The store of this machine's fleet, once the command has joined it.
+    fleet: Option<Arc<NodeStore>>,
 }
 
 impl Call {
@@ -107,17 +116,18 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     }
     let options = arguments.options();
     let sources = Sources::read(&options, &environment);
-    let call = Call {
+    let mut call = Call {
         json: arguments.global.json,
         terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format())
-            .repeating(&options.places(), verbs()),
+            .repeating(arguments.repeated(&options, verbs().collect())),
+        fleet: None,
         options,
         environment,
         sources,
     };
     let terminal = call.terminal.clone();
     output::start_logging(arguments.global.quiet, arguments.global.verbose, &terminal);
-    if let Some(warning) = &call.sources.warning {
+    for warning in &call.sources.warnings {
         tracing::warn!("{warning}");
     }
     sandbox::harden();
@@ -133,7 +143,13 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         }
         Ok(_) => {}
     }
-    let ended = runtime().and_then(|runtime| {
+    let joined = runtime().and_then(|runtime| {
+        let joined = runtime.block_on(call.join_fleet(&arguments.verb));
+        // Root can be given up only while no other thread runs.
+        runtime.shutdown_timeout(THREADS_END);
+        joined
+    });
+    let ended = joined.and_then(|()| runtime()).and_then(|runtime| {
         let ended = runtime.block_on(work(call, arguments.verb));
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
@@ -154,12 +170,12 @@ fn cannot_rehearse(verb: &Verb) -> bool {
 
 async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Issue(options) => issue::issue(&call, options.task()).await,
+        Verb::Issue(options) => issue::issue(&call, options.once.task()).await,
         Verb::Csr(options) => csr::csr(&call, &options).await,
         Verb::Run(_) => run::run(call).await,
         Verb::Renew(options) => renew::renew(&call, &options.names, options.task()).await,
         Verb::Reload { names } => renew::reload(&call, &names).await,
-        Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
+        Verb::Rollback { name, to } => renew::rollback(&call, &name, to).await,
         Verb::Status {
             health: Some(health),
             ..

@@ -16,6 +16,16 @@ use crate::files::trust::Untrusted;
 pub(crate) const STORE_HINT: &str =
     "check the directory's owner, mode and free space; nothing that is served was changed";
 
+const FULL_HINT: &str = "free space on that disk, then run this command again";
+
+/// Whether a disk, or a user's share of it, is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}
+
 /// Finds out why something cannot work; `None` if it can.
 pub(crate) type Check = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
@@ -55,10 +65,11 @@ impl Failure {
         Self::one(2, message, hint)
     }
 
-    /// The same, or the refusal of a file that `certs` did not make.
+    /// The same, or the refusal of a file that `certs` did not make, or a full disk.
     pub(crate) fn of_file(error: &io::Error, message: String, hint: impl Into<String>) -> Self {
         match beneath::is_refusal(error) {
             true => Self::one(8, message, beneath::REFUSED_HINT),
+            false if is_full(error) => Self::one(8, message, FULL_HINT),
             false => Self::usage(message, hint),
         }
     }
@@ -84,6 +95,14 @@ impl Failure {
         for (message, _) in &mut self.messages {
             *message = message.replacen(text, by, 1);
         }
+    }
+
+    /// The same with another hint.
+    pub(crate) fn with_hint(mut self, hint: &str) -> Self {
+        for (_, own) in &mut self.messages {
+            hint.clone_into(own);
+        }
+        self
     }
 
     /// The exit code alone, for a failure whose messages were already shown.

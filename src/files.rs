@@ -122,6 +122,15 @@ pub(crate) fn read_data(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
+/// The same for a file that need not be text.
+pub(crate) fn read_data_bytes(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let read = Directory::of(path).and_then(|(directory, name)| directory.read(name, LARGEST_DATA));
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// Opens a file of the data directory to lock it.
 pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     let (directory, name) = Directory::of(path)?;

@@ -19,7 +19,7 @@
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
-//!   each CA.
+//!   each CA; in files, and shared by the machines of a fleet ([`store::node`]).
 //! - [`challenge`]: proving control of a name: solvers and the listeners on ports 80, 443 and 53.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, the reload of servers, verification by handshake.
@@ -92,6 +92,9 @@
 //! | proof | whether the last handshakes saw the certificate: proven, not proven, not checked ([`manage::proof`]) |
 //! | look | one handshake with an endpoint that was verified, between deployments ([`renew::look`]) |
 //! | drift | a verified endpoint went back to another certificate for our names |
+//! | fleet, machine (node) | hosts that share one store; each has a copy of it, and its own deployments ([`store::node`]) |
+//! | issuer | the machine that does the scheduled work of a fleet ([`store::node`]) |
+//! | seal | encrypt a document under its name before the store gets it |
 //! | orphaned | stored, and kept by no command, configuration or label |
 //! | roll back | make an earlier generation live again, and deploy it |
 //! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |

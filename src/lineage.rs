@@ -24,7 +24,23 @@ pub(crate) struct Known {
     pub issued: BTreeSet<Identifier>,
     /// Whether it is the certificate for the second key of its names.
     pub is_second: bool,
+    /// The kinds of keys that were requested: its own first, then the other one's.
+    pub kinds: Vec<&'static str>,
 }
+
+impl Known {
+    fn has(&self, names: &BTreeSet<Identifier>) -> bool {
+        self.wanted == *names || self.issued == *names
+    }
+
+    /// Whether it has the name of the certificate for the second key of `first`.
+    fn bears(&self, first: &Lineage) -> bool {
+        KINDS.iter().any(|kind| first.beside(kind) == self.lineage)
+    }
+}
+
+/// The kinds of keys, which name the certificates for the second of two.
+pub(crate) const KINDS: [&str; 2] = ["ecdsa", "rsa"];
 
 /// The certificate that names without a name of its own mean.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,6 +104,41 @@ impl<'k> ByName<'k> {
     pub(crate) fn named(&self, lineage: &Lineage) -> Option<&'k Known> {
         let place = self.by_lineage.get(lineage)?;
         self.known.get(*place)
+    }
+
+    /// The certificate for the second key of `first`, which may have been renamed.
+    pub(crate) fn second_of(&self, first: &Known) -> Option<&'k Known> {
+        if first.is_second || first.kinds.len() < 2 {
+            return None;
+        }
+        let names: Vec<Identifier> = first.wanted.union(&first.issued).cloned().collect();
+        let near = self.near(&names);
+        let near = near.filter(|one| one.is_second);
+        let seconds = near.filter(|one| one.has(&first.wanted) || one.has(&first.issued));
+        let seconds: Vec<&Known> = seconds.collect();
+        let own = seconds.iter().find(|one| one.bears(&first.lineage));
+        let own = own.copied();
+        own.or_else(|| {
+            let is_anothers = |one: &&Known| {
+                let mut firsts = self.named_by(&one.lineage);
+                firsts.any(|it| {
+                    !it.is_second && it.lineage != first.lineage && one.bears(&it.lineage)
+                })
+            };
+            seconds.into_iter().find(|one| !is_anothers(one))
+        })
+    }
+
+    /// Those whose names the name of a second certificate may come from: a name that was cut
+    /// does not show it.
+    fn named_by(&self, second: &Lineage) -> impl Iterator<Item = &'k Known> {
+        let text = second.as_str();
+        let bases = KINDS
+            .iter()
+            .filter_map(|kind| text.strip_suffix(kind)?.strip_suffix('_'));
+        let bases = bases.filter_map(|base| self.named(&Lineage::parse(base).ok()?));
+        let cut = (text.len() == LONGEST_LINEAGE).then_some(self.known);
+        bases.chain(cut.into_iter().flatten())
     }
 
     /// Those that `names` may mean, in the order of all.
@@ -218,6 +269,7 @@ mod tests {
                     set(&[n, n + n % 2])
                 },
                 is_second: n % 5 == 0,
+                kinds: vec!["ecdsa"],
             })
             .collect();
         let index = ByName::new(&known);
@@ -248,6 +300,7 @@ mod tests {
             wanted: set(wanted).into_iter().collect(),
             issued: set(issued).into_iter().collect(),
             is_second: lineage.ends_with("_rsa"),
+            kinds: vec!["ecdsa"],
         };
         let all = [
             known("a", "a b", "a b"),
@@ -286,6 +339,34 @@ mod tests {
             };
             assert_eq!(found, expected, "{names}");
         }
+    }
+
+    #[test]
+    fn second_certificate_belongs_to_the_first_of_its_names() {
+        let names: BTreeSet<Identifier> = ["a".parse().unwrap()].into();
+        let known = |lineage: &str, is_second| Known {
+            lineage: Lineage::parse(lineage).unwrap(),
+            wanted: names.clone(),
+            issued: BTreeSet::new(),
+            is_second,
+            kinds: KINDS.to_vec(),
+        };
+        let [a, b, new] = ["a", "b", "new"].map(|name| known(name, false));
+        let all = [
+            a.clone(),
+            b.clone(),
+            known("a_rsa", true),
+            known("old_rsa", true),
+        ];
+        let second = |first: &Known| {
+            let index = ByName::new(&all);
+            let found = index.second_of(first);
+            found.map(|one| one.lineage.to_string())
+        };
+        assert_eq!(second(&a).as_deref(), Some("a_rsa"));
+        // It was renamed, and its second certificate not.
+        assert_eq!(second(&b).as_deref(), Some("old_rsa"));
+        assert_eq!(ByName::new(&all[..3]).second_of(&new), None);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use zeroizing_alloc::ZeroAlloc;
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 // All settings in the environment. Variables of others are read where they are used: the
-// bus of D-Bus (`deploy::dbus`), those that a program inherits (`program`), and those of a
-// role at AWS (`net::aws`).
+// bus of D-Bus (`deploy::dbus`), those that a program inherits (`program`), those of a role
+// at AWS (`net::aws`), and those of a shared store's server (`store::documents`).
 #[allow(clippy::disallowed_methods)]
 fn main() -> ExitCode {
     let environment = std::env::vars_os()

@@ -44,4 +44,4 @@ pub(crate) use session::Trigger;
 pub(crate) use deploy::stored;
 pub(crate) use load::stored_or_new;
 
-pub(crate) use crate::renew::policy::{SPACING, SPREAD};
+pub(crate) use crate::renew::policy::{SPACING, SPREAD, VERIFY_WITHIN};

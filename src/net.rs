@@ -1,6 +1,6 @@
-//! The network: one HTTP client ([`http`]), proxies ([`proxy`], [`connector`]), DNS ([`dns`]), the
+//! The network: one HTTP client ([`http`], and with connections that are kept [`pool`]), proxies ([`proxy`], [`connector`]), DNS ([`dns`]), the
 //! credentials of AWS ([`aws`]), the bounds of every listener ([`listen`]), the parameters of TLS
-//! ([`tls`]), the roots of this machine ([`roots`]), connections to Unix sockets ([`unix`]), URLs with
+//! ([`tls`], and for a client [`secure`]), the roots of this machine ([`roots`]), connections to Unix sockets ([`unix`]), URLs with
 //! secrets ([`url`]), this machine's sockets, and those of the service manager.
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,8 +12,11 @@ pub(crate) mod connector;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod listen;
+pub(crate) mod pool;
 pub(crate) mod proxy;
 pub(crate) mod roots;
+#[cfg_attr(not(feature = "store-postgres"), allow(dead_code))]
+pub(crate) mod secure;
 pub(crate) mod sockets;
 pub(crate) mod systemd;
 pub(crate) mod tls;

@@ -1,7 +1,7 @@
 //! Programs of the user's own: hooks of a deployment, and those that present challenge
 //! answers. One is started by its arguments, never by a shell, with a few variables of our
 //! environment, in a process group of its own: if it takes too long, it is killed with all
-//! of its children. A sandboxed process starts none itself; the helper process then does
+//! processes below it. A sandboxed process starts none itself; the helper process then does
 //! it ([`Runner`]).
 
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -183,13 +183,43 @@ fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     passed_on.filter_map(|name| Some((name, std::env::var_os(name)?)))
 }
 
+/// Ends the program with its group, and its descendants in other groups or sessions
+/// (setsid). One whose parent has ended belongs to the system, and stays.
 async fn end(child: &mut Child) {
-    let group = child.id().and_then(|pid| i32::try_from(pid).ok());
-    if let Some(group) = group.and_then(Pid::from_raw) {
-        // The group may have ended already.
-        let _ = kill_process_group(group, Signal::KILL);
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        // Stopped, it starts no further ones while they are listed.
+        let _ = kill_process_group(pid, Signal::STOP);
+        let descendants = descendants(pid);
+        // Each may have ended already.
+        let _ = kill_process_group(pid, Signal::KILL);
+        for one in descendants {
+            let _ = kill_process(one, Signal::KILL);
+        }
     }
     let _ = child.wait().await;
+}
+
+/// The processes below `ancestor`, parents first: proc_pid_stat(5).
+fn descendants(ancestor: Pid) -> Vec<Pid> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents = processes.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name may contain anything, also parentheses.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let parent = rest.split(' ').nth(1)?.parse().ok()?;
+        Some((Pid::from_raw(pid)?, Pid::from_raw(parent)?))
+    });
+    let parents: Vec<(Pid, Pid)> = parents.collect();
+    let mut found = vec![ancestor];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        found.extend(children.map(|(child, _)| *child));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 /// The end of a stream.
@@ -277,18 +307,25 @@ mod tests {
     async fn program_that_never_ends_is_killed_with_its_children() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
-        let hangs = shell(&format!("sleep 600 & echo $! >{}; wait", file.display()));
-        let error = hangs.run(&[], Duration::from_secs(1)).await.unwrap_err();
-        assert!(error.to_string().contains("did not end within"), "{error}");
-        let pid = std::fs::read_to_string(file).unwrap();
-        let stat = format!("/proc/{}/stat", pid.trim());
-        // A killed process exists for a moment, and then as a zombie.
-        let runs = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
-        let mut looks = 0;
-        while runs() {
-            looks += 1;
-            assert!(looks < 1000, "it is still running");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        // The second one leaves the group, and its own child, too.
+        for child in [
+            "sleep 600 & echo $! >{}",
+            "setsid sh -c 'sleep 600 & echo $! >{}; wait' &",
+        ] {
+            let child = child.replace("{}", &file.display().to_string());
+            let hangs = shell(&format!("{child}\nwait"));
+            let error = hangs.run(&[], Duration::from_secs(1)).await.unwrap_err();
+            assert!(error.to_string().contains("did not end within"), "{error}");
+            let pid = std::fs::read_to_string(&file).unwrap();
+            let stat = format!("/proc/{}/stat", pid.trim());
+            // A killed process exists for a moment, and then as a zombie.
+            let runs = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+            let mut looks = 0;
+            while runs() {
+                looks += 1;
+                assert!(looks < 1000, "it is still running: {child}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 

@@ -181,6 +181,26 @@ impl Record {
         }
     }
 
+    /// Takes the state of one machine from `own`: its deployments, and what was seen there.
+    pub(crate) fn set_deployments(&mut self, own: &Self) {
+        self.deployed.clone_from(&own.deployed);
+        self.served.clone_from(&own.served);
+        (self.deployment_failures).clone_from(&own.deployment_failures);
+        self.drift.clone_from(&own.drift);
+        self.unchecked.clone_from(&own.unchecked);
+        self.rollback_to = own.rollback_to;
+        self.rolled_back.clone_from(&own.rolled_back);
+    }
+
+    /// What the machines of a fleet share: all but the state of one machine.
+    #[must_use]
+    pub(crate) fn without_deployments(&self) -> Self {
+        let mut shared = self.clone();
+        let (lineage, names) = (self.lineage.clone(), self.identifiers.clone());
+        shared.set_deployments(&Self::new(lineage, names, String::new()));
+        shared
+    }
+
     /// The certificate to serve at `now`: the newest, unless the operator chose an
     /// earlier one.
     #[must_use]

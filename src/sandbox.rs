@@ -36,6 +36,7 @@ use crate::deploy::target::DeployTarget;
 use crate::failure::{Check, Failure};
 use crate::files::{self, DirectoryOwner};
 use crate::program::Runner;
+use crate::store::place::StorePlace;
 use paths::{Paths, open_answers, permitted, specs};
 use user::{DOCKER_RELAY, ServiceUser};
 
@@ -294,7 +295,8 @@ fn successor(settings: &Settings, known: &Settings) -> Result<Option<ServiceUser
         .values()
         .filter_map(|owner| owner.group_alone().group);
     let user = { ServiceUser::of(data).map_err(unread)? }.in_groups(groups);
-    user.take_over(data, outputs.keys())?;
+    let shared = { settings.fleet.store.as_ref() }.and_then(StorePlace::directory);
+    user.take_over(data, shared, outputs.keys())?;
     for directory in open_answers(known) {
         if let Err(error) = directory.and_then(|directory| user.open_answers(&directory)) {
             tracing::warn!("the webroot: {error}");

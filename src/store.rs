@@ -5,8 +5,13 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! prevents two processes from doing the same work.
 
+mod documents;
 pub mod fs;
 pub mod memory;
+pub mod node;
+pub mod place;
+mod seal;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +36,8 @@ pub enum StoreError {
         subject: String,
         source: std::io::Error,
     },
+    #[error("the sealing key {path}: {detail}")]
+    Seal { path: String, detail: String },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
     #[error(
@@ -45,6 +52,8 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("this machine only serves the certificates of its fleet")]
+    OnlyServes,
     #[error("{lineage} is stored already")]
     Taken { lineage: Lineage },
     #[error("the account of {ca} was changed by another process")]
@@ -56,11 +65,15 @@ pub enum StoreError {
     },
 }
 
-/// The exclusive right to work on one lineage; a drop or a crash releases it.
-pub trait Lease: Send + Sync + fmt::Debug {
-    /// Grows with every lease of the lineage (a fencing token).
-    fn token(&self) -> u64;
-}
+/// The exclusive right to work on one lineage; a drop or a crash releases it. It has no
+/// fencing token: the revision of [`Store::save`] refuses a holder whose lease has ended.
+pub trait Lease: Send + Sync + fmt::Debug {}
+
+/// The lease of a store that no other machine uses.
+#[derive(Debug)]
+struct Alone;
+
+impl Lease for Alone {}
 
 /// The contract of every store; one test suite checks each implementation.
 #[async_trait]
@@ -116,6 +129,26 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::Leased`], without waiting, while another process holds the lease.
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError>;
+
+    /// Prepares for steps that change what several machines share, such as an order; the
+    /// caller holds the [`lease`](Self::lease), and loads the record again afterwards. `None`
+    /// while another machine does them. A user's own request does not wait for the machine
+    /// that does the scheduled work.
+    ///
+    /// # Errors
+    /// [`StoreError::Leased`] for a request, while another machine works on it.
+    async fn share(
+        &self,
+        _lineage: &Lineage,
+        _requested: bool,
+    ) -> Result<Option<Box<dyn Lease>>, StoreError> {
+        Ok(Some(Box::new(Alone)))
+    }
+
+    /// Whether this machine does the scheduled work that needs no lease.
+    fn is_issuer(&self) -> bool {
+        true
+    }
 
     /// The stored account credentials for a CA's directory URL.
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError>;

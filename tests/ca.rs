@@ -58,6 +58,18 @@ impl Drop for CaServer {
     }
 }
 
+/// The options of a CA that validates every name at this port of loopback.
+fn on_loopback(port: &str) -> [&str; 6] {
+    [
+        "--listen",
+        "127.0.0.1:0",
+        "--http-port",
+        port,
+        "--resolve-to",
+        "127.0.0.1",
+    ]
+}
+
 #[test]
 fn ca_serve_keeps_root_accounts_and_orders_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
@@ -242,14 +254,7 @@ fn ca_serve_requires_external_account() {
     .unwrap();
     std::fs::write(&key, other).unwrap();
     let port = free_port().to_string();
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--http-port",
-        &port,
-        "--resolve-to",
-        "127.0.0.1",
-    ];
+    let arguments = on_loopback(&port);
     let file = ["--eab-file", file.to_str().unwrap()];
     let ca = CaServer::start(directory.path(), &[&arguments[..], &file].concat());
     for (kid, code) in [("first", 4), ("second", 0)] {
@@ -336,16 +341,7 @@ fn ca_serve_exits_2_with_hint_for_unusable_options() {
 fn ca_serve_permits_private_names_and_those_that_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let port = free_port().to_string();
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--http-port",
-        &port,
-        "--resolve-to",
-        "127.0.0.1",
-        "--permit",
-        "iana.com",
-    ];
+    let arguments = [&on_loopback(&port)[..], &["--permit", "iana.com"]].concat();
     let ca = CaServer::start(directory.path(), &arguments);
     let issue = |name: &str, code: i32| {
         let mut command = certs(&directory.path().join("client"));

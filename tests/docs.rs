@@ -122,6 +122,59 @@ fn options(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+#[test]
+fn table_for_users_of_certbot_has_its_verbs_and_main_options() {
+    // `certbot --help all` of version 5.
+    const VERBS: [&str; 17] = [
+        "run",
+        "certonly",
+        "renew",
+        "enhance",
+        "certificates",
+        "revoke",
+        "delete",
+        "register",
+        "update_account",
+        "unregister",
+        "show_account",
+        "install",
+        "config_changes",
+        "rollback",
+        "plugins",
+        "update_symlinks",
+        "reconfigure",
+    ];
+    const OPTIONS: [&str; 16] = [
+        "--standalone",
+        "--webroot",
+        "--nginx",
+        "--manual",
+        "--dns-PROVIDER",
+        "--csr",
+        "--cert-name",
+        "--expand",
+        "--key-type",
+        "--reuse-key",
+        "--preferred-challenges",
+        "--preferred-chain",
+        "--eab-kid",
+        "--deploy-hook",
+        "--server",
+        "--dry-run",
+    ];
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/migrating.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let cells: Vec<&str> = rows.filter_map(|row| row.split('|').nth(1)).collect();
+    for word in VERBS.into_iter().chain(OPTIONS) {
+        let has = |cell: &&str| {
+            let mut words = cell.split(|c: char| !(c.is_alphanumeric() || "-_".contains(c)));
+            words.any(|one| one == word)
+        };
+        assert!(cells.iter().any(has), "no row for {word}");
+    }
+}
+
 /// Each command `certs …` in shell blocks and in inline code.
 fn commands(page: &str) -> Vec<String> {
     let page = page.replace("\\\n", " ");

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, certs, free_port, listens, program, run, until};
+use crate::support::{
+    Nginx, Running, certs, free_port, impatient, listens, make_script, program, run, until,
+};
 use crate::targets::{NAME, generation, haproxy, issued, live, verify};
 
 /// nginx with the pair of the CA, after `change` of its configuration. The change takes effect with the reload
@@ -74,6 +76,81 @@ fn haproxy_that_demands_a_client_certificate_is_verified() {
     let socket = format!("--deploy=haproxy:{}", socket.display());
     run(&mut ca.issue(&[NAME, "--force", &socket, &verify(port)]), 0);
     assert_eq!(generation(&ca), 2);
+}
+
+#[test]
+fn hitch_that_demands_a_client_certificate_is_verified() {
+    let ca = issued();
+    let Some(hitch) = program("CERTS_LAB_HITCH", "/usr/sbin/hitch") else {
+        return;
+    };
+    let (directory, port) = (ca.path("hitch"), free_port());
+    std::fs::create_dir(&directory).unwrap();
+    let path = |name: &str| directory.join(name).display().to_string();
+    let pair = live(&ca).join("combined.pem");
+    let chain = live(&ca).join("chain.pem");
+    // Its workers refuse to be root's.
+    let user = match rustix::process::geteuid().is_root() {
+        true => "user = \"nobody\"\ngroup = \"nogroup\"\n",
+        false => "",
+    };
+    let config = format!(
+        "frontend = {{ host = \"127.0.0.1\" port = \"{port}\" }}\nbackend = \"[127.0.0.1]:{}\"\n\
+         pem-file = \"{}\"\ntls-protos = TLSv1.2\nclient-verify = required\nclient-verify-ca = \"{}\"\n\
+         workers = 1\ndaemon = off\n{}",
+        free_port(),
+        pair.display(),
+        chain.display(),
+        user,
+    );
+    std::fs::write(path("hitch.conf"), config).unwrap();
+    let mut command = Command::new(hitch);
+    command.args(["--config", &path("hitch.conf")]);
+    command.arg(format!("--pidfile={}", path("pid")));
+    let _running = Running::start(&mut command);
+    until("hitch", || listens(port) && directory.join("pid").exists());
+    let reload = directory.join("reload");
+    make_script(&reload, &format!("kill -HUP $(cat {})", path("pid")));
+    let deploy = format!("--deploy=exec:{}", reload.display());
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
+    assert_eq!(generation(&ca), 2);
+}
+
+/// As a rootless container has it: a master whose user is another one in its namespace.
+#[test]
+fn nginx_of_another_user_namespace_is_reloaded_and_verified() {
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
+        return;
+    };
+    if !is_root("a user namespace") {
+        return;
+    }
+    let root = ca.path("nginx");
+    let Some(nginx) = Nginx::start_at(&live(&ca), &root, free_port()) else {
+        return;
+    };
+    let (port, pid_file) = (nginx.port, nginx.pid_file.clone());
+    drop(nginx);
+    // No other user exists there.
+    let config = root.join("nginx.conf");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("user root;\n{text}")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]).arg(program);
+    let started = command.arg("-c").arg(root.join("nginx.conf")).output();
+    if !started.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: nginx in a user namespace: this machine allows none");
+        return;
+    }
+    until("nginx", || listens(port) && pid_file.exists());
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let _nginx = Mounting(pid.trim().parse().unwrap());
+    let deploy = format!("--deploy=nginx:{}", pid_file.display());
+    for endpoint in [vec![], vec![verify(port)]] {
+        let printed = run(ca.issue(&[NAME, "--force", &deploy]).args(endpoint), 0);
+        assert!(printed.contains("proven by handshake"), "{printed}");
+    }
 }
 
 #[test]
@@ -156,7 +233,7 @@ fn quiet_command_prints_only_what_needs_the_reader() {
     let mut renew = crate::support::certs(&ca.path(""));
     assert_eq!(run(renew.args(["renew", "-q"]), 0), "");
     let elsewhere = [NAME, "-q", "--deploy", "none", &verify(free_port())];
-    let printed = run(&mut ca.issue(&elsewhere), 7);
+    let printed = run(impatient(&mut ca.issue(&elsewhere)), 7);
     assert!(printed.contains("is not verified"), "{printed}");
 }
 
@@ -267,7 +344,7 @@ fn mount_that_stays_at_one_generation_is_named_as_the_cause() {
     let deploy = format!("--deploy=nginx:{}", pid_file.display());
     let renews = |code| {
         run(
-            &mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]),
+            impatient(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)])),
             code,
         )
     };

@@ -7,11 +7,11 @@ use std::process::Command;
 use crate::support::{NOBODY, Nginx, Pebble, Running, as_nobody, run, until};
 
 /// A small file system, unmounted with the test.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     /// `None`, and a `SKIPPED` line, without permission to mount.
-    fn mount(path: &Path, kilobytes: u32) -> Option<Self> {
+    pub(crate) fn mount(path: &Path, kilobytes: u32) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
         let size = format!("size={kilobytes}k,mode=0755");
         let mounted = mount(&["-t", "tmpfs", "-o", &size, "none"], path);

@@ -83,12 +83,22 @@ const STEPS: [(Endpoint, NextRun); 6] = [
     (Endpoint::Certificate, NextRun::Resumes),
 ];
 
+/// Tests the steps side by side, each with a CA of its own: a run that fails mostly waits.
+fn at_every_step(test: impl Fn(&EmbeddedCa, Endpoint, NextRun) + Sync) {
+    std::thread::scope(|scope| {
+        for (endpoint, then) in STEPS {
+            let test = &test;
+            scope.spawn(move || test(&issued(), endpoint, then));
+        }
+    });
+}
+
 #[test]
 fn lost_request_exits_3_and_is_retried() {
+    at_every_step(|ca, endpoint, then| {
+        fails(ca, endpoint, Fault::DropBefore, 3, then);
+    });
     let ca = issued();
-    for (endpoint, then) in STEPS {
-        fails(&ca, endpoint, Fault::DropBefore, 3, then);
-    }
     fails(
         &ca,
         Endpoint::NewOrder,
@@ -100,17 +110,16 @@ fn lost_request_exits_3_and_is_retried() {
 
 #[test]
 fn lost_reply_exits_3_and_order_continues() {
-    let ca = issued();
-    for (endpoint, then) in STEPS {
+    at_every_step(|ca, endpoint, then| {
         let then = match endpoint {
             Endpoint::Challenge => NextRun::Either,
             _ => then,
         };
         let finalized = ca.script.committed(Endpoint::Finalize);
-        fails(&ca, endpoint, Fault::DropAfter, 3, then);
+        fails(ca, endpoint, Fault::DropAfter, 3, then);
         let certificates = ca.script.committed(Endpoint::Finalize) - finalized;
         assert_eq!(certificates, 1, "{endpoint:?}: a duplicate certificate");
-    }
+    });
 }
 
 #[test]
@@ -224,20 +233,15 @@ fn lost_registration_reply_finds_or_creates_account() {
 
 #[test]
 fn failing_ca_exits_3_at_every_step() {
-    let ca = issued();
-    for (endpoint, then) in STEPS {
-        let printed = fails(
-            &ca,
-            endpoint,
-            Fault::problem(500, "serverInternal", "on fire"),
-            3,
-            then,
-        );
+    at_every_step(|ca, endpoint, then| {
+        let fault = Fault::problem(500, "serverInternal", "on fire");
+        let printed = fails(ca, endpoint, fault, 3, then);
         assert!(
             printed.contains("serverInternal") && printed.contains("on fire"),
             "{printed}"
         );
-    }
+    });
+    let ca = issued();
     for status in [500, 502, 504] {
         fails(
             &ca,

@@ -1,6 +1,8 @@
 //! Hints are followed to the letter: each failure is provoked, what its hint says is done, and the same command
 //! succeeds. Hints about servers are followed where these servers are tested.
 
+mod servers;
+
 use std::path::Path;
 use std::process::Command;
 

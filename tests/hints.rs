@@ -1,5 +1,7 @@
 //! The commands that hints name work as they are written, on the same files; and the names that commands take.
 
+mod listed;
+
 use std::process::Command;
 
 use certs::identifier::Identifier;
@@ -69,8 +71,15 @@ fn refusal_of_fewer_names_suggests_a_name_that_is_free() {
         .unwrap();
     let (suggested, _) = rest.split_once(';').unwrap();
     let suggested: Vec<&str> = suggested.split_whitespace().collect();
-    assert_eq!(suggested, ["b.example.com", "--name", "b.example.com-2"]);
-    run(&mut ca.issue(&suggested), 0);
+    assert_eq!(
+        suggested[..3],
+        ["b.example.com", "--name", "b.example.com-2"]
+    );
+    // With the CA of the refused command.
+    let listen = format!("127.0.0.1:{}", ca.http_port);
+    let mut issue = certs(&ca.path(""));
+    issue.args(["issue", "--http-listen", &listen]);
+    run(issue.args(&suggested), 0);
     assert!(ca.path("out/live/b.example.com-2").exists());
 }
 
@@ -183,20 +192,28 @@ fn output_group_opens_published_files_to_it() {
     }
 }
 
-/// The texts of string literals in our sources, without those of tests.
-fn texts() -> Vec<String> {
-    let (mut open, mut texts) = (vec![std::path::PathBuf::from("src")], Vec::new());
+/// The Rust files below a directory, with their texts.
+fn sources(directory: &str) -> Vec<(String, String)> {
+    let (mut open, mut found) = (vec![std::path::PathBuf::from(directory)], Vec::new());
     while let Some(path) = open.pop() {
         if path.is_dir() {
             let entries = std::fs::read_dir(&path).unwrap();
             open.extend(entries.map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.push((path.display().to_string(), text));
+        }
+    }
+    found
+}
+
+/// The texts of string literals in our sources, without those of tests.
+fn texts() -> Vec<String> {
+    let mut texts = Vec::new();
+    for (path, source) in sources("src") {
+        if path.contains("test") {
             continue;
         }
-        let is_test = path.to_string_lossy().contains("test");
-        if path.extension().is_none_or(|kind| kind != "rs") || is_test {
-            continue;
-        }
-        let source = std::fs::read_to_string(&path).unwrap();
         let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
         let code = code
             .lines()

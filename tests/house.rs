@@ -36,7 +36,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
-    ("challenge", &[]),
+    ("challenge", &["store"]),
     ("tls", &[]),
     ("acme", &["challenge"]),
     ("manage", &["renew", "store", "acme", "deploy", "observe"]),
@@ -46,8 +46,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("discovery", &["deploy", "observe"]),
     // Reads each module's own settings; no module imports `config`.
-    ("config", &["challenge", "deploy", "discovery", "manage"]),
-    ("sandbox", &["config", "deploy"]),
+    (
+        "config",
+        &["challenge", "deploy", "discovery", "manage", "store"],
+    ),
+    ("sandbox", &["config", "deploy", "store"]),
     ("control", &["config", "manage"]),
     (
         "simulate",

@@ -1,8 +1,11 @@
 //! `certs install nginx` on a real nginx: its edits, its refusals, the site that clients then get, and an
 //! undo that restores every byte.
 
+mod beside;
 mod cut_off;
 mod issued;
+mod names;
+mod redirects;
 mod said;
 
 use std::collections::BTreeMap;
@@ -16,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 use crate::support::{
-    NOBODY, as_nobody, by_depth, certs, free_port, listens, program, run, text, until,
+    NOBODY, as_nobody, assert_says, by_depth, certs, free_port, listens, program, run, text, until,
 };
 
 /// A Debian-like configuration in a directory of its own.
@@ -302,9 +305,10 @@ fn install_never_activates_what_nginx_refuses() {
     };
     let before = machine.files();
     let printed = run(&mut machine.install(&[]), 2);
-    for word in ["nothing was changed", "conflicts", "sites-available/site:"] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &["nothing was changed", "conflicts", "sites-available/site:"],
+    );
     assert_eq!(machine.files(), before);
     assert!(!machine.path("data.install/0001").exists());
 }
@@ -341,6 +345,30 @@ fn undo_keeps_manual_edit_and_names_original() {
     assert_eq!(machine.site(), edited);
 }
 
+#[test]
+fn edited_file_of_a_whole_install_gets_its_first_original_by_the_printed_commands() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let ca = issued::ca_of(&machine);
+    machine.start();
+    let before = machine.files();
+    run(
+        &mut issued::whole(&machine, &ca, &["--domain", "example.com"]),
+        0,
+    );
+    machine.write_site(&(machine.site() + "# mine\n"));
+    let printed = run(&mut machine.install(&["--undo"]), 2);
+    let (_, copy) = printed.split_once("to have the original: ").unwrap();
+    let (copy, rest) = copy.split_once(", then certs ").unwrap();
+    let copied = Command::new("sh").args(["-c", copy]).status().unwrap();
+    assert!(copied.success(), "{copy}");
+    let (undo, _) = rest.split_once(" again;").unwrap();
+    let mut undone = certs(machine.directory.path());
+    run(undone.args(undo.split(' ')), 0);
+    assert_eq!(machine.files(), before);
+}
+
 fn json(command: &mut Command) -> serde_json::Value {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
@@ -360,13 +388,14 @@ fn install_as_nobody(machine: &Machine) {
     let mut whole = machine.install(&["--domain", "example.com"]);
     whole.env("CERTS_DATA_DIR", machine.path("data"));
     let printed = run(&mut as_nobody(&whole, machine.directory.path()), 2);
-    for word in [
-        "sites-available/site: cannot be written",
-        "nothing was changed",
-        "hint: run as a user that may write the file",
-    ] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "sites-available/site: cannot be written",
+            "nothing was changed",
+            "hint: run as a user that may write the file",
+        ],
+    );
     // Root obeys no configuration in another user's directory.
     chown(machine.directory.path(), Some(0), Some(0)).unwrap();
     std::fs::remove_file(machine.path("certs")).unwrap();
@@ -470,12 +499,13 @@ fn undo_follows_no_link_of_another_user() {
     std::os::unix::fs::symlink(&other, &sites).unwrap();
     std::os::unix::fs::lchown(&sites, Some(NOBODY), Some(NOBODY)).unwrap();
     let printed = run(&mut machine.install(&["--undo"]), 8);
-    for word in [
-        "sites-available is a link that another user can replace",
-        "hint: certs did not make it",
-    ] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "sites-available is a link that another user can replace",
+            "hint: certs did not make it",
+        ],
+    );
     assert_is_roots_own(&secret, &printed);
     assert!(aside.exists() && other.join("site").exists());
     std::fs::remove_file(&sites).unwrap();

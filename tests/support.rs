@@ -281,6 +281,18 @@ pub(crate) fn certs(directory: &Path) -> Command {
     command
 }
 
+/// The same command, whose deployments wait a third of the usual time for a server that never serves the pair.
+pub(crate) fn impatient(command: &mut Command) -> &mut Command {
+    command.env("CERTS_VERIFY_WITHIN", "10s")
+}
+
+/// Fails the test unless all of `words` are printed.
+pub(crate) fn assert_says(printed: &str, words: &[&str]) {
+    for words in words {
+        assert!(printed.contains(words), "{words}: {printed}");
+    }
+}
+
 /// A uid without any permissions of its own on this machine.
 pub(crate) const NOBODY: u32 = 65_534;
 

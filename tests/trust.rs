@@ -112,14 +112,89 @@ fn system_trusts_the_root_until_it_is_removed() {
 }
 
 #[test]
+fn failed_installation_leaves_nothing_behind() {
+    let is_root = rustix::process::geteuid().is_root();
+    let all = ["/usr/bin/unshare", "/usr/sbin/update-ca-certificates"];
+    if !is_root || !all.iter().all(|one| Path::new(one).exists()) {
+        eprintln!("SKIPPED: a failed installation: it takes root, unshare and a Debian");
+        return;
+    }
+    let ca = EmbeddedCa::start();
+    let command = trust(&ca, &["--install"]);
+    let words = command
+        .get_args()
+        .map(|word| format!(" '{}'", word.display()));
+    let install = format!(
+        "CERTS_DATA_DIR='{}' '{}'{}",
+        ca.path("data").display(),
+        command.get_program().display(),
+        words.collect::<String>()
+    );
+    let script = format!(
+        "mkdir {scratch}; cp -a /usr/local/share/ca-certificates {scratch}/own\n\
+         mount --bind {scratch}/own /usr/local/share/ca-certificates\n\
+         mount --bind /bin/false /usr/sbin/update-ca-certificates\n\
+         {install} || echo the program: $?\n\
+         ls /usr/local/share/ca-certificates | grep certs- || echo nothing is left\n\
+         mount -o remount,ro,bind /usr/local/share/ca-certificates\n\
+         {install} || echo read-only: $?\n",
+        scratch = ca.path("store").display(),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-u", "-c", &script]);
+    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+    let printed = text(&command.env_clear().env("PATH", path).output().unwrap());
+    if printed.contains("unshare failed") || printed.contains("mount:") {
+        eprintln!("SKIPPED: a failed installation: no mount namespace here: {printed}");
+        return;
+    }
+    for expected in ["the program: 8", "nothing is left", "read-only: 8"] {
+        assert!(printed.contains(expected), "no `{expected}` in {printed}");
+    }
+}
+
+#[test]
+fn root_in_der_is_printed_with_the_command_that_converts_it() {
+    let ca = EmbeddedCa::start();
+    let pem = std::fs::read(ca.path("root.pem")).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+    std::fs::write(ca.path("root.der"), pem.contents).unwrap();
+    std::fs::remove_file(ca.path("root.pem")).unwrap();
+    let mut command = certs(&ca.path(""));
+    command
+        .args(["ca", "trust", "--root"])
+        .arg(ca.path("root.der"));
+    let printed = run(&mut command, 0);
+    assert!(printed.contains("# SHA-256: "), "{printed}");
+    if !Path::new("/usr/bin/openssl").exists() {
+        return eprintln!("SKIPPED: openssl is not installed");
+    }
+    let (done, undone) = commands(&printed, "# The file is in DER");
+    shell(&ca, &done, 0);
+    let root = ca.path("root.pem");
+    assert!(
+        std::fs::read_to_string(&root)
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
+    let install = format!("install -m 644 {} /", root.display());
+    assert!(printed.contains(&install), "{printed}");
+    shell(&ca, &undone, 0);
+    assert!(!root.exists());
+}
+
+#[test]
 fn only_a_root_is_installed_and_only_by_root() {
     let ca = EmbeddedCa::start();
     let wrong = ca.path("leaf.pem");
     let leaf = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
     std::fs::write(&wrong, leaf.cert.pem()).unwrap();
+    let root = std::fs::read_to_string(ca.path("root.pem")).unwrap();
+    std::fs::write(ca.path("two.pem"), root + &leaf.cert.pem()).unwrap();
     for (file, words) in [
         ("absent.pem", "no root found"),
         ("leaf.pem", "is not a root"),
+        ("two.pem", "it has 2 certificates"),
     ] {
         let mut command = certs(&ca.path(""));
         command.args(["ca", "trust", "--root"]).arg(ca.path(file));

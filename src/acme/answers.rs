@@ -9,9 +9,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::Journal;
 use super::client::Flow;
 use super::error::{Cause, FailedName};
-use crate::challenge::{
-    AccountReference, Answer, ChallengeKind, Report, Solver, SolverError, Token, dns01,
-};
+use crate::challenge::{AccountReference, Answer, Report, Solver, SolverError, Token, dns01};
 use crate::record::PresentedAnswer;
 use crate::text::printable;
 
@@ -126,11 +124,18 @@ pub(super) async fn until_visible(
 /// The DNS record of a stored answer that an interrupted run may have left behind.
 pub(crate) fn left_record(stored: &PresentedAnswer) -> Option<String> {
     let answer = answer_of(stored)?;
-    let is_record = matches!(
-        answer.kind,
-        ChallengeKind::Dns01 | ChallengeKind::DnsAccount01
-    );
+    let is_record = answer.kind.proves_by_zone() && !answer.kind.is_persistent();
     is_record.then(|| dns01::record_of(&answer))
+}
+
+/// Removes the answer that an interrupted run may have left behind; whether nothing is left.
+pub(crate) async fn remove_left(solver: &dyn Solver, stored: &PresentedAnswer) -> bool {
+    match answer_of(stored) {
+        Some(answer) if solver.supports(answer.kind, &answer.identifier) => {
+            clean_up(solver, &answer).await
+        }
+        answer => answer.is_none(),
+    }
 }
 
 /// The answer that the journal holds.
@@ -154,9 +159,9 @@ fn presented(answer: &Answer) -> PresentedAnswer {
         identifier: answer.identifier.clone(),
         token: answer.token.as_str().to_owned(),
         key_authorization: answer.key_authorization.clone(),
-        account: match answer.kind {
-            ChallengeKind::DnsAccount01 => answer.account.url.clone(),
-            _ => String::new(),
+        account: match answer.kind.names_account() {
+            true => answer.account.url.clone(),
+            false => String::new(),
         },
     }
 }
@@ -184,6 +189,7 @@ mod tests {
     use super::super::fake::{FakeCa, Memory, pending};
     use super::super::{Client, Issuer};
     use super::*;
+    use crate::challenge::ChallengeKind;
     use crate::identifier::Identifier;
 
     /// Keeps its answers where they outlive a process.

@@ -126,9 +126,9 @@ impl Flow<'_> {
             solver: solver.clone(),
             answer: Answer {
                 kind,
-                token: match kind {
-                    ChallengeKind::DnsPersist01 => Token::absent(),
-                    _ => Token::parse(&challenge.token)?,
+                token: match kind.is_persistent() {
+                    true => Token::absent(),
+                    false => Token::parse(&challenge.token)?,
                 },
                 account: self.account_reference(kind, &identifier, order, authorization)?,
                 key_authorization: self.account.key_authorization(&challenge.token),
@@ -266,7 +266,7 @@ async fn present(planned: &[PlannedAnswer]) -> Result<(), Cause> {
         let presented = one.solver.present(&one.answer).await;
         let failed = presented.err().map(|error| one.failed(error));
         match failed {
-            Some(cause) if one.answer.kind != ChallengeKind::DnsPersist01 => Err(cause),
+            Some(cause) if !one.answer.kind.is_persistent() => Err(cause),
             failed => Ok(failed),
         }
     });

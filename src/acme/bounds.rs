@@ -96,10 +96,10 @@ async fn chain_of_many_certificates_is_refused() {
 #[tokio::test]
 async fn text_of_a_ca_is_cut() {
     const MOST: usize = 2300;
-    let sub = json!({"type": "caa", "detail": "\u{1b}".repeat(2000), "identifier": {"type": "dns", "value": "a.example"}});
+    let sub = json!({"type": "caa", "detail": "\u{1b}".repeat(200), "identifier": {"type": "dns", "value": "a.example"}});
     let document = json!({
         "type": "urn:ietf:params:acme:error:malformed", "detail": "x".repeat(100_000),
-        "subproblems": vec![sub; 10_000],
+        "subproblems": vec![sub; 1000],
     });
     assert!(problem::describe(&problem::from_value(&document)).len() <= 2048);
     for endpoint in [

@@ -16,11 +16,6 @@ use crate::text::printable;
 
 /// The most names whose records are looked up.
 const MOST_NAMES: usize = 5;
-const METHODS: [ChallengeKind; 3] = [
-    ChallengeKind::Http01,
-    ChallengeKind::TlsAlpn01,
-    ChallengeKind::Dns01,
-];
 
 /// What the CA must be allowed.
 struct Wanted<'a> {
@@ -63,7 +58,7 @@ impl Client {
         });
         let (mut notes, mut hint) = (BTreeSet::new(), None);
         for (name, found) in join_all(lookups).await {
-            let methods = METHODS.into_iter().filter(|kind| {
+            let methods = ChallengeKind::answered().filter(|kind| {
                 let mut solvers = self.settings.solvers.iter();
                 solvers.any(|solver| solver.supports(*kind, name))
             });

@@ -379,11 +379,16 @@ impl Issuer for Client {
         }
         let directory = self.directory().await?;
         let names = pending.identifiers.clone();
+        let has_request = pending.key_pem.signing_request().is_some();
         let result = self.complete(&directory, pending, journal).await;
         let Err(error) = result else {
             return result;
         };
-        let cause = error.cause.with_hint_from(&directory.meta, error.phase);
+        let cause = match has_request {
+            true => error.cause.of_signing_request(),
+            false => error.cause,
+        };
+        let cause = cause.with_hint_from(&directory.meta, error.phase);
         let error = AcmeError { cause, ..error };
         Err(self.advise(error, &names, &directory.meta).await)
     }

@@ -10,14 +10,14 @@ use serde_json::{Map, Value, json};
 
 use super::error::Cause;
 use super::problem::from_value;
+use crate::challenge::ChallengeKind;
 use crate::time::Timestamp;
 
 /// Far above the kinds of challenges that exist.
 const MOST_CHALLENGES: usize = 32;
 
-/// The kind of challenge that names its CA, the member with these names in the texts of its
-/// draft, and the most names that they allow.
-const PERSISTENT: &str = "dns-persist-01";
+/// The member of a persistent challenge that names its CA, by the texts of its draft, and the
+/// most names that they allow.
 const ISSUERS: [&str; 2] = ["issuerDomainNames", "issuer-domain-names"];
 const MOST_ISSUERS: usize = 10;
 
@@ -70,7 +70,7 @@ pub(super) fn authorization(body: &[u8]) -> Result<Authorization, Cause> {
             .take(MOST_CHALLENGES)
             .filter_map(|mut challenge| {
                 let error = take_error(challenge.as_object_mut()?);
-                if challenge["type"] == PERSISTENT {
+                if is_persistent(&challenge) {
                     issuers = issuers_of(&challenge)?;
                 }
                 let challenge = Challenge::deserialize(challenge).ok()?;
@@ -79,6 +79,11 @@ pub(super) fn authorization(body: &[u8]) -> Result<Authorization, Cause> {
         state.challenges = parsed.collect();
     }
     Ok(Authorization { state, issuers })
+}
+
+fn is_persistent(challenge: &Value) -> bool {
+    let kind = challenge["type"].as_str();
+    kind.is_some_and(|kind| kind.parse().is_ok_and(ChallengeKind::is_persistent))
 }
 
 /// The names of the CA in a persistent challenge, if they are valid: the challenge is not

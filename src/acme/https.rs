@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::io;
 use std::iter::successors;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,19 +16,16 @@ use bytes::Bytes;
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
+use rustls::{CertificateError, ClientConfig};
 use tower_service::Service;
 
 use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
-use crate::net::connector::Connector;
-use crate::net::proxy::{Proxies, ProxyError};
+use crate::net::pool::{self, HttpsClient, Schemes};
+use crate::net::proxy::{Proxies, ProxyError, Ways};
 use crate::net::roots::SystemRoots;
-use crate::net::tls;
+use crate::net::secure;
 use crate::text::printable;
 use crate::time::Timestamp;
 
@@ -36,12 +33,13 @@ use crate::time::Timestamp;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// A chain of ten certificates is 20 KiB; a directory is smaller.
 const LARGEST_BODY: usize = 256 * 1024;
-const LARGEST_HEAD: usize = 64 * 1024;
 
 /// The CA at the other end of a network.
 pub struct Https {
-    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
-    proxies: Arc<Proxies>,
+    tls: ClientConfig,
+    ways: Arc<Ways>,
+    /// The proxies of its last request, and the connections that lead through them.
+    client: Mutex<(Arc<Proxies>, HttpsClient)>,
 }
 
 impl Https {
@@ -51,46 +49,49 @@ impl Https {
     /// # Errors
     /// When the extra roots are not readable.
     pub fn new(extra_roots: Option<&[u8]>) -> Result<Self, String> {
-        Self::through(Proxies::default(), extra_roots, None)
+        Self::through(Arc::default(), extra_roots, None)
     }
 
-    /// The same through `proxies`, and trusts the roots of this machine, too.
+    /// The same by `ways`, and trusts the roots of this machine, too.
     ///
     /// # Errors
     /// When the extra roots are not readable.
     pub(crate) fn through(
-        proxies: Proxies,
+        ways: Arc<Ways>,
         extra_roots: Option<&[u8]>,
         system: Option<&SystemRoots>,
     ) -> Result<Self, String> {
-        let mut roots = tls::public_roots();
-        if let Some(system) = system {
-            system.add_to(&mut roots);
-        }
-        let own = match extra_roots {
-            Some(extra) => tls::add_roots(&mut roots, extra)?,
-            None => Vec::new(),
-        };
-        let tls = tls::trusting_own(roots, own).map_err(|error| error.to_string())?;
-        let proxies = Arc::new(proxies);
-        let https = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(Connector::through(proxies.clone()));
+        let tls = secure::trusting(extra_roots, system)?;
+        let proxies = ways.proxies();
+        let client = pooled(&tls, &ways, &proxies);
         Ok(Self {
-            client: Client::builder(TokioExecutor::new())
-                .http1_max_buf_size(LARGEST_HEAD)
-                .build(https),
-            proxies,
+            tls,
+            ways,
+            client: Mutex::new((proxies, client)),
         })
     }
 
-    /// The proxy to the server of `request`, for messages.
-    fn proxy_of(&self, request: &Request<Bytes>) -> Option<String> {
-        let proxy = self.proxies.to(request.uri().host()?).ok()?;
-        proxy.map(ToString::to_string)
+    /// The proxies of now, and the client; connections through others are not used again.
+    fn client(&self) -> (Arc<Proxies>, HttpsClient) {
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxies = self.ways.proxies();
+        if !Arc::ptr_eq(&held.0, &proxies) {
+            let client = pooled(&self.tls, &self.ways, &proxies);
+            *held = (proxies, client);
+        }
+        held.clone()
     }
+}
+
+fn pooled(tls: &ClientConfig, ways: &Ways, proxies: &Arc<Proxies>) -> HttpsClient {
+    let (tls, resolver) = (tls.clone(), ways.resolver.clone());
+    pool::over(Schemes::Https, tls, proxies.clone(), resolver)
+}
+
+/// The proxy to the server of `request`, for messages.
+fn proxy_of(proxies: &Proxies, request: &Request<Bytes>) -> Option<String> {
+    let proxy = proxies.to(request.uri().host()?).ok()?;
+    proxy.map(ToString::to_string)
 }
 
 #[async_trait]
@@ -101,9 +102,10 @@ impl Exchange for Https {
     ) -> Result<Response<Bytes>, ExchangeError> {
         let agent = HeaderValue::from_static(concat!("certs/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
-        let proxy = self.proxy_of(&request);
+        let (proxies, client) = self.client();
+        let proxy = proxy_of(&proxies, &request);
         let exchanged = async {
-            let reply = self.client.request(request.map(Full::new)).await;
+            let reply = client.request(request.map(Full::new)).await;
             whole(reply.map_err(|error| classify(&error))?).await
         };
         let ended = tokio::select! {

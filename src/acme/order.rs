@@ -285,5 +285,25 @@ fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
     Ok(params.serialize_request(&key)?.der().to_vec())
 }
 
+impl Cause {
+    /// The same cause, for an order with the signing request of a user: its key and its names
+    /// are those of the request.
+    pub(super) fn of_signing_request(mut self) -> Self {
+        if let Self::Refused(explained) = &mut self {
+            let hint = match explained.kind.as_ref() {
+                "badPublicKey" | "badCSR" => {
+                    "the CA rejects this key or signature: make a new signing request, such as with a P-256 key and SHA-256, then certs csr FILE --force"
+                }
+                "rejectedIdentifier" | "unsupportedIdentifier" => {
+                    "the CA does not sign one of these names: make a new signing request without that name, or use another CA"
+                }
+                _ => return self,
+            };
+            explained.hint = hint.into();
+        }
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ impl Flow<'_> {
         authorization: &Authorization,
     ) -> Result<AccountReference, Cause> {
         let url = self.account.id.clone();
-        if kind == ChallengeKind::DnsPersist01 {
+        if kind.is_persistent() {
             same_host(&url, &self.client.settings.directory)?;
         }
         let name = identifier.to_string();

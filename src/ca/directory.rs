@@ -45,6 +45,7 @@ impl StateDirectory {
             Err(TryLockError::WouldBlock) => return Err(CaError::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
+        directory.remove_all_leftovers().map_err(failed)?;
         Ok(Self {
             directory,
             owner,

@@ -12,6 +12,7 @@ use x509_parser::public_key::PublicKey;
 
 use super::jws::Jwk;
 use super::problem::{ErrorType, Problem};
+use crate::certificate::verify_request;
 use crate::identifier::Identifier;
 
 /// Checks a request in DER against the identifiers that were validated and the key of
@@ -24,11 +25,7 @@ pub(super) fn check(
     let Ok(([], csr)) = X509CertificationRequest::from_der(der) else {
         return Err(bad("not a valid PKCS#10 request in DER"));
     };
-    if SHA1.contains(&csr.signature_algorithm.algorithm.to_id_string().as_str()) {
-        return Err(bad("it is signed with SHA-1"));
-    }
-    csr.verify_signature()
-        .map_err(|_| bad("its signature is invalid"))?;
+    verify_request(&csr).map_err(|why| bad(&why))?;
     let spki = &csr.certification_request_info.subject_pki;
     check_key_kind(spki)?;
     if account.is_key_of(spki) {
@@ -47,8 +44,8 @@ pub(super) fn check(
     SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| bad("unknown key type"))
 }
 
-/// RSA and ECDSA with SHA-1.
-const SHA1: [&str; 2] = ["1.2.840.113549.1.1.5", "1.2.840.10045.4.1"];
+/// P-521 as x509-parser counts it: in whole octets.
+const P521: usize = 66 * 8;
 
 fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<(), Problem> {
     let fine = match spki.parsed() {
@@ -66,10 +63,10 @@ fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<
                 && modulus[0] >= 0x80
                 && matches!(exponent.as_slice(), [1, 0, 1] | [3])
         }
-        Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384),
+        Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384 | P521),
         _ => false,
     };
-    let refusal = || bad("its key must be P-256, P-384, or RSA with 2048 to 4096 bits");
+    let refusal = || bad("its key must be P-256, P-384, P-521, or RSA with 2048 to 4096 bits");
     fine.then_some(()).ok_or_else(refusal)
 }
 
@@ -177,7 +174,7 @@ mod tests {
                 "-sha256",
                 false,
             ),
-            (ec("ec_paramgen_curve:P-521"), "-sha256", false),
+            (ec("ec_paramgen_curve:P-521"), "-sha512", true),
             (ec("ec_paramgen_curve:secp256k1"), "-sha256", false),
             (ec("ec_paramgen_curve:brainpoolP256r1"), "-sha256", false),
             (vec!["-algorithm", "ED25519"], "-sha256", false),

@@ -31,6 +31,8 @@ pub(crate) struct Root {
     pub(crate) fingerprint: Fingerprint,
     /// Whether it permits certain names only.
     pub(crate) is_constrained: bool,
+    /// Whether its file is in DER, which the programs of systems do not read.
+    pub(crate) is_der: bool,
 }
 
 /// Where a family of systems keeps further roots.
@@ -92,14 +94,23 @@ pub(crate) enum TrustError {
 }
 
 impl Root {
-    /// Reads a root in PEM.
+    /// Reads the only root of a file in PEM or DER.
     ///
     /// # Errors
-    /// Why it is not one.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let der = CertificateDer::from_pem_slice(text.as_bytes());
-        let der = der.map_err(|_| "no certificate in PEM found")?;
-        let parsed = X509Certificate::from_der(&der);
+    /// Why there is none.
+    pub(crate) fn parse(content: &[u8]) -> Result<Self, String> {
+        let is_der = content.first() == Some(&0x30);
+        let found: Vec<_> = match is_der {
+            true => vec![CertificateDer::from(content.to_vec())],
+            false => CertificateDer::pem_slice_iter(content).flatten().collect(),
+        };
+        let der = match found.as_slice() {
+            [] => return Err("no certificate in PEM or DER found".to_owned()),
+            [only] => only,
+            // Only the first would be trusted, by some programs.
+            several => return Err(format!("it has {} certificates", several.len())),
+        };
+        let parsed = X509Certificate::from_der(der);
         let (_, certificate) = parsed.map_err(|_| "the certificate is invalid")?;
         if !certificate.is_ca() || certificate.subject() != certificate.issuer() {
             return Err("the certificate is not a root: it is not a CA's own".to_owned());
@@ -109,8 +120,9 @@ impl Root {
         let mut extensions = certificate.extensions().iter();
         Ok(Self {
             is_constrained: extensions.any(|one| is_bound(one.parsed_extension())),
-            fingerprint: Fingerprint::of(&der),
-            pem: pem(&der),
+            fingerprint: Fingerprint::of(der),
+            pem: pem(der),
+            is_der,
         })
     }
 
@@ -233,11 +245,20 @@ impl TrustStore {
             });
             written.map_err(failed)?;
         }
-        self.update(&[]).await?;
-        match self.trusts(root)? {
-            true => Ok(true),
-            false => Err(self.unchanged("lacks the root")),
+        let ended = match self.update(&[]).await {
+            Ok(()) => self.trusts(root),
+            Err(error) => Err(error),
+        };
+        if let Ok(true) = ended {
+            return Ok(true);
         }
+        // The next update of the system must not trust what this command reports as failed.
+        if Directory::of(&anchor).is_ok_and(|(place, name)| place.remove(name).is_ok()) {
+            let _ = self.update(self.after_removal).await;
+        }
+        Err(ended
+            .err()
+            .unwrap_or_else(|| self.unchanged("lacks the root")))
     }
 
     /// Removes the root; `false` if the system does not have it.
@@ -292,20 +313,26 @@ mod tests {
     #[test]
     fn only_a_root_is_read() {
         let signing = Signing::new(SystemClock.now()).unwrap();
-        let root = Root::parse(signing.root_pem()).unwrap();
+        let root = Root::parse(signing.root_pem().as_bytes()).unwrap();
         assert!(!root.is_constrained);
         assert_eq!(root.sha256().len(), 32 * 3 - 1);
         assert_eq!(root.name().len(), "certs-".len() + 8);
+        let der = CertificateDer::from_pem_slice(signing.root_pem().as_bytes()).unwrap();
+        let from_der = Root::parse(&der).unwrap();
+        assert!(from_der.is_der && !root.is_der && from_der.pem == root.pem);
+        let other = Signing::new(SystemClock.now()).unwrap();
+        let two = signing.root_pem().to_owned() + other.root_pem();
         let leaf = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         for (text, why) in [
             ("", "no certificate in PEM"),
+            (two.as_str(), "it has 2 certificates"),
             (leaf.cert.pem().as_str(), "not a root"),
             (
                 leaf.signing_key.serialize_pem().as_str(),
                 "no certificate in PEM",
             ),
         ] {
-            let error = Root::parse(text).err().unwrap_or_default();
+            let error = Root::parse(text.as_bytes()).err().unwrap_or_default();
             assert!(error.contains(why), "{error}");
         }
     }
@@ -313,7 +340,7 @@ mod tests {
     #[test]
     fn commands_quote_the_path_and_undo_what_they_do() {
         let signing = Signing::new(SystemClock.now()).unwrap();
-        let root = Root::parse(signing.root_pem()).unwrap();
+        let root = Root::parse(signing.root_pem().as_bytes()).unwrap();
         let text = root.commands(Path::new("/srv/it's a root.pem"), None);
         assert!(text.contains("'/srv/it'\\''s a root.pem'"), "{text}");
         let commands = text

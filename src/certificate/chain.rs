@@ -9,6 +9,7 @@ use x509_parser::asn1_rs::{Any, FromDer};
 use x509_parser::prelude::X509Certificate;
 
 use super::{BundleError, Secret, parse, request};
+use crate::fingerprint::Fingerprint;
 
 /// The index of the certificate of `key_pem` in `given`.
 pub(super) fn leaf_of(
@@ -22,6 +23,18 @@ pub(super) fn leaf_of(
     }
     parse(0, given.first().ok_or(BundleError::Chain)?)?;
     Err(BundleError::KeyMismatch)
+}
+
+/// SHA-256 over the public key of a private key or of a signing request.
+pub(crate) fn key_fingerprint(key_pem: &Secret) -> Option<Fingerprint> {
+    public_key_of(key_pem).map(|key| Fingerprint::of(&key))
+}
+
+/// SHA-256 over the public key in the first certificate of a chain.
+pub(crate) fn certified_key(chain_pem: &str) -> Option<Fingerprint> {
+    let leaf = CertificateDer::from_pem_slice(chain_pem.as_bytes()).ok()?;
+    let leaf = parse(0, &leaf).ok()?;
+    Some(Fingerprint::of(leaf.public_key().raw))
 }
 
 /// The public key in DER.

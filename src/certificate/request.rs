@@ -2,13 +2,14 @@
 //! It is checked before anything is sent, and then stands where a pair has its private key,
 //! in records and in the store, so that a renewal has the same key.
 
+mod signature;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
-use x509_parser::error::X509Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
@@ -22,9 +23,9 @@ use crate::text::{printable, stored_as_text};
 
 /// More than any request for a hundred names has.
 const LARGEST: usize = 64 << 10;
+/// The most names that CAs accept in one certificate.
+const MOST_NAMES: usize = 100;
 const LABEL: &str = "CERTIFICATE REQUEST";
-/// P-256, P-384 and P-521: no CA signs another curve.
-const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
 
 /// A signing request whose signature, key, names and extensions are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,15 +52,17 @@ impl SigningRequest {
             return Err("not a valid PKCS#10 request".to_owned());
         };
         check_key(&request.certification_request_info.subject_pki)?;
-        request.verify_signature().map_err(|error| match error {
-            X509Error::SignatureUnsupportedAlgorithm => "its signature algorithm is not supported: sign it with SHA-256, or for P-384 with SHA-384",
-            _ => "its signature is invalid: it was changed, or made with another key",
-        })?;
+        signature::verify(&request)?;
         check_extensions(&request)?;
         let names = names(&request)?;
+        let names = names.ok_or("it has no alternative name (subjectAltName)")?;
+        if names.len() > MOST_NAMES {
+            let number = names.len();
+            return Err(format!("it has {number} names, and CAs take {MOST_NAMES}"));
+        }
         Ok(Self {
             pem: pem_block(LABEL, &der),
-            names: names.ok_or("it has no alternative name (subjectAltName)")?,
+            names,
             fingerprint: Fingerprint::of(&der),
         })
     }
@@ -108,6 +111,14 @@ impl Secret {
     }
 }
 
+/// Checks that the signature of a request is by its key, and with SHA-2.
+///
+/// # Errors
+/// Why it is not valid, in words.
+pub(crate) fn verify_request(request: &X509CertificationRequest<'_>) -> Result<(), String> {
+    signature::verify(request)
+}
+
 /// The public key of a signing request in DER.
 pub(super) fn public_key_of(der: &[u8]) -> Option<Vec<u8>> {
     let (_, request) = X509CertificationRequest::from_der(der).ok()?;
@@ -128,18 +139,16 @@ fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
                 .next()
                 .map_or(0, |first| 8 - first.leading_zeros() as usize);
             let bits = modulus.count() * 8 + first;
-            match (2048..=8192).contains(&bits) {
+            match (2048..=4096).contains(&bits) {
                 true => Ok(()),
                 false => Err(format!(
-                    "its RSA key has {bits} bits, and needs 2048 to 8192"
+                    "its RSA key has {bits} bits, and CAs take 2048 to 4096"
                 )),
             }
         }
         Ok(PublicKey::EC(_)) => {
-            let curve = key.algorithm.parameters.as_ref();
-            let curve = curve.and_then(|curve| curve.as_oid().ok());
-            let curve = curve.map_or("unknown".to_owned(), |curve| curve.to_id_string());
-            match CURVES.contains(&curve.as_str()) {
+            let curve = curve_of(key);
+            match signature::CURVES.iter().any(|(known, _)| *known == curve) {
                 true => Ok(()),
                 false => Err(format!(
                     "its key is on the curve {curve}, which is none of P-256, P-384 and P-521"
@@ -148,6 +157,13 @@ fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
         }
         _ => Err("its key is neither RSA nor ECDSA".to_owned()),
     }
+}
+
+/// The curve of a key, as an object identifier.
+fn curve_of(key: &SubjectPublicKeyInfo<'_>) -> String {
+    let curve = key.algorithm.parameters.as_ref();
+    let curve = curve.and_then(|curve| curve.as_oid().ok());
+    curve.map_or("unknown".to_owned(), |curve| curve.to_id_string())
 }
 
 /// Refuses an extension that no CA gives to a server: silently dropped, it would be missed
@@ -305,6 +321,10 @@ mod tests {
                 .push(rcgen::SanType::Rfc822Name(mail));
         });
         let bare = der(&params(&[]), &key);
+        let many: Vec<String> = (0..101).map(|n| format!("n{n}.example.com")).collect();
+        let mut many = CertificateParams::new(many).unwrap();
+        many.distinguished_name = rcgen::DistinguishedName::new();
+        let many = der(&many, &key);
         let long = [good.clone(), vec![0]].concat();
         for (content, cause) in [
             (forged, "signature is invalid"),
@@ -313,6 +333,7 @@ mod tests {
             (other_name, "common name `other.example`"),
             (mail, "neither a DNS name nor an IP address"),
             (bare, "no alternative name"),
+            (many, "101 names"),
             (long, "not a valid PKCS#10"),
             (vec![b'x'; LARGEST + 1], "larger than 64 KiB"),
             (

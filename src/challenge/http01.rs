@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{
     ALLOW, CONTENT_LENGTH, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING, UPGRADE,
 };
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -78,10 +79,14 @@ impl SolverSettings for Settings {
 }
 
 pub(super) fn router(responses: Responses, tally: RequestCounter) -> Router {
-    Router::new().fallback(async move |request: Request<Body>| {
-        let reply = answer(&request, &responses);
-        tally(kind(reply.status()));
-        reply
+    Router::new().fallback(move |request: Request<Body>| {
+        let (responses, tally) = (responses.clone(), tally.clone());
+        async move {
+            let (head, _) = request.into_parts();
+            let reply = answer(&head, &responses).await;
+            tally(kind(reply.status()));
+            reply
+        }
     })
 }
 
@@ -94,28 +99,29 @@ fn kind(status: StatusCode) -> &'static str {
     }
 }
 
-fn answer(request: &Request<Body>, responses: &Responses) -> Response {
-    let headers = request.headers();
-    if request.method() != Method::GET && request.method() != Method::HEAD {
+/// `request` without its body, which is never read.
+async fn answer(request: &Parts, responses: &Responses) -> Response {
+    let headers = &request.headers;
+    if request.method != Method::GET && request.method != Method::HEAD {
         let text = "only GET and HEAD are answered here\n";
         return (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET, HEAD")], text).into_response();
     }
     let refuse = |text: &'static str| (StatusCode::BAD_REQUEST, text).into_response();
-    if has_body(headers) || headers.contains_key(UPGRADE) || request.uri().authority().is_some() {
+    if has_body(headers) || headers.contains_key(UPGRADE) || request.uri.authority().is_some() {
         return refuse("bodies, upgrades and proxying are refused here\n");
     }
     let Some(host) = host(headers) else {
         return refuse("no valid Host header\n");
     };
-    let Some(token) = request.uri().path().strip_prefix(PATH) else {
-        return match location(&host, request.uri()) {
+    let Some(token) = request.uri.path().strip_prefix(PATH) else {
+        return match location(&host, &request.uri) {
             Some(location) => {
                 (StatusCode::PERMANENT_REDIRECT, [(LOCATION, location)], "").into_response()
             }
             None => refuse("the path is malformed\n"),
         };
     };
-    match responses.lookup(&host, token) {
+    match responses.lookup_anywhere(&host, token).await {
         Some(key_authorization) => Bytes::from(key_authorization).into_response(),
         None => (StatusCode::NOT_FOUND, "no such challenge here\n").into_response(),
     }

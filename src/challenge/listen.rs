@@ -166,10 +166,10 @@ impl Listener {
 
     /// Serves until the future is dropped.
     pub async fn serve(self) {
+        let fleet = self.responses.clone();
         let (limits, tls, router) = match self.protocol {
             Protocol::Dns => {
-                let zones = self.responses.zones().clone();
-                return responder::serve(self.datagrams, self.sockets, zones).await;
+                return responder::serve(self.datagrams, self.sockets, self.responses).await;
             }
             Protocol::Http => {
                 let router = http01::router(self.responses, self.tally);
@@ -183,7 +183,17 @@ impl Listener {
                 }
             },
         };
-        let connections = Connections::new(limits);
+        let connections = match (&tls, fleet.fleet()) {
+            // A handshake asks for a name and waits for nothing.
+            (Some(_), Some(_)) => Connections::after(
+                limits,
+                Arc::new(move || {
+                    let fleet = fleet.clone();
+                    Box::pin(async move { fleet.refresh().await })
+                }),
+            ),
+            _ => Connections::new(limits),
+        };
         let mut accepting = tokio::task::JoinSet::new();
         for socket in self.sockets.into_iter().map(Socket::Tcp) {
             let tls = tls

@@ -11,6 +11,7 @@ use super::zones::Zones;
 use super::{Answer, ChallengeKind, Solver, SolverError};
 use crate::identifier::Identifier;
 use crate::program::Runner;
+use crate::store::node::NodeStore;
 
 /// Live answers by their kind and token: a CA may offer challenges of every kind with one
 /// token.
@@ -21,6 +22,8 @@ pub struct Responses {
     zones: Zones,
     runner: Arc<OnceLock<Arc<dyn Runner>>>,
     reserved: Arc<watch::Sender<BTreeSet<Identifier>>>,
+    /// The machines that give each other's answers.
+    fleet: Arc<OnceLock<Arc<NodeStore>>>,
 }
 
 /// The names of one order, for which no other order presents an answer. Dropping it lets the
@@ -39,12 +42,35 @@ impl Drop for Reserved {
     }
 }
 
-struct Live {
+pub(super) struct Live {
     identifier: Identifier,
     key_authorization: String,
     fetched: watch::Sender<bool>,
     /// The last other host for which it was requested.
     asked_as: Option<Identifier>,
+    /// Whether an order of this process presents it, and not one of another machine.
+    is_own: bool,
+}
+
+impl Live {
+    fn own(answer: &Answer) -> Self {
+        let (name, content) = (answer.identifier.clone(), answer.key_authorization.clone());
+        Self {
+            is_own: true,
+            ..Self::elsewhere(name, content)
+        }
+    }
+
+    /// An answer of another machine.
+    pub(super) fn elsewhere(identifier: Identifier, key_authorization: String) -> Self {
+        Self {
+            identifier,
+            key_authorization,
+            fetched: watch::Sender::new(false),
+            asked_as: None,
+            is_own: false,
+        }
+    }
 }
 
 impl Responses {
@@ -80,6 +106,25 @@ impl Responses {
         let (_, answer) = of_kind.find(|(_, answer)| is_wanted(&answer.identifier))?;
         answer.fetched.send_replace(true);
         Some((answer.identifier.clone(), answer.key_authorization.clone()))
+    }
+
+    /// From now on the machines of `fleet` give each other's answers.
+    pub(crate) fn share_through(&self, fleet: Arc<NodeStore>) {
+        // A process is of one fleet.
+        let _ = self.fleet.set(fleet);
+    }
+
+    pub(super) fn fleet(&self) -> Option<&Arc<NodeStore>> {
+        self.fleet.get()
+    }
+
+    /// Replaces the answers of other machines.
+    pub(super) fn learn(&self, elsewhere: HashMap<(ChallengeKind, String), Live>) {
+        let mut live = self.lock();
+        live.retain(|key, answer| answer.is_own || elsewhere.contains_key(key));
+        for (key, answer) in elsewhere {
+            live.entry(key).or_insert(answer);
+        }
     }
 
     /// The zones of our own name server.
@@ -141,19 +186,21 @@ impl Solver for Presenter {
     }
 
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
-        let live = Live {
-            identifier: answer.identifier.clone(),
-            key_authorization: answer.key_authorization.clone(),
-            fetched: watch::Sender::new(false),
-            asked_as: None,
-        };
-        let mut all = self.responses.lock();
-        if self.kind == ChallengeKind::TlsAlpn01 {
-            // Of an order that was dropped before it could clean up.
-            all.retain(|(kind, _), one| *kind != self.kind || one.identifier != live.identifier);
+        {
+            let (live, mut all) = (Live::own(answer), self.responses.lock());
+            if self.kind == ChallengeKind::TlsAlpn01 {
+                // Of an order that was dropped before it could clean up.
+                let name = &answer.identifier;
+                all.retain(|(kind, _), one| *kind != self.kind || one.identifier != *name);
+            }
+            all.insert(key(answer), live);
         }
-        all.insert(key(answer), live);
-        Ok(())
+        self.responses.share(answer).await
+    }
+
+    /// In a fleet, the store keeps it.
+    fn leaves_traces(&self) -> bool {
+        self.responses.fleet().is_some()
     }
 
     async fn observed(&self, answer: &Answer) {
@@ -170,7 +217,7 @@ impl Solver for Presenter {
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
         self.responses.lock().remove(&key(answer));
-        Ok(())
+        self.responses.withdraw(answer).await
     }
 
     async fn explain(&self, answer: &Answer) -> Option<String> {

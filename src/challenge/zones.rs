@@ -10,7 +10,14 @@ use crate::net::dns::lookup::Place;
 
 /// The zones that were delegated to this process, with the live values of their names.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Zones(Arc<Mutex<BTreeMap<Name, Delegated>>>);
+pub(crate) struct Zones {
+    own: Arc<Mutex<Known>>,
+    /// Those of other machines of the fleet.
+    elsewhere: Arc<Mutex<Known>>,
+}
+
+/// Zones by apex.
+type Known = BTreeMap<Name, Delegated>;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Delegated {
@@ -20,7 +27,10 @@ pub(super) struct Delegated {
 
 impl Zones {
     pub(super) fn add(&self, place: &Place, value: &str) {
-        let mut zones = self.lock();
+        Self::add_to(&mut lock(&self.own), place, value);
+    }
+
+    fn add_to(zones: &mut Known, place: &Place, value: &str) {
         let zone = zones.entry(place.zone.apex.to_lowercase()).or_default();
         zone.servers.clone_from(&place.zone.names);
         let values = zone.values.entry(place.name.to_lowercase()).or_default();
@@ -30,7 +40,7 @@ impl Zones {
     }
 
     pub(super) fn remove(&self, place: &Place, value: &str) {
-        if let Some(zone) = self.lock().get_mut(&place.zone.apex.to_lowercase()) {
+        if let Some(zone) = lock(&self.own).get_mut(&place.zone.apex.to_lowercase()) {
             let name = place.name.to_lowercase();
             if let Some(values) = zone.values.get_mut(&name) {
                 values.retain(|one| one != value);
@@ -39,7 +49,34 @@ impl Zones {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, Delegated>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Replaces the values of other machines.
+    pub(super) fn learn(&self, values: &[(Place, String)]) {
+        let mut known = Known::new();
+        for (place, value) in values {
+            Self::add_to(&mut known, place, value);
+        }
+        *lock(&self.elsewhere) = known;
     }
+
+    /// All that is answered now.
+    pub(super) fn all(&self) -> Known {
+        let mut all = lock(&self.own).clone();
+        for (apex, zone) in lock(&self.elsewhere).iter() {
+            let known = all.entry(apex.clone()).or_insert_with(|| Delegated {
+                servers: zone.servers.clone(),
+                ..Delegated::default()
+            });
+            for (name, values) in &zone.values {
+                let known = known.values.entry(name.clone()).or_default();
+                known.extend(values.iter().cloned());
+                known.sort();
+                known.dedup();
+            }
+        }
+        all
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use super::csr::{Csr, Once};
+use super::output::Repeated;
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
 use crate::control::Task;
 use crate::manage::Trigger;
@@ -53,7 +55,7 @@ pub(super) enum Verb {
     )]
     Issue(Issue),
     /// Obtain a certificate for the key of a signing request, which stays where it is
-    Csr(super::csr::Csr),
+    Csr(Csr),
     /// Keep every configured certificate issued, renewed, deployed and verified, until SIGTERM
     #[command(after_help = "Example: certs run --config /etc/certs/certs.toml")]
     Run(Run),
@@ -67,7 +69,10 @@ pub(super) enum Verb {
         names: Vec<String>,
     },
     /// Deploy an earlier generation and verify it; it stays live until the next renewal or certs reload
-    #[command(after_help = "Example: certs rollback example.com --to 3")]
+    #[command(
+        after_help = "Generations are counted for each certificate: of two keys, only the certificate that NAME names \
+        is rolled back.\n\nExample: certs rollback example.com --to 3"
+    )]
     Rollback {
         /// The certificate, by lineage or by one of its names
         name: String,
@@ -174,15 +179,8 @@ pub(super) struct Issue {
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// The certificate's own name (default: that of the stored certificate with these names, else the first NAME)
-    #[arg(long, value_name = "LINEAGE")]
-    pub name: Option<String>,
-    /// Order now, even if not due
-    #[arg(long)]
-    pub force: bool,
-    /// Order from the CA's staging directory; nothing is stored or deployed
-    #[arg(long)]
-    pub dry_run: bool,
+    #[command(flatten)]
+    pub once: Once,
 }
 
 #[derive(Debug, Args)]
@@ -211,12 +209,6 @@ pub(super) struct Renew {
     pub dry_run: bool,
 }
 
-impl Issue {
-    pub(super) fn task(&self) -> Task {
-        Task::requested(self.dry_run, self.force)
-    }
-}
-
 impl Renew {
     pub(super) fn task(&self) -> Task {
         match (self.dry_run, self.force) {
@@ -238,13 +230,9 @@ impl Arguments {
             global.verbose = u8::from(variables.flag("verbose") && !global.quiet);
         }
         match &mut self.verb {
-            Verb::Issue(issue) => {
-                issue.force |= variables.flag("force");
-                issue.dry_run |= variables.flag("dry_run");
-            }
-            Verb::Csr(csr) => {
-                csr.force |= variables.flag("force");
-                csr.dry_run |= variables.flag("dry_run");
+            Verb::Issue(Issue { once, .. }) | Verb::Csr(Csr { once, .. }) => {
+                once.force |= variables.flag("force");
+                once.dry_run |= variables.flag("dry_run");
             }
             Verb::Renew(renew) => {
                 renew.force |= variables.flag("force");
@@ -252,6 +240,26 @@ impl Arguments {
             }
             Verb::Import(import) => import.dry_run |= variables.flag("dry_run"),
             _ => {}
+        }
+    }
+
+    /// What hints of this command repeat.
+    pub(super) fn repeated(&self, options: &Options, verbs: Vec<String>) -> Repeated {
+        let given = |of: &'static [&'static str], names: &[&str]| {
+            let given = options.given(names).into_iter();
+            given.map(move |option| (of, option))
+        };
+        let ca = given(&["issue", "csr", "account"], &["ca", "ca_root"]);
+        let further = ca.chain(given(&["issue", "csr"], &["email", "agree_tos"]));
+        let mut further: Vec<_> = further.collect();
+        if let Verb::Install(super::install::Install::Nginx(install)) = &self.verb {
+            let program = install.repeated().into_iter();
+            further.extend(program.map(|option| (&["install"][..], option)));
+        }
+        Repeated {
+            places: options.places(),
+            verbs,
+            further,
         }
     }
 
@@ -263,12 +271,12 @@ impl Arguments {
         match &self.verb {
             Verb::Issue(issue) => {
                 options.names(&issue.names);
-                options.lineage(issue.name.as_deref());
+                options.lineage(issue.once.name.as_deref());
                 options.keys(&issue.keys);
             }
             Verb::Csr(csr) => {
                 options.request(&csr.file, &csr.names);
-                options.lineage(csr.name.as_deref());
+                options.lineage(csr.once.name.as_deref());
                 options.keys(&csr.keys);
             }
             Verb::Run(run) => {

@@ -199,7 +199,19 @@ fn settings(
         accounts.insert(kid.clone(), hmac_key(file)?);
     }
     if let Some(file) = &options.eab_file {
-        settings.external_accounts.extend(external_accounts(file)?);
+        let given = external_accounts(file)?;
+        if let Some(kid) =
+            { given.keys() }.find(|kid| settings.external_accounts.contains_key(*kid))
+        {
+            return Err(Failure::usage(
+                format!(
+                    "--eab-file {}: it has {kid}, too, which is that of --eab-kid",
+                    file.display()
+                ),
+                "leave one of the two out",
+            ));
+        }
+        settings.external_accounts.extend(given);
     }
     Ok(settings)
 }
@@ -284,7 +296,7 @@ pub(super) fn failed(error: &CaError) -> Failure {
 }
 
 fn announce(call: &Call, server: &Server, root: &Path) -> Result<(), Failure> {
-    let sha256 = Root::parse(server.root_pem())
+    let sha256 = Root::parse(server.root_pem().as_bytes())
         .map_err(Failure::unexpected)?
         .sha256();
     let directory = server.directory_url();

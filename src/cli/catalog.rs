@@ -143,6 +143,17 @@ pub(super) fn lacking(rights: &BTreeSet<Right>) -> Vec<String> {
     rights.iter().map(ToString::to_string).collect()
 }
 
+/// Whether a certificate that was made with these settings has all rights that they need.
+pub(super) fn is_permitted(
+    sources: &Sources,
+    process: &Settings,
+    made_with: &CertificateSettings,
+) -> Result<bool, Failure> {
+    let mut usual = Denial::without_confirmed(sources, process);
+    Ok(usual.lacks(made_with).is_empty()
+        || Denial::new(sources, process)?.lacks(made_with).is_empty())
+}
+
 /// The right that `certs delete` lacks to remove the files of a certificate that was made
 /// with these settings.
 pub(super) fn denied_output(

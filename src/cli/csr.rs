@@ -31,7 +31,14 @@ pub(super) struct Csr {
     /// The names to expect: with others in the request, nothing is ordered
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// The certificate's own name (default: that of the stored certificate with these names, else the first name)
+    #[command(flatten)]
+    pub once: Once,
+}
+
+/// The options of the verbs that order one certificate.
+#[derive(Debug, Args)]
+pub(super) struct Once {
+    /// The certificate's own name (default: that of the stored certificate with these names, else the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
     /// Order now, even if not due
@@ -42,20 +49,22 @@ pub(super) struct Csr {
     pub dry_run: bool,
 }
 
+impl Once {
+    pub(super) fn task(&self) -> Task {
+        Task::requested(self.dry_run, self.force)
+    }
+}
+
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(super) async fn csr(call: &Call, options: &Csr) -> Result<(), Failure> {
     let mut sources = call.sources.clone();
-    sources.rehearses = options.dry_run;
+    let task = options.once.task();
+    sources.rehearses = task == Task::Rehearsal;
     let settings = meant::named(&sources).await?;
     for certificate in &settings.certificates {
         refuse_other_key(call, &settings, certificate).await?;
     }
-    ordered(
-        call,
-        settings,
-        Task::requested(options.dry_run, options.force),
-    )
-    .await
+    ordered(call, settings, task).await
 }
 
 /// Refuses a certificate that has its key here: its server would lose the key at a renewal.

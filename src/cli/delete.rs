@@ -3,17 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::Call;
-use super::catalog::{as_stored, denied_output, existing_store, recall};
+use super::catalog::{as_stored, denied_output, existing_store, is_permitted, recall};
 use super::factory::{emptied, outputs_for, publish_by};
 use super::labels::Labels;
 use super::meant;
 use super::output::{say, say_json};
-use crate::acme::left_record;
+use crate::acme::{left_record, remove_left};
+use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::deploy::confirmed::{Confirmed, Right};
@@ -58,31 +62,30 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
     let output = emptied(made_with.as_ref(), &settings);
-    let files = files(
-        call,
-        options,
-        &settings,
-        (lineage, made_with.as_ref()),
-        &output,
-    )?;
+    let of = (lineage, made_with.as_ref());
+    let files = files(call, options, &settings, of, &output)?;
     let is_known = record.is_some() || is_remembered || !files.is_empty();
     let rights = made_with.as_ref().map(CertificateSettings::rights);
     if is_known {
-        let other = other_key_note(&store, made_with.as_ref()).await;
-        let mut notes = notes(call, &settings, lineage, (record.as_ref(), made_with))?;
-        notes.extend(other);
+        let stored = (record.as_ref(), made_with.clone());
+        let mut notes = notes(call, &settings, lineage, stored)?;
+        notes.extend(other_key_note(&settings, lineage).await?);
         if !damaged.is_empty() {
             // What cannot be read is not said to be absent.
             notes.splice(..1, damaged);
         }
         confirm(call, options, lineage, (&files, &notes))?;
+        if let (Some(record), Some(made_with)) = (&record, &made_with) {
+            remove_answers(call, &settings, &store, (record, made_with)).await?;
+        }
     }
     let output = (!options.keep_files).then_some(&output);
     let was_there = match control::is_running(&settings.data_dir).await? {
         true => control::delete(&settings.data_dir, lineage, options.keep_files).await?,
         false => {
             let others = others(call, &settings).await?;
-            let deleted = delete_stored(&store, lineage, output, &others).await;
+            let store = call.store(&settings)?;
+            let deleted = delete_stored(store.as_ref(), lineage, output, &others).await;
             deleted.map_err(Failure::on(lineage.as_str()))?.0
         }
     };
@@ -101,6 +104,12 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     Ok(())
 }
 
+/// The certificate for the other key, which stays.
+async fn other_key_note(settings: &Settings, lineage: &Lineage) -> Result<Option<String>, Failure> {
+    let other = meant::other_key(&settings.data_dir, lineage).await?;
+    Ok(other.map(|other| format!("{other}, for the other key, stays: certs delete {other}")))
+}
+
 /// The outputs of all certificates, stored or configured.
 async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
     let mut all = as_stored(&call.sources, settings);
@@ -114,12 +123,43 @@ async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
     Ok(outputs)
 }
 
-/// The certificate for the second key of `first`, which stays.
-async fn other_key_note(store: &dyn Store, first: Option<&CertificateSettings>) -> Option<String> {
-    let first = first.filter(|first| !first.is_second)?;
-    let other = first.lineage.beside(first.key.second()?.kind());
-    let stored = store.load(&other).await.ok()?;
-    stored.map(|_| format!("{other}, for the other key, stays: certs delete {other}"))
+/// The time for all answers, beyond which a provider that does not answer is not waited for.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(90);
+
+/// Removes the answers to challenges that an interrupted order has left, and names the records
+/// that stay. What only the store names is not used for it.
+async fn remove_answers(
+    call: &Call,
+    settings: &Settings,
+    store: &dyn Store,
+    (record, made_with): (&Record, &CertificateSettings),
+) -> Result<(), Failure> {
+    if record.answers.is_empty() {
+        return Ok(());
+    }
+    let lineage = &record.lineage;
+    // An order in progress needs its answers.
+    let _lease = store
+        .lease(lineage)
+        .await
+        .map_err(Failure::on(lineage.as_str()))?;
+    let is_permitted = is_permitted(&call.sources, settings, made_with)?;
+    let solver = made_with.challenge.solver(&Responses::default());
+    let removals = record.answers.iter().map(async |answer| {
+        let removal = timeout(ANSWERS_WITHIN, remove_left(solver.as_ref(), answer));
+        is_permitted && removal.await.unwrap_or_default()
+    });
+    let removed = join_all(removals).await;
+    for (answer, is_removed) in record.answers.iter().zip(removed) {
+        let Some(left) = left_record(answer) else {
+            continue;
+        };
+        call.terminal.print(&match is_removed {
+            true => format!("{lineage}: removed the record {left}"),
+            false => format!("{lineage}: remove the record {left} from its zone by hand"),
+        });
+    }
+    Ok(())
 }
 
 /// The one certificate that `name` selects. Files may be left of one that is not stored.
@@ -240,7 +280,7 @@ fn notes(
     }
     let left = record.iter().flat_map(|record| &record.answers);
     let left = left.filter_map(left_record).map(|left| {
-        format!("an interrupted order left the record {left}: remove it from the zone by hand, or let certs issue {lineage} remove it before")
+        format!("an interrupted order may have left the record {left}, which is removed, too")
     });
     notes.extend(left);
     let is_second = made_with.as_ref().is_some_and(|it| it.is_second);
@@ -291,6 +331,7 @@ fn confirm(
     let first = notes.first().map_or("", String::as_str);
     call.terminal.print(&format!("{lineage}: {first}{removed}"));
     for note in notes.iter().skip(1) {
+        let note = call.terminal.hint(note);
         call.terminal.print(&format!("{lineage}: {note}"));
     }
     if options.yes {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::TryFutureExt;
 
 pub(super) use self::builder::Builder;
-pub(super) use self::client::{account_of, invalid, proxy_to, reached_by};
+pub(super) use self::client::{account_of, invalid, proxy_to, reached_by, ways_of};
 pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
 use super::catalog::{remember, still_imported};
@@ -44,9 +44,10 @@ use crate::manage::rehearse::rehearse;
 use crate::manage::rename::rename;
 use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, OrderSettings,
-    Outcome, Probes, SPACING, SPREAD, SameNames, Services, SharedServices, Wanted,
+    Outcome, Probes, SPACING, SPREAD, SameNames, Services, SharedServices, VERIFY_WITHIN, Wanted,
 };
 use crate::net::dns::lookup::Resolver;
+use crate::net::proxy::Ways;
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::record::{Renaming, Terms};
@@ -67,6 +68,8 @@ pub(super) struct Factory {
     /// The settings of the process, without certificates.
     process: Settings,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    /// How CAs are reached, which a reload may change.
+    pub(super) ways: Arc<Ways>,
     limiters: Arc<Limiters>,
     concurrency: Concurrency,
     servers: Mutex<BTreeMap<DeployTarget, Coalesced>>,
@@ -88,19 +91,22 @@ impl Factory {
         let outputs = Arc::new(outputs_for(settings)?);
         Ok(Self {
             services: Services {
+                same_names: SameNames::across(store.clone()),
                 store,
                 output: outputs.clone(),
                 gate: Gate::default(),
-                verifier: Arc::new(Handshake),
+                verifier: Arc::new(Handshake::by(Resolver::new(settings.resolver))),
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),
                 probes: Probes::default(),
-                same_names: SameNames::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),
                 spacing: SPACING,
                 spread: SPREAD,
+                verify_within: settings
+                    .verify_within
+                    .map_or(VERIFY_WITHIN, |within| within.length()),
                 maintenance: maintenance(&settings.renew),
                 looks: Some(Looks {
                     every: settings.verify_every.length(),
@@ -120,6 +126,7 @@ impl Factory {
             refused: Refused::default(),
             responses,
             issuers: Mutex::default(),
+            ways: ways_of(settings),
             limiters: Arc::default(),
             concurrency: Concurrency::default(),
             servers: Mutex::default(),
@@ -383,7 +390,8 @@ impl Factory {
     ) -> Result<Arc<dyn Issuer>, Failure> {
         let account = account_of(ca)?;
         let identity = ca.directory.identity().to_owned();
-        let (directory, exchange) = reached_by(ca, &self.process, || self.embedded(settings))?;
+        let (directory, exchange) =
+            reached_by(ca, (&self.process, &self.ways), || self.embedded(settings))?;
         let client = Client::new(acme::ClientSettings {
             directory,
             account,

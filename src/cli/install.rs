@@ -13,6 +13,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::catalog::as_stored;
 use super::output::{say, say_json};
 use super::{Call, meant};
 use crate::config::{ISSUE, KeyOptions, Settings};
@@ -21,7 +22,9 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::install::journal::{Journals, Undone};
 use crate::install::program::{Patience, Program, forget_copy};
+use crate::install::tree::{Overlay, Tree};
 use crate::lineage::Known;
+use crate::text::shell_word;
 
 /// Without a progress line, a command of nginx is named after this time.
 const SLOW: &str = ": 5 s";
@@ -78,6 +81,18 @@ pub(super) struct NginxOptions {
     /// As for certs issue; --webroot is DATA_DIR-webroot by default
     #[command(flatten)]
     pub(super) keys: KeyOptions<ISSUE>,
+}
+
+impl NginxOptions {
+    /// The options that choose the nginx, each with a blank before it.
+    pub(super) fn repeated(&self) -> Vec<String> {
+        let word = |path: &Path| shell_word(&path.to_string_lossy());
+        let nginx = self.nginx.as_path();
+        let nginx = (nginx != Path::new("nginx")).then(|| format!(" --nginx {}", word(nginx)));
+        let conf = self.conf.as_deref();
+        let conf = conf.map(|conf| format!(" --conf {}", word(conf)));
+        nginx.into_iter().chain(conf).collect()
+    }
 }
 
 pub(super) async fn run(call: &Call, verb: Install) -> Result<(), Failure> {
@@ -165,6 +180,7 @@ impl Work<'_> {
                 .map(|one| json!({"name": one.subject.name, "files": one.files}))
                 .collect();
             say_json(json!({"undone": restored, "reloaded": reloaded}));
+            self.forget(&undone).await;
             return Ok(());
         }
         let restored = undone.iter().flat_map(|one| {
@@ -183,7 +199,36 @@ impl Work<'_> {
             (false, true) => say("nginx was reloaded"),
             (false, false) => say("nginx is not running or failed to reload: see nginx -t"),
         }
+        self.forget(&undone).await;
         self.say_renewed(&undone).await
+    }
+
+    /// Deploys to nginx no longer what its configuration no longer names: nothing is expected
+    /// to be served there.
+    async fn forget(&self, undone: &[Undone]) {
+        let names: BTreeSet<&str> = undone.iter().map(|one| &*one.subject.name).collect();
+        let stored = as_stored(&self.call.sources, self.settings);
+        for mut settings in stored {
+            let live = absolute(&self.settings.output_of(&settings).directory);
+            let live = live.join("live").join(settings.lineage.as_str());
+            let is_named = |one: &Undone| {
+                let tree = Tree::load(&one.subject.main, &Overlay::new());
+                tree.is_ok_and(|tree| tree.names(&live))
+            };
+            let count = settings.deploy.len();
+            let is_nginx = |one: &DeployTarget| matches!(one, DeployTarget::Nginx(_));
+            settings.deploy.retain(|one| !is_nginx(one));
+            let is_undone = names.contains(settings.lineage.as_str());
+            if !is_undone || settings.deploy.len() == count || undone.iter().any(is_named) {
+                continue;
+            }
+            let lineage = settings.lineage.clone();
+            let mut process = self.settings.clone();
+            process.certificates = vec![settings];
+            if let Err(failure) = self.redeployed(&process).await {
+                tracing::warn!(%lineage, "still deployed to nginx: {}", failure.in_a_line());
+            }
+        }
     }
 
     /// Names the certificates that are still renewed, through an nginx that no longer answers

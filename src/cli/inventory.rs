@@ -99,6 +99,8 @@ impl Inventory {
             let record = one.record.as_ref().ok()?;
             let set = |names: &[Identifier]| names.iter().cloned().collect();
             let issued = record.issued.as_deref().unwrap_or(&record.wanted);
+            let made_with = one.whole();
+            let is_second = made_with.is_some_and(|it| it.is_second);
             Some(Known {
                 lineage: one.lineage.clone(),
                 wanted: set(&record.wanted),
@@ -107,7 +109,8 @@ impl Inventory {
                 } else {
                     BTreeSet::new()
                 },
-                is_second: matches!(&one.settings, Ok(Remembered::Whole(it)) if it.is_second),
+                is_second,
+                kinds: made_with.map_or_else(Vec::new, |it| it.key.kinds(is_second)),
             })
         });
         known.collect()

@@ -10,11 +10,12 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
-use super::catalog::{all_known, confirm, existing_store, open_store};
+use super::catalog::{all_known, confirm, existing_store};
 use super::factory::{Factory, wanted};
+use super::kept::{dropped_keys, orphan_dropped};
 use super::listener::{ChallengeSockets, listeners, serve};
 use super::meant;
-use super::output::{say, say_json};
+use super::output::{replacing, say, say_json};
 use super::progress::Display;
 use crate::challenge::protocol::Listen;
 use crate::challenge::responses::Responses;
@@ -88,7 +89,10 @@ pub(super) async fn pass(
         rights.collect::<Vec<_>>()
     };
     let rights = settings.certificates.iter().flat_map(own).collect();
-    work(call, settings, Task::Pass(trigger), rights).await
+    let dropped = dropped_keys(settings).await?;
+    let ended = work(call, settings, Task::Pass(trigger), rights).await;
+    orphan_dropped(settings, dropped).await?;
+    ended
 }
 
 /// Replaces each CA's directory by its staging directory.
@@ -157,6 +161,9 @@ pub(crate) async fn work(
 ) -> Result<(), Failure> {
     if control::is_running(&settings.data_dir).await? {
         confirm(&settings.data_dir, rights)?;
+        for unused in call.sources.own_ways() {
+            tracing::warn!("{unused}");
+        }
         let worker = Worker::Sidecar {
             settings: Box::new(settings.clone()),
             names_output: call.sources.names_an_output(),
@@ -173,10 +180,13 @@ pub(crate) async fn work(
         return Err(failure);
     }
     let store: Arc<dyn Store> = match task {
-        Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
+        Task::Pass(_) => call.store(settings)?,
         Task::Rehearsal => Arc::new(MemoryStore::default()),
     };
     confirm(&settings.data_dir, rights)?;
+    if let Some(fleet) = &call.fleet {
+        responses.share_through(fleet.clone());
+    }
     let mut factory = Factory::new(call, settings, store, responses)?;
     factory.refused = refused;
     if settings.gives_up_root {
@@ -359,6 +369,7 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 (true, _) => "issued",
                 (false, Task::Pass(trigger)) if trigger.never_orders() => "deployed again",
                 (false, Task::Pass(Trigger::Revoke { .. })) => "nothing was ordered",
+                (false, Task::Pass(Trigger::CancelRevocation)) => "the revocation is given up",
                 (false, _) => "not due",
             };
             let (generation, path) = (outcome.generation, path.display());
@@ -376,8 +387,9 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 ));
             }
             if outcome.revoked.contains_key(&outcome.generation) {
+                let replace = replacing(lineage, settings.request.is_some());
                 let line = format!(
-                    "{lineage}: the revoked certificate is still live; hint: certs renew {lineage} replaces it, certs delete {lineage} ends it"
+                    "{lineage}: the revoked certificate is still live; hint: {replace} replaces it, certs delete {lineage} ends it"
                 );
                 say(call.terminal.hint(&line));
             }

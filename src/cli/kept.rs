@@ -8,15 +8,16 @@ use std::path::PathBuf;
 use super::catalog::{Denial, existing_store, remember};
 use super::inventory::{Inventory, StoredCertificate};
 use super::labels::Labels;
+use super::meant;
 use crate::config::{
     CertificateSettings, Configured, Origin, Recollection, Remembered, Settings, Sources, written,
 };
 use crate::control;
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
-use crate::lineage::Lineage;
+use crate::lineage::{ByName, Lineage};
 use crate::observe::RequestedBy;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// A stored certificate that nothing keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +36,65 @@ pub(super) fn orphaned(
     requested_by: Option<&RequestedBy>,
 ) -> Option<&'static str> {
     let is_requested = requested_by.is_some_and(|requested| !requested.stopped);
+    if settings.orphaned.as_deref() == Some(KEY_DROPPED) && !configured.names(settings) {
+        return Some(KEY_DROPPED);
+    }
     match (settings.asked_by(), requested_by) {
         _ if configured.names(settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
+        // Another machine may have it in its configuration, or in a container there.
+        (Some(origin), _) if configured.is_in_fleet && origin != Origin::Install => None,
         (Some(Origin::Install), _) => Some(UNFINISHED),
+        (Some(Origin::Configuration), _) if configured.names_first_of(settings) => {
+            Some(KEY_NOT_CONFIGURED)
+        }
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
         (Some(_), _) | (None, Some(_)) => Some("no container requests it any more"),
         (None, None) => None,
     }
+}
+
+/// The certificates for the second keys of those whose settings have one key now, with these.
+pub(super) async fn dropped_keys(settings: &Settings) -> Result<Vec<(Lineage, Lineage)>, Failure> {
+    let stored = meant::stored(&settings.data_dir)?;
+    let index = ByName::new(&stored);
+    let single = settings.certificates.iter();
+    let by_command = |one: &&CertificateSettings| one.origin == Some(Origin::Command);
+    let single = single.filter(by_command);
+    let single = single.filter(|one| !one.is_second && one.key.second().is_none());
+    let dropped = single.filter_map(|one| {
+        let second = index.second_of(index.named(&one.lineage)?)?;
+        Some((one.lineage.clone(), second.lineage.clone()))
+    });
+    Ok(dropped.collect())
+}
+
+/// Marks the certificates of keys that a command has dropped: nothing keeps them any more.
+pub(super) async fn orphan_dropped(
+    settings: &Settings,
+    dropped: Vec<(Lineage, Lineage)>,
+) -> Result<(), Failure> {
+    let Some(store) = existing_store(settings.data_dir.clone())? else {
+        return Ok(());
+    };
+    for (first, second) in dropped {
+        let made_with = async |lineage: &Lineage| {
+            let stored = store.options(lineage).await;
+            let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+            Ok::<_, Failure>(
+                stored.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok()),
+            )
+        };
+        let is_single = made_with(&first).await?;
+        let is_single = is_single.is_some_and(|first| first.key.second().is_none());
+        let Some(mut own) = made_with(&second).await?.filter(|_| is_single) else {
+            continue;
+        };
+        own.orphaned = Some(KEY_DROPPED.to_owned());
+        remember(&store, &own).await?;
+        tracing::warn!(lineage = %second, "{}", notice(&second, KEY_DROPPED));
+    }
+    Ok(())
 }
 
 /// The stored certificates that `certs run` does not manage.
@@ -77,6 +129,7 @@ pub(super) async fn keep_stored(
     let granted: BTreeSet<Lineage> = granted.into_iter().map(|one| one.lineage).collect();
     let index = sources.index();
     let mut recall = Recall {
+        is_in_fleet: index.is_in_fleet,
         recollection: Recollection::new(sources),
         denial: Denial::new(sources, configured)?,
     };
@@ -129,6 +182,7 @@ pub(super) async fn keep_stored(
 
 /// Makes the settings of stored certificates.
 struct Recall<'s> {
+    is_in_fleet: bool,
     recollection: Recollection<'s>,
     denial: Denial<'s>,
 }
@@ -150,8 +204,10 @@ impl Recall<'_> {
         let stored = stored.map_err(Failure::on(lineage.as_str()))?;
         let mut settings = self.recollection.of(&stored)?;
         self.denial.deny(&mut settings);
-        // The options of this process are for others; an import leaves room for them.
-        let Some(whole) = whole.filter(|_| settings.imported.is_none()) else {
+        // The options of this process are for others; an import leaves room for them, and a
+        // certificate of another machine.
+        let takes_options = settings.imported.is_some() || self.is_in_fleet;
+        let Some(whole) = whole.filter(|_| !takes_options) else {
             return Ok(settings);
         };
         let mut whole = whole.clone();
@@ -248,6 +304,11 @@ pub(super) async fn skip_orphans(
 /// Why nothing keeps the certificate of an install that has failed, or was cut off.
 const UNFINISHED: &str = "its installation in nginx has not ended";
 
+/// Why nothing keeps the certificate for a second key: the command, or the configuration, has
+/// one key for its names.
+const KEY_DROPPED: &str = "certs issue no longer requests its key";
+const KEY_NOT_CONFIGURED: &str = "the configuration no longer names its key";
+
 /// The next thing to do then.
 fn finish(lineage: &Lineage) -> String {
     format!(
@@ -260,7 +321,12 @@ pub(super) fn notice(lineage: &Lineage, why: &str) -> String {
     if why == UNFINISHED {
         return format!("not renewed: {why}; hint: {}", finish(lineage));
     }
+    let keep = match why {
+        KEY_DROPPED => "certs issue with its names and both types in --key keeps it",
+        KEY_NOT_CONFIGURED => "both types in `key` of the configuration keep it",
+        _ => "certs issue with its names keeps it",
+    };
     format!(
-        "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, certs issue with its names keeps it, certs delete {lineage} removes it"
+        "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, {keep}, certs delete {lineage} removes it"
     )
 }

@@ -11,6 +11,7 @@ use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::{ByName, Known, Lineage, Meant, meant};
+use crate::text::shell_word;
 
 /// The settings of the certificate that a command names, else of all of them. What is
 /// stored of it holds unless the command sets it, and only as far as it is confirmed.
@@ -52,14 +53,20 @@ pub(super) fn relate(sources: &Sources, settings: &mut Settings, stored: &Invent
     let stored = ByName::new(&known);
     let mut taken: BTreeSet<Lineage> = lineages(settings).collect();
     let mut names_of_first = BTreeMap::new();
+    let mut is_turned = false;
     for certificate in &mut settings.certificates {
         let own = certificate.lineage.clone();
         if certificate.is_second {
+            // It follows its first certificate.
+            if is_turned {
+                certificate.key = certificate.key.turned();
+            }
             certificate.lineage = second(certificate, &stored, &names_of_first, &taken);
             taken.insert(certificate.lineage.clone());
             continue;
         }
         if index.names_itself(&own) {
+            is_turned = keep_order(certificate, &stored);
             continue;
         }
         let is_free = |one: &&Known| one.lineage == own || !taken.contains(&one.lineage);
@@ -75,10 +82,29 @@ pub(super) fn relate(sources: &Sources, settings: &mut Settings, stored: &Invent
             }
             Meant::Lacks(_) | Meant::New => {}
         }
+        is_turned = keep_order(certificate, &stored);
         taken.insert(certificate.lineage.clone());
         let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
         names_of_first.insert(names, certificate.lineage.clone());
     }
+}
+
+/// Keeps the kinds of keys of two stored certificates, in whatever order they are requested:
+/// a server reads each by its name. Returns whether they are turned.
+fn keep_order(certificate: &mut CertificateSettings, stored: &ByName<'_>) -> bool {
+    let requested = certificate.key.kinds(false);
+    let first = stored.named(&certificate.lineage);
+    let Some(first) = first.filter(|one| requested.len() == 2 && one.kinds != requested) else {
+        return false;
+    };
+    let Some(second) = stored.second_of(first) else {
+        return false;
+    };
+    let lineage = certificate.lineage.clone();
+    certificate.key = certificate.key.turned();
+    let (kinds, key) = (&first.kinds, certificate.key);
+    tracing::warn!(%lineage, "the order of the two keys is kept: {lineage} has the {} key, {} the {} one; hint: write {key}", kinds[0], second.lineage, kinds[1]);
+    true
 }
 
 /// The name of the certificate for the second key: it follows the first one, unless one for
@@ -121,6 +147,9 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
         return Ok(());
     };
     let lineage = &certificate.lineage;
+    if sources.names_a_lineage {
+        refuse_second(certificate, &stored(&settings.data_dir)?)?;
+    }
     if sources.names_a_lineage || sources.configures_names(lineage, &certificate.names) {
         return Ok(());
     }
@@ -132,25 +161,69 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
     }
 }
 
+/// Refuses the name of the certificate for the second key of its names: a third one would be
+/// made beside it.
+fn refuse_second(certificate: &CertificateSettings, stored: &[Known]) -> Result<(), Failure> {
+    let lineage = &certificate.lineage;
+    let (mut firsts, index) = (stored.iter(), ByName::new(stored));
+    let of = firsts.find(|one| { index.second_of(one) }.is_some_and(|it| it.lineage == *lineage));
+    let Some(first) = of else {
+        return Ok(());
+    };
+    let (first, names) = (&first.lineage, list(&certificate.names, " "));
+    Err(Failure::usage(
+        format!(
+            "{lineage} is the certificate for the other key of {first}, and is issued with it; nothing was ordered"
+        ),
+        format!(
+            "for both: certs issue {names} --name {first}; to renew this one alone: certs renew {lineage}; for a further certificate: another --name"
+        ),
+    ))
+}
+
+/// The other one of the two certificates for two keys of the same names.
+pub(super) async fn other_key(
+    data_dir: &Path,
+    lineage: &Lineage,
+) -> Result<Option<Lineage>, Failure> {
+    let stored = stored(data_dir)?;
+    let (firsts, index) = (stored.iter(), ByName::new(&stored));
+    let mut pairs =
+        firsts.filter_map(|first| Some((&first.lineage, &index.second_of(first)?.lineage)));
+    let pair = pairs.find(|(first, second)| *first == lineage || *second == lineage);
+    Ok(pair.map(|(first, second)| if first == lineage { second } else { first }.clone()))
+}
+
 fn refusal(certificate: &CertificateSettings, other: &Known, known: &[Known]) -> Failure {
     let requested: BTreeSet<&Identifier> = certificate.names.iter().collect();
     let missing = other.issued.iter().filter(|name| !requested.contains(name));
     let missing: Vec<&Identifier> = missing.collect();
-    let names = list(&certificate.names, " ");
-    let all = list(certificate.names.iter().chain(missing.iter().copied()), " ");
+    let words = |names: Vec<&Identifier>| {
+        let words = names.into_iter().map(|name| shell_word(&name.to_string()));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let names = words(certificate.names.iter().collect());
+    let all = certificate.names.iter().chain(missing.iter().copied());
+    let all = words(all.collect());
     let (lacking, lineage) = (list(missing, ", "), &other.lineage);
     let is_free = |new: &Lineage| known.iter().all(|one| one.lineage != *new);
     let own = certificate.names.iter().map(Lineage::of);
     let numbered = (2..).map_while(|number| Lineage::parse(&format!("{lineage}-{number}")).ok());
     let new = own.chain(numbered).find(is_free);
     let new = new.map_or("new".to_owned(), |new| new.to_string());
+    let hint = match &certificate.request {
+        None => format!(
+            "for all of these names in one certificate: certs issue {all}; for a second certificate: certs issue {names} --name {new}; to take {lacking} out of {lineage}: certs issue {names} --name {lineage}"
+        ),
+        Some(_) => format!(
+            "for all of these names in one certificate: certs csr FILE with a new signing request for {all}; for a second certificate: certs csr FILE --name {new}; to take {lacking} out of {lineage}: certs csr FILE --name {lineage}"
+        ),
+    };
     Failure::usage(
         format!(
             "the certificate {lineage} also has {lacking}, which the command lacks; nothing was ordered"
         ),
-        format!(
-            "for all of these names in one certificate: certs issue {all}; for a second certificate: certs issue {names} --name {new}; to take {lacking} out of {lineage}: certs issue {names} --name {lineage}"
-        ),
+        hint,
     )
 }
 

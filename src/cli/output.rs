@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{ConfigProblem, LogFormat};
 use crate::failure::Failure;
+use crate::lineage::Lineage;
 use crate::text::{in_a_line, printable_json, printable_whole, printable_within};
 
 impl From<Vec<ConfigProblem>> for Failure {
@@ -69,10 +70,18 @@ pub(super) struct Terminal {
     colour: bool,
     format: LogFormat,
     line: Arc<Mutex<String>>,
+    repeated: Arc<Repeated>,
+}
+
+/// What hints repeat in the commands that they name.
+#[derive(Debug, Default)]
+pub(super) struct Repeated {
     /// The options of this command that choose files.
-    places: Arc<str>,
+    pub places: String,
     /// The verbs of all commands.
-    verbs: Arc<[String]>,
+    pub verbs: Vec<String>,
+    /// Further options of this command, for the commands of the verbs that take them.
+    pub further: Vec<(&'static [&'static str], String)>,
 }
 
 impl Terminal {
@@ -92,8 +101,7 @@ impl Terminal {
             quiet,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
-            places: Arc::default(),
-            verbs: Arc::default(),
+            repeated: Arc::default(),
         }
     }
 
@@ -111,19 +119,23 @@ impl Terminal {
     }
 
     /// The same for a command with these options, which hints repeat.
-    pub(super) fn repeating(self, places: &str, verbs: impl Iterator<Item = String>) -> Self {
+    pub(super) fn repeating(self, repeated: Repeated) -> Self {
         Self {
-            places: places.into(),
-            verbs: verbs.collect(),
+            repeated: repeated.into(),
             ..self
         }
     }
 
     /// `text` with the options of this command in each further command that it names, so
-    /// that it works on the same files.
+    /// that it works on the same files, with the same CA and the same nginx.
     pub(super) fn hint(&self, text: &str) -> String {
         const CERTS: &str = "certs ";
-        if self.places.is_empty() {
+        let Repeated {
+            places,
+            verbs,
+            further,
+        } = &*self.repeated;
+        if places.is_empty() && further.is_empty() {
             return text.to_owned();
         }
         let mut parts = text.split(CERTS);
@@ -131,16 +143,25 @@ impl Terminal {
         parts.fold(first, |mut made, part| {
             let word: String = part.chars().take_while(char::is_ascii_lowercase).collect();
             // It runs already, with options of its own.
-            let is_verb = word != "run" && self.verbs.contains(&word);
+            let is_verb = word != "run" && verbs.contains(&word);
             let is_word =
                 made.ends_with(|last: char| last.is_alphanumeric() || "-/".contains(last));
             made += CERTS.trim_end();
-            made += if is_verb && !is_word {
-                &*self.places
-            } else {
-                ""
-            };
-            made + " " + part
+            if !is_verb || is_word {
+                return made + " " + part;
+            }
+            let (command, rest) = part.split_at(end_of_command(&word, part));
+            made = made + places + " " + command;
+            for (_, option) in further.iter().filter(|(of, _)| of.contains(&&*word)) {
+                let name = option.split_whitespace().next().unwrap_or_default();
+                let is_there = command.split_whitespace().any(|one| one == name);
+                made += if is_there || command == word {
+                    ""
+                } else {
+                    option
+                };
+            }
+            made + rest
         })
     }
 
@@ -225,6 +246,39 @@ impl Terminal {
     }
 }
 
+/// The end of the command at the start of a sentence: of its verb alone, if prose follows it.
+fn end_of_command(verb: &str, text: &str) -> usize {
+    // Verbs with a further one.
+    let most = if ["account", "install"].contains(&verb) {
+        2
+    } else {
+        1
+    };
+    let (mut at, mut count, mut takes_value) = (verb.len(), 0, false);
+    for word in text.split(' ') {
+        let whole = word.trim_end_matches([',', ';', ':', '.', ')', '`', '\n']);
+        count += 1;
+        let is_option = word.starts_with("--") && count > most;
+        let is_value = takes_value && !PROSE.contains(&whole);
+        let is_plain = whole.bytes().all(|byte| byte.is_ascii_lowercase());
+        // A name, a path, or a place for one.
+        if count > most && !is_option && !is_value && is_plain
+            || verb == "issue" && count == 2 && is_option
+        {
+            break;
+        }
+        at = word.as_ptr() as usize - text.as_ptr() as usize + whole.len();
+        takes_value = is_option;
+        if whole.len() < word.len() {
+            break;
+        }
+    }
+    at
+}
+
+/// Words of prose, which follow an option without a value.
+const PROSE: [&str; 7] = ["again", "and", "or", "with", "may", "makes", "waits"];
+
 impl Write for &Terminal {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         Terminal::write(self, text);
@@ -233,6 +287,15 @@ impl Write for &Terminal {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The command that replaces a revoked certificate: the key of a signing request is revoked,
+/// too, and only its user makes another.
+pub(super) fn replacing(lineage: &Lineage, has_request: bool) -> String {
+    match has_request {
+        true => format!("certs csr FILE --name {lineage} with the request of a new key"),
+        false => format!("certs renew {lineage}"),
     }
 }
 
@@ -310,6 +373,63 @@ pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_in_hints_have_the_options_of_this_one() {
+        let ca = |option: &str| (&["issue", "account"][..], option.to_owned());
+        let terminal = Terminal::new(&BTreeMap::new(), false, LogFormat::Text);
+        let terminal = terminal.repeating(Repeated {
+            places: " --data-dir /d".to_owned(),
+            verbs: ["account", "install", "issue", "renew", "run"]
+                .map(str::to_owned)
+                .into(),
+            further: vec![
+                ca(" --ca https://ca.internal/dir"),
+                (&["issue"], " --agree-tos".to_owned()),
+                (&["install"], " --nginx '/opt/my nginx'".to_owned()),
+            ],
+        });
+        for (text, shown) in [
+            (
+                "certs issue a.example b.example --name b-2; else",
+                "certs --data-dir /d issue a.example b.example --name b-2 --ca https://ca.internal/dir --agree-tos; else",
+            ),
+            (
+                "certs issue '*.example' --ca x --dns PROVIDER, and then",
+                "certs --data-dir /d issue '*.example' --ca x --dns PROVIDER --agree-tos, and then",
+            ),
+            (
+                "certs issue with its names keeps it",
+                "certs --data-dir /d issue with its names keeps it",
+            ),
+            (
+                "certs issue --force may use it",
+                "certs --data-dir /d issue --force may use it",
+            ),
+            (
+                "let certs issue a.example remove it",
+                "let certs --data-dir /d issue a.example --ca https://ca.internal/dir --agree-tos remove it",
+            ),
+            (
+                "certs account show shows it",
+                "certs --data-dir /d account show --ca https://ca.internal/dir shows it",
+            ),
+            (
+                "certs account update --agree-tos; then",
+                "certs --data-dir /d account update --agree-tos --ca https://ca.internal/dir; then",
+            ),
+            (
+                "certs install nginx --undo again: it",
+                "certs --data-dir /d install nginx --undo --nginx '/opt/my nginx' again: it",
+            ),
+            (
+                "certs renew a.example --force, or certs run",
+                "certs --data-dir /d renew a.example --force, or certs run",
+            ),
+        ] {
+            assert_eq!(terminal.hint(text), shown);
+        }
+    }
 
     #[test]
     fn log_message_is_one_line() {

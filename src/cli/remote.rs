@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Call;
 use super::catalog::{existing_store, recall};
 use super::embedded;
-use super::factory::{account_of, invalid, reached_by};
+use super::factory::{account_of, invalid, reached_by, ways_of};
 use crate::acme::{Client, ClientSettings};
 use crate::config::{CaSettings, DirectoryUrl, Purpose, Settings};
 use crate::failure::Failure;
@@ -101,7 +101,7 @@ pub(super) async fn named(call: &Call, settings: &Settings) -> Result<CaSettings
 /// a command says so.
 pub(super) fn client(settings: &Settings, ca: &CaSettings) -> Result<Client, Failure> {
     let clock = Arc::new(SystemClock);
-    let (directory, exchange) = reached_by(ca, settings, || {
+    let (directory, exchange) = reached_by(ca, (settings, &ways_of(settings)), || {
         embedded::open(&settings.data_dir, None, clock.clone())
     })?;
     let mut account = account_of(ca)?;

@@ -1,13 +1,11 @@
 //! `certs rename`: gives a certificate another name of its own. Its names in the
 //! certificate, its settings and its account stay.
 
-use std::sync::Arc;
-
 use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::catalog::{confirm, denied_output, existing_store, open_store};
+use super::catalog::{confirm, denied_output, existing_store};
 use super::factory::Factory;
 use super::labels::Labels;
 use super::meant;
@@ -49,6 +47,7 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
         keep_link: options.keep_link,
     };
     check(call, &settings, &renaming)?;
+    let other = meant::other_key(&settings.data_dir, &from).await?;
     let stored_as = if is_moved { to } else { &from };
     let made_with = made_with(&settings, stored_as).await?;
     if let Some(made_with) = &made_with {
@@ -58,7 +57,7 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
     if control::is_running(&settings.data_dir).await? {
         control::rename(&settings.data_dir, &renaming).await?;
     } else {
-        let store = Arc::new(open_store(settings.data_dir.clone())?);
+        let store = call.store(&settings)?;
         let factory = Factory::new(call, &settings, store, Responses::default())?;
         factory.rename(&renaming, made_with.as_ref()).await?;
     }
@@ -80,6 +79,13 @@ pub(super) async fn rename(call: &Call, options: &Rename) -> Result<(), Failure>
                 "{from}: renamed to {to}; its files are in live/{to}{link}"
             ));
         }
+    }
+    if let Some(other) = other {
+        let end = other.as_str().strip_prefix(from.as_str());
+        let new = end.map_or("NEW".to_owned(), |end| format!("{to}{end}"));
+        let note =
+            format!("{other}, for the other key, keeps its name; hint: certs rename {other} {new}");
+        call.terminal.print(&call.terminal.hint(&note));
     }
     Ok(())
 }
@@ -194,6 +200,6 @@ fn note_readers(call: &Call, renaming: &Renaming, made_with: &CertificateSetting
             "{from}: these copies stay, and new ones are written by the next certs renew or certs run: {}",
             moved.join(", ")
         );
-        call.terminal.print(&note);
+        call.terminal.print(&call.terminal.hint(&note));
     }
 }

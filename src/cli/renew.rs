@@ -29,14 +29,40 @@ pub(super) async fn reload(call: &Call, names: &[String]) -> Result<(), Failure>
     pass(call, names, Task::Pass(Trigger::Redeploy)).await
 }
 
-/// Deploys an earlier generation.
-pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Result<(), Failure> {
-    let trigger = Trigger::Rollback(to.map(Generation));
-    pass(call, &[name], Task::Pass(trigger)).await
+/// Deploys an earlier generation of one certificate: generations are counted for each alone.
+pub(super) async fn rollback(call: &Call, name: &str, to: Option<u64>) -> Result<(), Failure> {
+    let data_dir = call.sources.process_settings()?.data_dir;
+    let lineage = meant::one(&data_dir, name, "rolled back").await?;
+    alone(call, &lineage, Trigger::Rollback(to.map(Generation))).await?;
+    if let Some(other) = meant::other_key(&data_dir, &lineage).await? {
+        let note = format!(
+            "{other}, for the other key, stays at its generation; hint: certs rollback {other} rolls it back, too"
+        );
+        call.terminal.print(&call.terminal.hint(&note));
+    }
+    Ok(())
+}
+
+/// A pass over one certificate, and none that shares a name with it.
+pub(super) async fn alone(call: &Call, lineage: &Lineage, trigger: Trigger) -> Result<(), Failure> {
+    selected(call, &Selection::Only(lineage), Task::Pass(trigger)).await
 }
 
 /// `task` for the certificates that `names` select, or for all.
 pub(super) async fn pass(call: &Call, names: &[String], task: Task) -> Result<(), Failure> {
+    selected(call, &Selection::Names(names), task).await
+}
+
+/// The certificates of a command.
+enum Selection<'s> {
+    /// By lineage or by one of their names; all without any.
+    Names(&'s [String]),
+    /// By lineage alone.
+    Only(&'s Lineage),
+}
+
+async fn selected(call: &Call, selection: &Selection<'_>, task: Task) -> Result<(), Failure> {
+    let is_all = matches!(selection, Selection::Names([]));
     let never_orders = matches!(task, Task::Pass(trigger) if trigger.never_orders());
     let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();
@@ -46,8 +72,14 @@ pub(super) async fn pass(call: &Call, names: &[String], task: Task) -> Result<()
             Err(failure) => unusable.push((lineage, failure)),
         }
     }
-    select(&mut settings.certificates, &mut unusable, names)?;
-    if names.is_empty() && !never_orders {
+    match selection {
+        Selection::Names(names) => select(&mut settings.certificates, &mut unusable, names)?,
+        Selection::Only(lineage) => {
+            settings.certificates.retain(|one| one.lineage == **lineage);
+            unusable.retain(|(one, _)| one == *lineage);
+        }
+    }
+    if is_all && !never_orders {
         skip_orphans(&call.sources, &mut settings).await?;
     }
     if settings.certificates.is_empty() && unusable.is_empty() {

@@ -1,6 +1,7 @@
 //! `certs revoke`: has the CA revoke a stored certificate, as a rule once its replacement is
 //! served; or the certificate of a file, signed by its key or by the account.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,15 +13,15 @@ use super::meant;
 use super::output::{say, say_json};
 use super::{remote, renew};
 use crate::acme::{Issuer, RevocationRequest};
-use crate::certificate::{Bundle, Facts, Freshness, Secret};
+use crate::certificate::{Bundle, Facts, Freshness, Secret, certified_key};
 use crate::config::{ACCOUNT, KeyOptions, Settings};
-use crate::control::Task;
 use crate::failure::Failure;
 use crate::files::named;
 use crate::lineage::Lineage;
 use crate::manage::Trigger;
+use crate::manage::ca_state::note_revoked_key;
 use crate::manage::rehearse::AccountJournal;
-use crate::record::RevocationReason;
+use crate::record::{Generation, RevocationReason};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::time::{Clock, SystemClock};
@@ -29,9 +30,10 @@ use crate::time::{Clock, SystemClock};
 #[command(
     after_help = "Without --now it first issues a replacement with a new key, deploys it and verifies that it is \
     served; only then is the old certificate revoked. If that fails, the same command continues. With \
-    --reason keycompromise the certificate's own key signs the request, and every stored certificate with that key is \
-    revoked. After --now, certs renew NAME replaces the certificate, and certs delete NAME ends it; a running certs run \
-    replaces it by itself.\n\n\
+    --reason keycompromise the certificate's own key signs the request, and every certificate stored under NAME with that \
+    key is revoked. After --now, certs renew NAME replaces the certificate (certs csr with a new request, if it has the key \
+    of one), and certs delete NAME ends it; a running certs run replaces it by itself. While the replacement is waited for, \
+    --cancel gives the revocation up.\n\n\
     Examples: certs revoke example.com --reason keycompromise\n          \
     certs revoke --cert-file cert.pem --key-file privkey.pem --ca letsencrypt"
 )]
@@ -48,6 +50,9 @@ pub(super) struct Revoke {
     /// Revoke at once, before a replacement is served; orders nothing
     #[arg(long)]
     pub now: bool,
+    /// Give up a revocation that waits for its replacement, or for the CA
+    #[arg(long, conflicts_with_all = ["now", "reason", "cert_file", "key_file"])]
+    pub cancel: bool,
     /// Revoke the certificate in this file (PEM), which need not be stored
     #[arg(long, value_name = "CERT")]
     pub cert_file: Option<PathBuf>,
@@ -81,15 +86,70 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
         );
         call.terminal.print(&note);
     }
-    let trigger = Trigger::Revoke { reason, at_once };
-    let ended = renew::pass(call, &[lineage.to_string()], Task::Pass(trigger)).await;
+    let trigger = match options.cancel {
+        true => Trigger::CancelRevocation,
+        false => Trigger::Revoke { reason, at_once },
+    };
+    let ended = renew::alone(call, &lineage, trigger).await;
+    if options.cancel {
+        return ended;
+    }
     if ended.is_err() && !is_revoked(&settings, &lineage).await {
         let note = format!(
-            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: certs revoke {lineage} --now --reason {reason} waits for no replacement"
+            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: certs revoke {lineage} --now --reason {reason} waits for no replacement, certs revoke {lineage} --cancel gives it up"
         );
         call.terminal.print(&call.terminal.hint(&note));
     }
+    for (other, why) in others(&settings, &lineage, reason).await {
+        let note =
+            format!("{other}, {why}, is not revoked; hint: certs revoke {other} --reason {reason}");
+        call.terminal.print(&call.terminal.hint(&note));
+    }
     ended
+}
+
+/// Certificates that a user may expect to be revoked with `lineage`: that for the other key of
+/// its names, and after a compromise those with the same key.
+async fn others(
+    settings: &Settings,
+    lineage: &Lineage,
+    reason: RevocationReason,
+) -> Vec<(Lineage, &'static str)> {
+    let found = async {
+        let mut found = Vec::new();
+        if let Some(other) = meant::other_key(&settings.data_dir, lineage).await? {
+            found.push((other, "for the other key"));
+        }
+        let Some(store) = existing_store(settings.data_dir.clone())? else {
+            return Ok(found);
+        };
+        if reason == RevocationReason::KeyCompromise {
+            let own = keys_of(&store, lineage).await;
+            for other in store.list().await.map_err(Failure::on("store"))? {
+                let is_shared =
+                    other != *lineage && !own.is_disjoint(&keys_of(&store, &other).await);
+                found.extend(is_shared.then_some((other, "with the same key")));
+            }
+        }
+        Ok::<_, Failure>(found)
+    };
+    found.await.unwrap_or_default()
+}
+
+/// The public keys of the stored generations.
+async fn keys_of(store: &dyn Store, lineage: &Lineage) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    let Ok(Some((record, _))) = store.load(lineage).await else {
+        return keys;
+    };
+    let newest = record.issued.map_or(0, |issued| issued.generation.0);
+    for generation in newest.saturating_sub(Generation::KEPT).max(1)..=newest {
+        let stored = store.bundle(lineage, Generation(generation)).await;
+        if let Ok(Some((_, chain))) = stored {
+            keys.extend(certified_key(&chain).map(|key| key.to_string()));
+        }
+    }
+    keys
 }
 
 /// Whether the settings ask to keep the key; unreadable ones count as not.
@@ -197,6 +257,11 @@ async fn revoke_file(call: &Call, options: &Revoke, file: &Path) -> Result<(), F
     let revoked = client.revoke(&request, &mut journal).await;
     let subject = file.display().to_string();
     revoked.map_err(Failure::on(&subject))?;
+    if let Some(key) = certified_key(files.chain.expose())
+        && let Err(error) = note_revoked_key(store, &key).await
+    {
+        tracing::warn!("the key of {subject} is revoked, and that could not be stored: {error}");
+    }
     match call.json {
         true => say_json(json!({
             "file": file, "revoked": true, "reason": reason, "ca": identity,

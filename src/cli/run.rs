@@ -1,6 +1,7 @@
 //! `certs run`: the sidecar. Binds its listeners, starts the supervisor, reports
 //! readiness, and then obeys signals until it must stop.
 
+mod following;
 mod managed;
 mod worker;
 
@@ -15,12 +16,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
+use self::following::follow;
 use self::managed::{AtStart, ManagedCertificates, read_stored, remember_new, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::open_store;
 use super::factory::{Builder, Factory, proxy_to};
 use super::kept::{NotKept, keep_stored};
 use super::labels::Labels;
@@ -46,6 +47,9 @@ use crate::supervise::{Handle, Supervisor, cron};
 /// Between two tries of an address that another program had.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
+/// The fleet notices by itself when this machine has gone.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -55,11 +59,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut bound = Bound::new(&call, &settings).await?;
     let known = std::mem::take(&mut not_kept.known);
     let factory = factory(&call, &settings, known, &mut bound)?;
-    let shown = Shown {
-        board,
-        metrics: factory.services.metrics.clone(),
-        process: factory.sandbox.check(),
-    };
+    let shown = shown(&factory, board);
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
     let mut managed = ManagedCertificates {
         sources: call.sources.clone(),
@@ -85,13 +85,16 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let relay = managed.factory.sandbox.docker_relay();
     let listings = discover(&settings, relay, &mut serving)?;
     let (reload, reloads) = mpsc::channel(1);
-    let sidecar = Sidecar {
+    let sidecar = Arc::new(Sidecar {
         reload,
         handle: handle.clone(),
         factory,
         listens: settings.listens().iter().map(|one| one.protocol).collect(),
         board: shown.board.clone(),
-    };
+    });
+    if let Some(fleet) = call.fleet.clone() {
+        serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
+    }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
     // The memory of thousands of settings is for what is kept of them.
@@ -105,6 +108,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let ended = obey(&mut signals, &handle, &mut managed, requests, &mut serving).await;
     notifier.send(&[NotifyState::Stopping]);
     handle.stop().await;
+    leave(managed.call).await;
     // The challenge listener serves until the last step in progress has ended.
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
     ended.and(supervising.await.map_err(failed))
@@ -123,6 +127,22 @@ async fn all(call: &Call, board: &Board) -> Result<All, Failure> {
     let mut settings = with_labels(&call.sources, &configured, &labels);
     settings.gives_up_root = sandbox::gives_up_root(&settings);
     Ok((configured, labels, not_kept, settings))
+}
+
+/// Another machine of the fleet does the scheduled work from now on.
+async fn leave(call: &Call) {
+    if let Some(fleet) = &call.fleet {
+        let _ = timeout(LEAVING, fleet.leave()).await;
+    }
+}
+
+/// What the admin endpoints show of a process that has just begun.
+fn shown(factory: &Factory, board: Board) -> Shown {
+    Shown {
+        board,
+        metrics: factory.services.metrics.clone(),
+        process: factory.sandbox.check(),
+    }
 }
 
 fn warn_if_empty(settings: &Settings) {
@@ -171,7 +191,10 @@ impl Bound {
         let at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
         let hosts = HostNames::new(at, &settings.admin_hosts);
-        let store = Arc::new(open_store(settings.data_dir.clone())?);
+        let store = call.store(settings)?;
+        if let Some(fleet) = &call.fleet {
+            responses.share_through(fleet.clone());
+        }
         if let Some(warning) = volume::warning(&settings.data_dir) {
             tracing::warn!("{warning}");
         }
@@ -192,7 +215,7 @@ impl Bound {
     fn serve(
         self,
         serving: &mut JoinSet<()>,
-        sidecar: Sidecar,
+        sidecar: Arc<Sidecar>,
         shown: Shown,
         notifier: &Arc<Notifier>,
     ) {
@@ -205,7 +228,7 @@ impl Bound {
             serving.spawn(listen::serve_within(admin::LIMITS, socket, None, router));
         }
         let handle = sidecar.handle.clone();
-        serving.spawn(self.control.serve(Arc::new(sidecar)));
+        serving.spawn(self.control.serve(sidecar));
         if let Some(every) = sd_notify::watchdog_enabled() {
             serving.spawn(feed_watchdog(handle, notifier.clone(), every / 2));
         }
@@ -258,11 +281,13 @@ fn announce_proxies(known: &Settings) {
     let cas = known.certificates.iter();
     let cas = cas.flat_map(|one| [Some(&one.ca), one.fallback.as_ref()]);
     let ways = cas.flatten().filter_map(|ca| {
-        let proxy = proxy_to(ca, known).ok()??;
+        let proxy = proxy_to(ca, &known.proxies).ok()?;
         Some((ca.directory.short_name(), proxy))
     });
     for (ca, proxy) in ways.collect::<BTreeMap<_, _>>() {
-        tracing::info!("{ca} is reached through the proxy {proxy}");
+        if let Some(proxy) = proxy {
+            tracing::info!("{ca} is reached through the proxy {proxy}");
+        }
     }
 }
 

@@ -12,10 +12,11 @@ use self::rows::{Reader, Row, Rows, Seen};
 use super::Call;
 use super::args::Health;
 use super::catalog::{existing_store, none_in};
+use super::fleet;
 use super::kept::notice;
 use super::labels::Labels;
 use super::meant;
-use super::output::{Terminal, say, say_json};
+use super::output::{Terminal, replacing, say, say_json};
 use crate::ca_state::Outage;
 use crate::config::DirectoryUrl;
 use crate::control;
@@ -65,6 +66,10 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
             }
         }
     }
+    let nodes = fleet::nodes(&settings).await;
+    for row in &mut rows {
+        row.served_by = fleet::served(&nodes, &row.status.name);
+    }
     if call.json {
         say_json(serde_json::to_string(&rows)?);
     } else if ended.is_ok() && rows.is_empty() {
@@ -75,6 +80,7 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         if let ([row], Some(_)) = (rows.as_slice(), only) {
             row.made_with.iter().for_each(show_settings);
         }
+        fleet::show(&nodes, now);
     }
     ended
 }
@@ -218,9 +224,12 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
             rolled_back_to.seen_at(&status.name, now)
         ));
     }
-    changes(terminal, status, now);
+    changes(terminal, (status, row.has_request), now);
     if let Some(requested_by) = &status.requested_by {
         say(format_args!("  {}", requested_by.seen_at(now)));
+    }
+    for line in fleet::lines(&row.served_by) {
+        say(format_args!("  {line}"));
     }
     for obstacle in obstacles(status) {
         say(format_args!("  {obstacle}"));
@@ -258,7 +267,7 @@ fn details(terminal: &Terminal, row: &Row, now: Timestamp) {
 }
 
 /// What is revoked or to be revoked, and a rename that was cut off.
-fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
+fn changes(terminal: &Terminal, (status, has_request): (&Status, bool), now: Timestamp) {
     let say = |line: fmt::Arguments<'_>| say(terminal.hint(&line.to_string()));
     for (generation, revoked) in &status.revoked {
         let (reason, at) = (revoked.reason, revoked.at.seen_at(now));
@@ -267,9 +276,9 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
         ));
     }
     if status.is_revoked() {
-        let name = &status.name;
+        let replace = replacing(&status.name, has_request);
         say(format_args!(
-            "  the certificate to be served is revoked; hint: certs renew {name} replaces it"
+            "  the certificate to be served is revoked; hint: {replace} replaces it"
         ));
     }
     if let Some(pending) = &status.to_be_revoked {
@@ -281,7 +290,7 @@ fn changes(terminal: &Terminal, status: &Status, now: Timestamp) {
             false => " once its replacement is served",
         };
         say(format_args!(
-            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues"
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues, certs revoke {name} --cancel gives it up"
         ));
     }
     if let Some(renaming) = &status.renaming {

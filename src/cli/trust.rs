@@ -13,8 +13,8 @@ use crate::text::shell_word;
 
 #[derive(Debug, Args)]
 pub(super) struct Trust {
-    /// The root certificate (default: that of the CA in DATA_DIR)
-    #[arg(long, value_name = "PEM")]
+    /// The root certificate, in PEM or DER (default: that of the CA in DATA_DIR)
+    #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
     /// Add the root to the system's store, as root
     #[arg(long, conflicts_with = "uninstall")]
@@ -84,17 +84,17 @@ fn read(file: &Path) -> Result<Root, Failure> {
     let absent = || {
         Failure::usage(
             format!("{}: no root found", file.display()),
-            "start the CA once with `certs ca serve`, or name its root with --root PEM",
+            "start the CA once with `certs ca serve`, or name its root with --root FILE",
         )
     };
-    let text = files::read_data(file).map_err(|error| {
+    let content = files::read_data_bytes(file).map_err(|error| {
         let message = format!("{}: {error}", file.display());
         Failure::of_file(&error, message, hint_for(file, &error))
     })?;
-    Root::parse(&text.ok_or_else(absent)?).map_err(|why| {
+    Root::parse(&content.ok_or_else(absent)?).map_err(|why| {
         Failure::usage(
             format!("{}: {why}", file.display()),
-            "name the root.pem of the CA with --root PEM",
+            "name a file with the CA's root alone with --root FILE, such as its root.pem",
         )
     })
 }
@@ -111,7 +111,7 @@ fn print(
     say(format_args!("# root: {}", file.display()));
     say(format_args!("# SHA-256: {}", root.sha256()));
     say("# For another machine, copy the root there, compare its SHA-256, and run there:");
-    say("#   certs ca trust --root PEM [--install]");
+    say("#   certs ca trust --root FILE [--install]");
     if let Some(system) = system {
         let anchor = system.anchor(root);
         say(format_args!(
@@ -120,7 +120,19 @@ fn print(
         ));
     }
     say("");
-    root.commands(file, system).lines().for_each(say);
+    let mut file = file.to_owned();
+    if root.is_der {
+        let der = shell_word(&file.display().to_string());
+        file.set_extension("pem");
+        let pem = shell_word(&file.display().to_string());
+        say("# The file is in DER; the programs below read PEM");
+        say(format_args!(
+            "openssl x509 -inform DER -in {der} -out {pem}"
+        ));
+        say(format_args!("# undo: rm {pem}"));
+        say("");
+    }
+    root.commands(&file, system).lines().for_each(say);
     Ok(())
 }
 
@@ -139,9 +151,7 @@ fn described(root: &Root, file: &Path, system: Option<&TrustStore>) -> Result<()
 fn failed(verb: &str, error: &TrustError) -> Failure {
     let message = format!("certs ca trust {verb}: {error}");
     match error {
-        TrustError::File { path, source } => {
-            Failure::of_file(source, message, hint_for(path, source))
-        }
+        TrustError::File { path, source } => Failure::output(message, &hint_for(path, source)),
         TrustError::Program(_, error) => Failure::output(message, error.hint()),
         TrustError::Unchanged(_) => Failure::output(
             message,

@@ -38,6 +38,11 @@ impl<const VERB: u8> KeyOptions<VERB> {
         self.0.iter().any(|(key, _)| key.name == name)
     }
 
+    /// The keys of the given options.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().map(|(key, _)| key.name)
+    }
+
     /// Whether another option than those of these keys was given.
     pub(crate) fn gives_besides(&self, names: &[&str]) -> bool {
         self.0.iter().any(|(key, _)| !names.contains(&key.name))
@@ -194,6 +199,22 @@ fn by_name(key: &Key, matches: &ArgMatches, origin: &SettingOrigin) -> Raw {
     Raw::Table(named.collect())
 }
 
+/// An option as it was given, with a blank before it.
+fn shown(key: &Key, value: &Value) -> String {
+    let name = key.option_name();
+    let is_flag = key
+        .option
+        .is_some_and(|option| option.value_name.is_empty());
+    match &value.value {
+        Raw::Text(text) | Raw::Number(text) => format!(" --{name} {}", shell_word(text)),
+        Raw::Boolean(true) if is_flag => format!(" --{name}"),
+        Raw::Boolean(is_on) => format!(" --{name} {}", if *is_on { "on" } else { "off" }),
+        Raw::List(items) => items.iter().map(|item| shown(key, item)).collect(),
+        // Options between names depend on their place.
+        Raw::Table(_) | Raw::Other => String::new(),
+    }
+}
+
 /// The values of the command line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
@@ -241,19 +262,30 @@ impl Options {
 
     /// The global options that choose files, as given: a hint repeats them in its commands.
     pub(crate) fn places(&self) -> String {
-        const PLACES: [&str; 2] = ["data_dir", "output_dir"];
         let config = self.config.iter();
-        let config = config.map(|file| ("config".to_owned(), file.as_str()));
-        let keys = self
-            .values
-            .iter()
-            .filter_map(|(key, value)| match &value.value {
-                Raw::Text(text) if PLACES.contains(&key.name) => Some((key.option_name(), &**text)),
-                _ => None,
-            });
-        let all = config.chain(keys);
-        all.map(|(name, text)| format!(" --{name} {}", shell_word(text)))
+        let config = config.map(|file| format!(" --config {}", shell_word(file)));
+        config
+            .chain(self.given(&["data_dir", "output_dir"]))
             .collect()
+    }
+
+    /// The options of these keys as given, each with a blank before it.
+    pub(crate) fn given(&self, names: &[&str]) -> Vec<String> {
+        let given = self.values.iter();
+        let given = given.filter(|(key, _)| names.contains(&key.name));
+        given.map(|(key, value)| shown(key, value)).collect()
+    }
+
+    /// The same with those of `given` alone that have these names.
+    pub(crate) fn with_only<const VERB: u8>(
+        &self,
+        given: &KeyOptions<VERB>,
+        names: &[&str],
+    ) -> Self {
+        let mut options = self.clone();
+        let is_kept = |key: &Key| names.contains(&key.name) || !given.gives(key.name);
+        options.values.retain(|(key, _)| is_kept(key));
+        options
     }
 
     pub(super) fn layer(&self, problems: &mut Problems) -> Layer {

@@ -203,12 +203,17 @@ pub(crate) fn hmac_key(path: &Path) -> Result<SecretBytes, Unusable> {
 
 /// The HMAC key of an external account in base64url.
 fn decode_hmac_key(text: &str) -> Result<SecretBytes, Unusable> {
-    let text = text.trim().trim_end_matches('=');
+    let text = without_mark(text).trim().trim_end_matches('=');
     let key = URL_SAFE_NO_PAD.decode(text);
     let key = key.or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
     key.filter(|key| !key.is_empty())
         .map(SecretBytes::new)
         .ok_or_else(|| "invalid base64url".into())
+}
+
+/// `text` without the mark (BOM) that some editors put first.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// External accounts: in each line of the file an identifier and its HMAC key in base64url.
@@ -218,7 +223,7 @@ fn decode_hmac_key(text: &str) -> Result<SecretBytes, Unusable> {
 pub(crate) fn external_accounts(path: &Path) -> Result<BTreeMap<String, SecretBytes>, Unusable> {
     let text = named::read_data(path)?;
     let mut accounts = BTreeMap::new();
-    for (number, line) in (1..).zip(text.expose().lines()) {
+    for (number, line) in (1..).zip(without_mark(text.expose()).lines()) {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -229,7 +234,13 @@ pub(crate) fn external_accounts(path: &Path) -> Result<BTreeMap<String, SecretBy
             message: format!("line {number} is not an identifier and a key in base64url"),
             hint: None,
         })?;
-        accounts.insert(kid, key);
+        if accounts.insert(kid, key).is_some() {
+            // Which of the two keys is the right one cannot be known.
+            return Err(Unusable {
+                message: format!("line {number} has the identifier of an earlier line"),
+                hint: Some("leave one line for each identifier".to_owned()),
+            });
+        }
     }
     Ok(accounts)
 }
@@ -336,11 +347,25 @@ mod tests {
         std::fs::write(&file, "!!").unwrap();
         let (_, key) = settings.read_binding().unwrap().unwrap();
         assert!(key.unwrap_err().message.contains("invalid base64url"));
-        std::fs::write(&file, "AQID_w==\n").unwrap();
-        let read = settings.read_binding().unwrap();
-        assert_eq!(
-            read,
-            Some(("kid".into(), Ok(SecretBytes::new(vec![1, 2, 3, 0xff]))))
-        );
+        for mark in ["", "\u{feff}"] {
+            std::fs::write(&file, format!("{mark}AQID_w==\n")).unwrap();
+            let read = settings.read_binding().unwrap();
+            assert_eq!(
+                read,
+                Some(("kid".into(), Ok(SecretBytes::new(vec![1, 2, 3, 0xff]))))
+            );
+        }
+    }
+
+    #[test]
+    fn external_accounts_have_one_line_for_each_identifier() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("accounts");
+        std::fs::write(&file, "\u{feff}# of the lab\none AQID_w\n\ntwo AQID_w\r\n").unwrap();
+        let read = external_accounts(&file).unwrap();
+        assert_eq!(read.keys().collect::<Vec<_>>(), ["one", "two"]);
+        std::fs::write(&file, "\u{feff}one AQID_w\ntwo AQID_w\none BQID_w\n").unwrap();
+        let refused = external_accounts(&file).unwrap_err();
+        assert!(refused.message.contains("line 3"), "{}", refused.message);
     }
 }

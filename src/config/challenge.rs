@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::CertificateSettings;
 use super::keys::CertificateLayer;
-use super::problem::{Problems, SettingOrigin};
+use super::problem::{ConfigProblem, Problems, SettingOrigin};
 use super::resolve::Sources;
 use crate::certificate::Secret;
 use crate::challenge::dns01::{self, Settings};
@@ -139,6 +139,25 @@ impl Sources {
 }
 
 impl CertificateLayer {
+    /// What the environment or the top of the file says about another challenge than the one
+    /// that it chooses, in words: other keys there may be for some of the certificates.
+    pub(super) fn ignored(&self) -> Vec<String> {
+        let mut found = Problems::default();
+        self.contradictions(&mut found);
+        if let (Some(_), Some(listen)) = (&self.webroot, &self.http_listen) {
+            let hint = "leave one of the two out";
+            found.add(
+                &listen.origin,
+                "http_listen is not used beside webroot",
+                hint,
+            );
+        }
+        let found = found.or(()).err().unwrap_or_default();
+        let said = found.iter().map(ConfigProblem::shown);
+        said.map(|(message, hint)| format!("ignored: {message}; hint: {hint}"))
+            .collect()
+    }
+
     /// Adds what one source says about another challenge than the one that it chooses.
     pub(super) fn contradictions(&self, problems: &mut Problems) {
         let (Some(kind), None) = (self.kind(), &self.stored_challenge) else {

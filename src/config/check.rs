@@ -169,6 +169,15 @@ impl Check<'_> {
         self.problems.add(&SettingOrigin::Nowhere, message, hint);
     }
 
+    /// A problem of the names, which a signing request has by itself.
+    fn add_of_names(&mut self, message: impl Into<String>, hint: &str) {
+        let hint = match self.wanted.request {
+            Some(_) => format!("make a new signing request for other names, or: {hint}"),
+            None => hint.to_owned(),
+        };
+        self.add(message, hint);
+    }
+
     fn names(&mut self) {
         let mut seen = BTreeSet::new();
         for name in &self.wanted.names {
@@ -176,7 +185,7 @@ impl Check<'_> {
                 self.add(format!("{name} is given twice"), "give each name once");
             }
             if let Err(unfit) = self.wanted.challenge.check_name(name) {
-                self.add(unfit.message, unfit.hint);
+                self.add_of_names(unfit.message, &unfit.hint);
             }
         }
     }
@@ -294,12 +303,12 @@ impl Check<'_> {
     fn public_names(&mut self, ca: &CaSettings, profile: Option<&str>) {
         let names = &self.wanted.names;
         for error in names.iter().filter_map(|name| name.require_public().err()) {
-            self.add(error.to_string(), error.hint());
+            self.add_of_names(error.to_string(), error.hint());
         }
         if names.len() > MOST_NAMES {
             let message = format!("{} names in one certificate", names.len());
             let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
-            self.add(message, hint);
+            self.add_of_names(message, &hint);
         }
         let Some(preset) = ca.directory.known() else {
             return;
@@ -321,7 +330,7 @@ impl Check<'_> {
             && !preset.signs_wildcards
         {
             let message = format!("{wildcard}: {} signs no wildcards over ACME", preset.name);
-            self.add(message, "name each host, or use another CA");
+            self.add_of_names(message, "name each host, or use another CA");
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
+use crate::store::place::FleetSettings;
 
 impl Sources {
     pub(super) fn layers(&self) -> [&Layer; 3] {
@@ -65,6 +66,18 @@ impl Sources {
     /// The format of messages, also when the rest of the configuration is invalid.
     pub(crate) fn log_format(&self) -> LogFormat {
         value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
+    }
+
+    /// Whether this machine shares its certificates with others.
+    pub(crate) fn is_in_fleet(&self) -> bool {
+        pick(&self.layers(), |layer| &layer.store).is_some()
+    }
+
+    /// This machine's own directory, and how it takes part in a fleet; what is invalid is
+    /// reported with the other settings.
+    pub(crate) fn fleet(&self) -> (PathBuf, FleetSettings) {
+        let settings = self.process(&mut Problems::default());
+        (settings.data_dir, settings.fleet)
     }
 
     /// The settings of the whole process, without certificates.

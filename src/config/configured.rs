@@ -17,12 +17,17 @@ pub(crate) struct Configured {
     names: BTreeSet<(bool, BTreeSet<Identifier>)>,
     /// The one of the command line, if its name was given.
     of_command: BTreeSet<Lineage>,
+    /// Whether other machines share the store.
+    pub(crate) is_in_fleet: bool,
 }
 
 impl Sources {
     /// The index of the certificates that the file and the environment configure.
     pub(crate) fn index(&self) -> Configured {
-        let mut index = Configured::default();
+        let mut index = Configured {
+            is_in_fleet: self.is_in_fleet(),
+            ..Configured::default()
+        };
         for entry in self.configured_entries() {
             let names = entry.names.iter().cloned().collect();
             index.names.insert((entry.is_second, names));
@@ -55,10 +60,16 @@ impl Configured {
 
     /// Whether the configuration names the certificate, or one of the same names.
     pub(crate) fn names(&self, settings: &CertificateSettings) -> bool {
-        let same = || {
-            let names = settings.names.iter().cloned().collect();
-            self.names.contains(&(settings.is_second, names))
-        };
-        self.has(&settings.lineage) || !self.is_empty() && same()
+        self.has(&settings.lineage) || self.has_names(settings, settings.is_second)
+    }
+
+    /// Whether the configuration has one key for the names of this certificate for the second.
+    pub(crate) fn names_first_of(&self, settings: &CertificateSettings) -> bool {
+        settings.is_second && self.has_names(settings, false)
+    }
+
+    fn has_names(&self, of: &CertificateSettings, is_second: bool) -> bool {
+        let names = || of.names.iter().cloned().collect();
+        !self.is_empty() && self.names.contains(&(is_second, names()))
     }
 }

@@ -2,6 +2,8 @@
 //! of the same names, of which a server shows each client the one that it understands. Each
 //! of the two is a certificate of its own in all else.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::layer::{Raw, Value, list, split};
@@ -43,6 +45,16 @@ impl TryFrom<Written> for KeyTypes {
     }
 }
 
+impl fmt::Display for KeyTypes {
+    /// As `--key` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.second {
+            None => self.first.fmt(f),
+            Some(second) => write!(f, "{},{second}", self.first),
+        }
+    }
+}
+
 impl From<KeyType> for KeyTypes {
     fn from(first: KeyType) -> Self {
         Self {
@@ -68,6 +80,24 @@ impl KeyTypes {
     pub(crate) fn of_certificate(self, is_second: bool) -> KeyType {
         let second = self.second.filter(|_| is_second);
         second.unwrap_or(self.first)
+    }
+
+    /// The same two types, the second one first.
+    pub(crate) fn turned(self) -> Self {
+        match self.second {
+            None => self,
+            Some(second) => Self {
+                first: second,
+                second: Some(self.first),
+            },
+        }
+    }
+
+    /// The kinds of keys, first that of the first certificate or of the second one.
+    pub(crate) fn kinds(self, is_second: bool) -> Vec<&'static str> {
+        let other = self.second.map(|_| self.of_certificate(!is_second));
+        let all = [Some(self.of_certificate(is_second)), other].into_iter();
+        all.flatten().map(KeyType::kind).collect()
     }
 
     /// The type of the second certificate, if there is one.
@@ -158,6 +188,10 @@ mod tests {
         let read: KeyTypes = serde_json::from_str(both).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), both);
         assert_eq!(read.of_certificate(true), KeyType::EcdsaP384);
+        assert_eq!(read.turned().to_string(), "ecdsa-p384,rsa-2048");
+        assert_eq!(read.kinds(false), ["rsa", "ecdsa"]);
+        assert_eq!(read.kinds(true), ["ecdsa", "rsa"]);
+        assert_eq!((one.turned(), one.kinds(false)), (one, vec!["rsa"]));
         assert_eq!(one.of_certificate(true), KeyType::Rsa2048);
         for invalid in ["[]", r#"["rsa-2048","rsa-3072"]"#] {
             assert!(serde_json::from_str::<KeyTypes>(invalid).is_err());

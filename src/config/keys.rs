@@ -22,7 +22,7 @@ use super::key::{
 use super::key_types::{KeyTypes, key_types};
 use super::layer::{
     Value, address_or_off, boolean, directory, docker_host, email, endpoints, list, number, parsed,
-    path, proxy_or_none, webroots, words_or_none,
+    path, proxy_or_none, store_place, webroots, words_or_none,
 };
 use super::origin::Origin;
 use super::problem::{Given, Problems, SettingOrigin};
@@ -40,6 +40,8 @@ use crate::net::dns::ServerAddress;
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::roots::SystemRoots;
 use crate::record::Lifetime;
+use crate::store::node::Role;
+use crate::store::place::{FleetSettings, NodeName, StorePlace};
 
 layer! {
     /// The values of one source for one certificate, or for all of them.
@@ -115,7 +117,7 @@ layer! {
             .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "resolver", resolver: ServerAddress, parsed, TEXT
             .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
-            .doc("Ask this DNS resolver for the zones of names to prove by DNS-01, and for the CAA records of refused names")
+            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies and endpoints")
             .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 
@@ -199,6 +201,25 @@ layer! {
             => .output.links;
     }
 
+    group "Fleet" {
+        "store", store: StorePlace, store_place, TEXT
+            .hint("write s3://BUCKET/PREFIX, etcd://HOST:PORT/PREFIX, postgres://USER@HOST/DATABASE?prefix=PREFIX, or the path of a directory that all machines mount")
+            .doc("Share certificates with other machines through this store: s3://BUCKET/PREFIX, etcd://HOST:PORT/PREFIX, postgres://USER@HOST/DATABASE?prefix=PREFIX, or a directory that all of them mount")
+            .option(EVERY, "URL|DIR")
+            => .fleet.store;
+        "seal_key_file", seal_key_file: PathBuf, path, PATH
+            .doc("The file with the key that seals what the store gets: 32 bytes in base64; further lines hold earlier keys")
+            .option(EVERY, "FILE")
+            => .fleet.seal_key_file;
+        "node", node: NodeName, parsed, TEXT.hint("letters, digits, -, _ and . belong here")
+            .doc("The name of this machine in the fleet").default_is("the host name").option(EVERY, "NAME")
+            => .fleet.node;
+        "role", role: Role, parsed, choice(|| Role::NAMES.to_vec())
+            .doc("What this machine does for the fleet: order and serve, or only serve")
+            .default("full").option(EVERY, "ROLE")
+            => .fleet.role;
+    }
+
     group "Network" {
         "proxy", proxy: Option<Proxy>, proxy_or_none, TEXT
             .hint("write http://HOST:PORT, with USER:PASSWORD@ before HOST where the proxy wants them, or none")
@@ -226,6 +247,11 @@ layer! {
             .doc("How often every endpoint is looked at again: by one handshake, at least this often")
             .default("10m").option(RUN, "DURATION")
             => .verify_every;
+        "verify.within", verify_within: Interval, parsed, TEXT
+            .hint("write 30s, 2m or 1h")
+            .doc("How long a deployment waits until every endpoint serves the new certificate")
+            .default_is("30s")
+            => .verify_within;
         "renew.schedule", schedule: Schedule, parsed, TEXT
             .hint("for example 30 3 * * * for 3:30 every night")
             .doc("One more pass over all certificates, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
@@ -346,6 +372,9 @@ pub(crate) struct Settings {
     pub output: OutputSettings,
     pub log_format: LogFormat,
     pub harden: bool,
+    /// How this machine takes part in a fleet.
+    #[serde(default)]
+    pub fleet: FleetSettings,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
     /// Further names in the `Host` of a request there.
@@ -354,6 +383,9 @@ pub(crate) struct Settings {
     /// The longest time between two looks at an endpoint.
     #[serde(default)]
     pub verify_every: Interval,
+    /// How long a deployment waits for all endpoints, if a source says so.
+    #[serde(default)]
+    pub verify_within: Option<Interval>,
     pub renew: RenewSettings,
     /// How CAs are reached.
     #[serde(default)]
@@ -390,9 +422,11 @@ impl Settings {
             data_dir,
             log_format: LogFormat::default(),
             harden: true,
+            fleet: FleetSettings::default(),
             admin_listen: Some(([127, 0, 0, 1], 9180).into()),
             admin_hosts: Vec::new(),
             verify_every: Interval::default(),
+            verify_within: None,
             renew: RenewSettings::default(),
             proxies: Proxies::default(),
             roots: SystemRoots::default(),
@@ -456,7 +490,11 @@ pub(crate) struct SharedSettings {
     #[serde(default)]
     pub partial: bool,
     pub challenge: ChallengeSettings,
+    /// In a fleet, each machine has its own.
+    #[serde(default)]
     pub deploy: Vec<DeployTarget>,
+    /// The same.
+    #[serde(default)]
     pub verify: Vec<Endpoint>,
     /// Where it is published; a relative directory is below the data directory. `None`:
     /// stored by a version that did not keep it, so that the process decides.

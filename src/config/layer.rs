@@ -16,6 +16,7 @@ use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::net::proxy::Proxy;
+use crate::store::place::StorePlace;
 use crate::text::origins;
 
 /// A value that is not parsed yet.
@@ -147,6 +148,16 @@ pub(super) fn address_or_off(
 pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Read<PathBuf> {
     let path = parsed::<PathBuf>(value, hint, problems)?;
     Some(path.map(|path| absolute(&value.origin, &path)))
+}
+
+/// Reads the place of a shared store; that of a directory starts at the configuration file. A
+/// message must not show its password.
+pub(super) fn store_place(value: &Value, hint: &str, problems: &mut Problems) -> Read<StorePlace> {
+    let place = parsed_by(value, hint, problems, |text| {
+        text.parse::<StorePlace>()
+            .map_err(|error| (error, hint.to_owned()))
+    })?;
+    Some(place.map(|place| place.completed(|path| absolute(&value.origin, &path))))
 }
 
 /// Reads webroots: one for all names, or a table with one for each name.

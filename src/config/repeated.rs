@@ -66,6 +66,21 @@ impl Sources {
         key.or(given.reuse_key.as_ref().map(|_| "--reuse-key"))
     }
 
+    /// The settings of a command by which it reaches servers, and a running sidecar does not.
+    pub(crate) fn own_ways(&self) -> Vec<String> {
+        let layers = [&self.options, &self.variables.layer];
+        let proxy = layers.iter().find_map(|layer| layer.proxy.as_ref());
+        let resolver = self.options.shared.resolver.as_ref();
+        let given = [
+            proxy.map(|given| &given.origin),
+            resolver.map(|given| &given.origin),
+        ];
+        let given = given.into_iter().flatten();
+        given
+            .map(|origin| format!("{origin}not used: the running `certs run` reaches servers by its own settings; hint: set it in its configuration and send it SIGHUP, or stop it for this command"))
+            .collect()
+    }
+
     /// Whether a source says where certificates are published.
     pub(crate) fn names_an_output(&self) -> bool {
         let mut layers = self.layers().into_iter();

@@ -62,8 +62,8 @@ pub(crate) struct Sources {
     pub(crate) names_a_lineage: bool,
     /// Whether orders go to staging directories, which have other accounts.
     pub(crate) rehearses: bool,
-    /// Why a file was not read, for the log.
-    pub(crate) warning: Option<String>,
+    /// What is ignored, such as a file that was not read, for the log.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Sources {
@@ -103,7 +103,7 @@ impl Sources {
             roots: SystemRoots::of(environment),
             names_a_lineage: false,
             rehearses: false,
-            warning,
+            warnings: warning.into_iter().collect(),
         };
         let given = options.lineage.as_ref();
         let given = given.and_then(|name| lineage(name, &mut sources.problems));
@@ -111,6 +111,15 @@ impl Sources {
         let given = given.or(name.filter(|_| sources.domains.is_empty()));
         sources.names_a_lineage = given.is_some();
         sources.named = sources.name(options, given);
+        // Beside an error they would only hide it.
+        if sources.problems.is_empty() {
+            let shared = [
+                &sources.variables.layer.shared,
+                &sources.document.layer.shared,
+            ];
+            let ignored = shared.map(CertificateLayer::ignored).concat();
+            sources.warnings.extend(ignored);
+        }
         sources
     }
 
@@ -225,6 +234,8 @@ impl Sources {
                 wanted: names.clone(),
                 issued: names,
                 is_second: entry.is_second,
+                // They are those of the settings.
+                kinds: Vec::new(),
             }
         });
         known.collect()

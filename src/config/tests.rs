@@ -464,7 +464,7 @@ fn defaults_of_table_are_those_that_apply() {
             tried += 1;
         }
     }
-    assert_eq!(tried, 14);
+    assert_eq!(tried, 15);
     assert_eq!(DirectoryUrl::default().to_string(), "letsencrypt");
 }
 
@@ -502,7 +502,7 @@ fn examples_are_read_without_problem() {
         assert!(any, "{}", path.display());
         read += 1;
     }
-    assert_eq!(read, 5);
+    assert_eq!(read, 6);
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
     Certificate, FreshKeys, Keeper, OrderSettings, Probes, SameNames, Services, SharedServices,
-    Wanted,
+    VERIFY_WITHIN, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -184,7 +184,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
         gate: Gate::default(),
-        verifier: Arc::new(Handshake),
+        verifier: Arc::new(Handshake::default()),
         keys: Arc::new(FreshKeys),
         bundles: BundleCache::default(),
         probes: Probes::default(),
@@ -197,6 +197,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         progress: None,
         spacing: SPACING,
         spread: Duration::ZERO,
+        verify_within: VERIFY_WITHIN,
         maintenance: None,
     })
 }

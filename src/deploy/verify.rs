@@ -19,6 +19,7 @@ use super::endpoint::{Approach, Asked, Endpoint};
 use super::proxy_protocol::ProxyProtocol;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
+use crate::net::dns::lookup::Resolver;
 use crate::time::Clock;
 
 /// The problem of a server that was seen before.
@@ -197,8 +198,17 @@ pub(crate) async fn look_once(
 }
 
 /// A verifier that does TLS handshakes.
-#[derive(Debug, Default)]
-pub struct Handshake;
+#[derive(Clone, Debug, Default)]
+pub struct Handshake {
+    resolver: Resolver,
+}
+
+impl Handshake {
+    /// The same, which looks up the hosts of endpoints by `resolver`.
+    pub(crate) fn by(resolver: Resolver) -> Self {
+        Self { resolver }
+    }
+}
 
 #[async_trait]
 impl Verifier for Handshake {
@@ -209,7 +219,13 @@ impl Verifier for Handshake {
         wanted: &Fingerprint,
     ) -> Result<Unreached, Unseen> {
         match place {
-            ServedAt::Named(endpoint) => every_address(endpoint, name, wanted).await,
+            ServedAt::Named(endpoint) => {
+                let addresses = { &self.resolver }
+                    .hosts(&endpoint.host.to_string(), endpoint.port)
+                    .await;
+                let addresses = addresses.map_err(|error| Unseen::unreachable(&error))?;
+                every_address(addresses, endpoint.approach, name, wanted).await
+            }
             ServedAt::Found(_, addresses) => each_family(addresses, name, wanted).await,
         }
     }
@@ -383,16 +399,14 @@ fn is_other_family(address: &SocketAddr, shown: &[SocketAddr]) -> bool {
 
 /// An address that cannot be reached is left out if another one can.
 async fn every_address(
-    endpoint: &Endpoint,
+    addresses: Vec<SocketAddr>,
+    approach: Approach,
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<Unreached, Unseen> {
-    let host = endpoint.host.to_string();
-    let addresses = tokio::net::lookup_host((host.as_str(), endpoint.port)).await;
-    let addresses = addresses.map_err(|error| Unseen::unreachable(&error))?;
     let (mut unreached, mut is_shown) = (Vec::new(), false);
     for address in addresses {
-        match shows(address, endpoint.approach, name, wanted).await {
+        match shows(address, approach, name, wanted).await {
             Ok(()) => is_shown = true,
             Err(unseen) => match unseen.cause {
                 Cause::NoRoute | Cause::Unreachable => unreached.push(unseen),

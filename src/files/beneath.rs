@@ -282,6 +282,21 @@ impl Directory {
         }
     }
 
+    /// Removes the temporary files of every killed process: for a directory that this process
+    /// alone writes to.
+    pub(crate) fn remove_all_leftovers(&self) -> io::Result<()> {
+        for found in self.names()? {
+            let text = found.to_string_lossy();
+            let name = text
+                .strip_prefix('.')
+                .and_then(|rest| rest.rsplit_once(".new-"));
+            if name.is_some_and(|(name, _)| is_leftover(&text, name)) {
+                self.remove(&found)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a name to a file or directory in it, in place of another file or link.
     pub(crate) fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
         let to = to.as_ref();

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getuid};
 use thiserror::Error;
 
-use crate::text::printable;
+use crate::text::{printable, shell_word};
 
 /// The bits of a mode with which users other than the owner change a file.
 const OTHERS: u32 = 0o022;
@@ -63,7 +63,7 @@ impl Untrusted {
     /// The command that makes that part trusted.
     #[must_use]
     pub(crate) fn hint(&self) -> String {
-        let part = shown(&self.part);
+        let part = shell_word(&self.part.to_string_lossy());
         match &self.fault {
             Fault::Owner(_) => format!("chown root: {part}"),
             Fault::Writable(_) => format!("chmod go-w {part}"),

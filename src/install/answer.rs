@@ -52,7 +52,18 @@ pub(crate) async fn wait_for_answers(
 
 /// Waits until all of `at` redirect; what is answered instead, once `is_over` or after 6 s.
 pub(crate) async fn wait_for_redirects(at: &[Reach], is_over: impl Fn() -> bool) -> Option<String> {
-    wait(at, "/", |reply| reply.contains(" 308"), is_over).await
+    wait(at, "/", leads_to_https, is_over).await
+}
+
+/// A redirect of another block for the name may have another code than ours.
+fn leads_to_https(reply: &str) -> bool {
+    let mut lines = reply.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1));
+    let mut headers = lines.map_while(|line| line.split_once(':'));
+    status.is_some_and(|code| ["301", "302", "307", "308"].contains(&code))
+        && headers.any(|(name, value)| {
+            name.eq_ignore_ascii_case("location") && value.trim().starts_with("https://")
+        })
 }
 
 async fn wait(

@@ -16,7 +16,7 @@ use self::configured::{
     changed_by_hand, is_other, open, put_in_place, remove, remove_aside, restore, store_original,
     write_aside,
 };
-use crate::failure::Failure;
+use crate::failure::{Failure, is_full};
 use crate::files::beneath::Directory;
 use crate::files::{self, beside, trust};
 use crate::fingerprint::Fingerprint;
@@ -269,12 +269,14 @@ impl Journals {
         for (index, entry) in intent.entries.iter().enumerate() {
             let original = directory.join(index.to_string());
             let found = open(&entry.path)?.map(|(text, _)| Fingerprint::of(&text));
-            if found == entry.before {
+            let stages = self.stages(number, &intent.subject, &entry.path)?;
+            // Its original may have been copied back by hand.
+            if stages.iter().any(|(_, stage)| stage.before == found) {
                 continue;
             }
             if found.as_ref() != Some(&entry.after) {
                 let later = self.later(number, &entry.path)?;
-                return Err(changed_by_hand(entry, &original, later.as_ref()));
+                return Err(changed_by_hand(&stages, later.as_ref()));
             }
             changed.push((entry, original));
         }
@@ -301,6 +303,33 @@ impl Journals {
             subject: intent.subject,
             files: intent.entries.into_iter().map(|entry| entry.path).collect(),
         })
+    }
+
+    /// What the stages of an install up to `number` did to a file, each with its original.
+    fn stages(
+        &self,
+        number: u64,
+        subject: &Subject,
+        path: &Path,
+    ) -> Result<Vec<(PathBuf, Entry)>, Failure> {
+        let mut stages: Vec<(PathBuf, Entry)> = Vec::new();
+        for earlier in self.numbers()?.into_iter().filter(|one| *one <= number) {
+            let intent = self.intent(earlier)?;
+            let entries = intent.entries.into_iter().enumerate();
+            let found = { entries }.find(|(_, entry)| entry.path == path);
+            let is_same =
+                intent.subject.name == subject.name && intent.subject.main == subject.main;
+            let Some((index, entry)) = found.filter(|_| is_same) else {
+                continue;
+            };
+            let last = stages.last().map(|(_, last)| &last.after);
+            if last.is_some_and(|last| Some(last) != entry.before.as_ref()) {
+                // It was edited between two installs.
+                stages.clear();
+            }
+            stages.push((self.directory(earlier).join(index.to_string()), entry));
+        }
+        Ok(stages)
     }
 
     /// The newest install after this one that changed the same file.
@@ -363,7 +392,7 @@ fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
             Failure::of_file(
                 &error,
                 format!("{}: {error}; nothing was changed", path.display()),
-                "check the owner of the file and the free space on the disk",
+                "check the owner of the file and of its directory",
             )
         })?;
     }
@@ -383,11 +412,12 @@ fn store_error(path: &Path) -> impl Fn(io::Error) -> Failure {
 
 fn undo_error(path: &Path) -> impl Fn(io::Error) -> Failure {
     move |error| {
-        Failure::of_file(
-            &error,
-            format!("{}: cannot be restored: {error}", path.display()),
-            "fix that and run certs install nginx --undo again: it continues from here",
-        )
+        let message = format!("{}: cannot be restored: {error}", path.display());
+        let hint = "fix that and run certs install nginx --undo again: it continues from here";
+        match is_full(&error) {
+            true => Failure::output(message, hint),
+            false => Failure::of_file(&error, message, hint),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Plans TLS for a name: a pure function from a configuration to edits, up to a stage. First
 //! port 80 answers challenges for each name; then blocks without TLS get it beside port 80;
-//! last, port 80 redirects the names that the certificate has. Each stage continues from
-//! what the earlier one wrote. A block that has TLS keeps its policy: only its certificate
-//! is edited.
+//! last, port 80 redirects the names that the certificate has, unless a rule of the user does.
+//! Each stage continues from what the earlier one wrote. A block that has TLS keeps its policy:
+//! only its certificate and the redirect of its port 80 are edited.
 
 mod answers;
 mod certificates;
@@ -57,6 +57,16 @@ pub(crate) struct PlanOptions {
     /// Whether existing locations for challenges serve their directory. It is false once a
     /// token laid out there was not answered.
     pub trusts_locations: bool,
+    /// Whether names are proven by DNS, which proves wildcards, too.
+    pub by_dns: bool,
+}
+
+impl PlanOptions {
+    /// Whether the certificate can have this name.
+    fn can_have(&self, name: &str) -> bool {
+        let base = name.strip_prefix("*.").filter(|_| self.by_dns);
+        is_name(base.unwrap_or(name))
+    }
 }
 
 /// The stored pair of a name.
@@ -84,6 +94,9 @@ impl Pair {
         Identifier::parse(name).is_ok_and(covers)
     }
 }
+
+/// A host of a wildcard, in place of its `*.`.
+pub(crate) const PROBED: &str = "certs-probe.";
 
 /// A socket at which a name must be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,23 +148,37 @@ pub(crate) fn choose(tree: &Tree, options: &PlanOptions) -> Result<String, Failu
     }
     let firsts = servers
         .iter()
-        .filter_map(|server| server.names.iter().find(|name| is_name(name)));
+        .filter_map(|server| server.names.iter().find(|name| options.can_have(name)));
     let mut firsts: Vec<&String> = firsts.collect();
     firsts.dedup();
-    if let [only] = firsts.as_slice() {
-        return Ok((*only).clone());
+    match (firsts.as_slice(), list_names(&servers), servers.first()) {
+        ([only], ..) => Ok((*only).clone()),
+        (_, Some(names), _) => Err(Failure::usage(
+            format!("which server block? The names are: {names}"),
+            "choose one with --domain NAME",
+        )),
+        (_, None, Some(server)) => Err(Failure::usage(
+            "no server block has a name that a certificate can have",
+            format!(
+                "write `server_name` with the domain name into its block, such as the one at {}; then run this command again",
+                tree.place(server.at)
+            ),
+        )),
+        (_, None, None) => Err(Failure::usage(
+            "the configuration has no server block",
+            "write the site's server block, or a whole site with --site --domain NAME --root DIR",
+        )),
     }
-    let names = list_names(&servers);
-    Err(Failure::usage(
-        format!("which server block? The names are: {names}"),
-        "choose one with --domain NAME",
-    ))
 }
 
-/// The names of the blocks of `name` that HTTP-01 can validate, that one first.
-pub(crate) fn names_beside(tree: &Tree, name: &str) -> Result<Vec<String>, Failure> {
+/// The names of the blocks of `name` that its certificate can have, that one first.
+pub(crate) fn names_beside(
+    tree: &Tree,
+    name: &str,
+    options: &PlanOptions,
+) -> Result<Vec<String>, Failure> {
     let servers = ServerBlock::all(tree);
-    Ok(names(name, &find(tree, &servers, name)?))
+    Ok(names(name, &find(tree, &servers, name)?, options))
 }
 
 /// Whether HTTP-01 can validate this name.
@@ -190,7 +217,7 @@ pub(crate) fn plan(
         servers: &servers,
         plan: InstallPlan {
             name: name.to_owned(),
-            names: names(name, &found),
+            names: names(name, &found, options),
             edits: Edits::default(),
             done: Vec::new(),
             notes: Vec::new(),
@@ -242,16 +269,17 @@ fn on_ports<'s, 't>(
             "{places}: the block listens on a Unix socket alone: the server in front of it has its clients and their TLS; nothing was changed"
         ),
         format!(
-            "add `listen {};` to the block, or obtain a certificate for the server in front: certs issue {name} --webroot DIR, which that server serves at {CHALLENGES}",
-            options.http_port
+            "add `listen {};` to the block, or obtain a certificate for the server in front: certs issue {} --webroot DIR, which that server serves at {CHALLENGES}",
+            options.http_port,
+            shell_word(name)
         ),
     ))
 }
 
-fn names(name: &str, found: &[&ServerBlock]) -> Vec<String> {
+fn names(name: &str, found: &[&ServerBlock], options: &PlanOptions) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     for other in found.iter().flat_map(|server| &server.names) {
-        if is_name(other) && !names.contains(other) {
+        if options.can_have(other) && !names.contains(other) {
             names.push(other.clone());
         }
     }
@@ -300,7 +328,10 @@ impl Planner<'_> {
         let place = self.tree.place(server.at);
         let secured = self.servers.iter().filter(|one| one.has_tls());
         let secured: Vec<&String> = secured.flat_map(|one| &one.names).collect();
-        let own = server.names.iter().filter(|name| is_name(name));
+        let own = server
+            .names
+            .iter()
+            .filter(|name| self.options.can_have(name));
         let (with, without): (Vec<_>, Vec<_>) = own.partition(|name| secured.contains(name));
         if !with.is_empty() {
             if !without.is_empty() {
@@ -352,40 +383,54 @@ impl Planner<'_> {
     fn note_excluded(&mut self, found: &[&ServerBlock]) {
         let names = found.iter().flat_map(|server| &server.names);
         let names = names.filter(|name| !name.is_empty() && *name != "_");
-        let (patterns, names): (Vec<&String>, Vec<_>) =
+        let (outside, names): (Vec<&String>, Vec<_>) =
             names.partition(|name| !self.plan.names.contains(name));
-        let patterns: Vec<_> = patterns
-            .into_iter()
-            .filter(|name| !self.pair.covers(name))
-            .collect();
-        if !patterns.is_empty() {
-            let wild = patterns
-                .iter()
-                .filter(|name| Identifier::parse(name).is_ok());
-            let wild: Vec<String> = wild.map(|name| shell_word(name)).collect();
-            let remedy = match wild.is_empty() {
-                true => String::new(),
-                false => format!(
-                    "; for {}: certs issue {} {} --dns PROVIDER, and then this command again",
-                    wild.join(", "),
-                    self.plan.names.join(" "),
-                    wild.join(" ")
-                ),
-            };
-            let patterns = listed(&patterns);
+        let outside = outside.into_iter().filter(|name| !self.pair.covers(name));
+        let (patterns, others): (Vec<&String>, Vec<_>) =
+            outside.partition(|name| name.starts_with('~') || name.contains('*'));
+        if !others.is_empty() {
+            let others = listed(&others);
             self.note(format!(
-                "the certificate excludes {patterns}: HTTP-01 cannot validate a pattern{remedy}"
+                "the certificate excludes {others}: not a public DNS name"
             ));
+        }
+        if !patterns.is_empty() {
+            self.note_patterns(&patterns);
         }
         let lacking = names
             .into_iter()
             .filter(|name| self.pair.is_issued() && !self.pair.covers(name));
         let lacking: BTreeSet<&String> = lacking.collect();
         if !lacking.is_empty() {
+            let all = self.pair.issued.iter().map(ToString::to_string);
+            let all = words(all.chain(lacking.iter().map(|name| (*name).clone())));
             let lacking = listed(&lacking.into_iter().collect::<Vec<_>>());
             self.note(format!(
-                "the certificate lacks {lacking}: no redirect was added for it, and clients of https get an error; for it: certs issue with all names, and then this command again"
+                "the certificate lacks {lacking}: no redirect was added for it, and clients of https get an error; for it: certs issue {all}, and then this command again"
             ));
         }
     }
+
+    fn note_patterns(&mut self, patterns: &[&String]) {
+        let wild = patterns.iter().copied();
+        let wild = wild.filter(|name| Identifier::parse(name).is_ok()).cloned();
+        let wild = words(wild);
+        let remedy = match wild.is_empty() {
+            true => "; for a host that it matches, add its name to server_name".to_owned(),
+            false => format!(
+                "; for {wild}: certs issue {} {wild} --dns PROVIDER, and then this command again",
+                words(self.plan.names.iter().cloned())
+            ),
+        };
+        let patterns = listed(patterns);
+        self.note(format!(
+            "the certificate excludes {patterns}: HTTP-01 cannot validate a pattern{remedy}"
+        ));
+    }
+}
+
+/// The names as the words of a command.
+fn words(names: impl Iterator<Item = String>) -> String {
+    let words = names.map(|name| shell_word(&name));
+    words.collect::<Vec<_>>().join(" ")
 }

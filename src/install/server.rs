@@ -222,18 +222,18 @@ fn address(text: &str) -> (String, Option<u16>) {
     }
 }
 
-/// The names of all blocks, for messages.
+/// The names of all blocks that `--domain` takes, for messages.
 #[must_use]
-pub(crate) fn list_names(servers: &[ServerBlock]) -> String {
+pub(crate) fn list_names(servers: &[ServerBlock]) -> Option<String> {
     let names = servers.iter().flat_map(|server| &server.names);
     let names: BTreeSet<_> = names
-        .filter(|name| !name.is_empty() && *name != "_")
+        .filter(|name| Identifier::parse(name).is_ok())
         .collect();
     let shown: Vec<_> = names.iter().take(50).map(|name| name.as_str()).collect();
     match names.len() - shown.len() {
-        _ if shown.is_empty() => "(no server_name found)".to_owned(),
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
+        _ if shown.is_empty() => None,
+        0 => Some(shown.join(", ")),
+        more => Some(format!("{} and {more} more", shown.join(", "))),
     }
 }
 
@@ -270,9 +270,11 @@ pub(crate) fn find<'t, 's>(
     Err(Failure::usage(
         format!(
             "{name}: no server block has this name; the names are: {}{untried}",
-            list_names(servers)
+            list_names(servers).unwrap_or_else(|| "(none)".to_owned())
         ),
-        format!("add `server_name {name};` to its block, or write a new site with --site"),
+        format!(
+            "add `server_name {name};` to its block, or write a new site with --site --root DIR"
+        ),
     ))
 }
 

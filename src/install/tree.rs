@@ -81,6 +81,14 @@ impl Tree {
         found
     }
 
+    /// Whether a file has a path below `directory` in it.
+    #[must_use]
+    pub(crate) fn names(&self, directory: &Path) -> bool {
+        let below = directory.join("").into_os_string().into_encoded_bytes();
+        let mut texts = self.files.iter().map(|file| &file.text);
+        texts.any(|text| text.windows(below.len()).any(|part| part == below))
+    }
+
     /// For messages: `FILE:LINE`.
     #[must_use]
     pub(crate) fn place(&self, placed: Placed) -> String {

@@ -9,5 +9,5 @@ mod spending;
 pub(super) use self::intended::Intended;
 pub(super) use self::outage::note_available;
 pub(crate) use self::outage::{Operation, note_outage, reach};
-pub(crate) use self::shared::show_stored;
+pub(crate) use self::shared::{note_revoked_key, show_stored};
 pub(super) use self::spending::{refund, register, settle_failed, settle_issued, spend};

@@ -15,7 +15,7 @@ use crate::deploy::{Delivery, DeployError};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
-use crate::renew::policy::{VERIFY_BLIND_WITHIN, VERIFY_SLOW_WITHIN, VERIFY_WITHIN};
+use crate::renew::policy::{VERIFY_BLIND_WITHIN, VERIFY_SLOW_WITHIN};
 use crate::renew::window::latest;
 use crate::text::printable;
 
@@ -285,7 +285,7 @@ impl Pass<'_> {
             verifier: services.verifier.as_ref(),
             wanted: &pair.bundle.facts().fingerprint,
             clock: services.clock.as_ref(),
-            end: begun + VERIFY_WITHIN + checking.min(VERIFY_SLOW_WITHIN),
+            end: begun + services.verify_within + checking.min(VERIFY_SLOW_WITHIN),
         };
         endpoints.sort_by_key(|endpoint| blind.contains(&endpoint.to_string()));
         let mut unseen = None;

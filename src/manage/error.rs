@@ -75,6 +75,9 @@ pub(crate) enum ManageError {
     Halted(String),
 }
 
+/// The hint for an order on a machine that only serves.
+pub(crate) const ONLY_SERVES: &str = "run this command on a machine of role full";
+
 impl ManageError {
     /// The next action for the operator.
     #[must_use]
@@ -116,6 +119,8 @@ impl ManageError {
             Self::Store(StoreError::Newer { .. }) => {
                 "run the version of certs that wrote it, or a newer one; nothing was changed".into()
             }
+            Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
+            Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }

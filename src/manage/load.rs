@@ -44,13 +44,24 @@ impl<'p> Pass<'p> {
             permit,
             record,
             revision,
+            shared: None,
             looked: false,
             unseen: None,
         };
-        let changed = pass.adopt_wanted();
+        let stored = pass.record.clone();
+        let mut changed = pass.adopt_wanted();
         let now = age_at(&pass.record, certificate, clock).await;
-        let order = &mut pass.record.order;
-        let dropped = order.take_if(|order| !is_resumable(order, certificate, now));
+        let is_stale = |order: &mut PendingOrder| !is_resumable(order, certificate, now);
+        let mut dropped = None;
+        let is_new = pass.revision == Revision::default();
+        if is_new || pass.record != stored || pass.record.order.as_mut().is_some_and(is_stale) {
+            // In a fleet, the settings of the machine that orders count.
+            match pass.share().await? {
+                true => dropped = pass.record.order.take_if(is_stale),
+                false if is_new => pass.must_share().await?,
+                false => (pass.record, changed) = (stored, false),
+            }
+        }
         clear_backoff(&mut pass.record, trigger);
         let seen = pass.seen();
         pass.check_deployments(now).await;
@@ -68,7 +79,7 @@ impl<'p> Pass<'p> {
     }
 
     /// Copies the wanted settings into the record, and returns whether they have changed.
-    fn adopt_wanted(&mut self) -> bool {
+    pub(super) fn adopt_wanted(&mut self) -> bool {
         let (record, wanted) = (&mut self.record, &self.certificate.wanted);
         let mut changed = adopt(record, wanted);
         if self.trigger == Trigger::Requested {

@@ -15,7 +15,8 @@ use super::clock::ca_time;
 use super::error::ManageError;
 use super::session::{Pass, Trigger};
 use crate::acme::{AcmeError, Cause};
-use crate::certificate::{Bundle, Facts, Freshness, Secret};
+use crate::ca_state::EVERY_CA;
+use crate::certificate::{Bundle, Facts, Freshness, Secret, key_fingerprint};
 use crate::record::{PendingOrder, Record};
 use crate::renew::clock::{Evidence, decided_at, signed_at};
 use crate::renew::decide::{Plan, due, is_due};
@@ -32,7 +33,12 @@ impl Pass<'_> {
     /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
         let source = Source::of(self.certificate, plan.from);
-        let _alone = self.services.same_names.alone(source.ca, &plan.names).await;
+        let (orders, clock) = (&self.services.same_names, self.services.clock.as_ref());
+        let pending = self.record.order.as_ref();
+        let _turn = match pending.is_some_and(|order| order.ca == source.ca) {
+            true => orders.resumed(source.ca, &plan.names).await,
+            false => orders.alone(source.ca, &plan.names, clock).await,
+        };
         self.wait_for_ca(&source, &plan).await?;
         self.check_due_at_ca(&source, plan.only_excluded).await?;
         self.drop_order_at_other_ca(source.ca).await?;
@@ -204,9 +210,14 @@ impl Pass<'_> {
         Ok(pending)
     }
 
-    /// Whether a revoked certificate of the store has this key.
+    /// Whether a revoked certificate had this key, under any name.
     async fn is_revoked(&self, key: &Secret) -> Result<bool, ManageError> {
         let (store, lineage) = (&self.services.store, self.lineage());
+        let (everywhere, _) = store.ca_state(EVERY_CA).await?;
+        if key_fingerprint(key).is_some_and(|key| everywhere.revoked_keys.contains(&key)) {
+            return Ok(true);
+        }
+        // Those that an earlier version revoked.
         for generation in self.record.revoked.keys() {
             let stored = store.bundle(lineage, *generation).await?;
             if stored.is_some_and(|(stored, _)| stored == *key) {
@@ -240,6 +251,10 @@ impl Pass<'_> {
         match self.key_to_reuse().await? {
             Some(_) if self.record.must_replace() => {
                 tracing::warn!(lineage = %wanted.lineage, "a revoked certificate's key is not used again: this order ignores reuse_key");
+                services.keys.make(wanted.terms.key).await
+            }
+            Some(key) if self.is_revoked(&key).await? => {
+                tracing::warn!(lineage = %wanted.lineage, "another certificate with its key was revoked: this order ignores reuse_key");
                 services.keys.make(wanted.terms.key).await
             }
             Some(_) if announces_revocation(&self.record) => {

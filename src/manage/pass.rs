@@ -18,7 +18,7 @@ use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::renew::look::{after_drift, is_drifting};
-use crate::renew::policy::{CLOCK_ALARM, RECHECK};
+use crate::renew::policy::{CLOCK_ALARM, ELSEWHERE, RECHECK};
 use crate::time::Timestamp;
 
 /// The result of a due order that has not failed.
@@ -70,37 +70,19 @@ async fn under_lease(
 impl Pass<'_> {
     /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
-        if let Trigger::Revoke { reason, at_once } = self.trigger {
-            Box::pin(self.intend_revocation(reason, at_once)).await?;
-            if at_once {
-                Box::pin(self.revoke()).await?;
-                let now = self.now();
-                return self.outcome(false, now, now);
-            }
+        if Box::pin(self.only_revokes()).await? {
+            let now = self.now();
+            return self.outcome(false, now, now);
         }
         if self.certificate.is_orphaned() && self.trigger == Trigger::Scheduled {
             return self.watch().await;
         }
-        let mut issued = false;
-        if self.trigger == Trigger::Requested {
-            Box::pin(self.update_account()).await;
-        }
-        if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
-            self.note_key().await;
-        }
-        if let (Trigger::Forced, Some(cause)) = (self.trigger, self.certificate.obstacle()) {
-            return Err(ManageError::CannotOrder(cause));
-        }
-        if self.trigger == Trigger::Forced {
-            let plan = self.forced();
-            Box::pin(self.order_with_exclusions(plan)).await?;
-            issued = true;
-        }
+        let mut issued = self.begin().await?;
         // A failed deployment is reported at the end, so that a server that is down does
         // not block the renewal.
         let mut stuck: Option<ManageError> = None;
         loop {
-            let now = self.now();
+            let (now, had_share) = (self.now(), self.shared.is_some());
             match next(&self.record, now, self.services.random.as_ref()) {
                 // At most one order a pass, even if the CA wants its newest certificate replaced.
                 Next::Issue { .. } if issued => {
@@ -112,6 +94,11 @@ impl Pass<'_> {
                         None => return self.end(stuck, issued, now, now),
                     }
                 }
+                step if self.is_elsewhere(&step).await? => match self.due_looks(now) {
+                    Some(looks) => Box::pin(self.look(looks)).await?,
+                    None => return self.end(stuck, issued, now, now + ELSEWHERE),
+                },
+                Next::Issue(_) | Next::Revoke if !had_share => {}
                 Next::Issue(plan) => match self.order_due(plan, stuck.as_ref(), now).await? {
                     Ordered::Issued => issued = true,
                     Ordered::DueAt(at) => {
@@ -131,6 +118,59 @@ impl Pass<'_> {
                 },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
+        }
+    }
+
+    /// Whether another machine of the fleet does `step`. This one has the right to an order or
+    /// a revocation afterwards; the record may be a newer one then.
+    async fn is_elsewhere(&mut self, step: &Next) -> Result<bool, ManageError> {
+        let is_elsewhere = match step {
+            Next::Issue(_) | Next::Revoke => !self.share().await?,
+            Next::RefreshWindow | Next::Draw(_) => !self.services.store.is_issuer(),
+            Next::Deploy | Next::Wait(_) | Next::Halt => false,
+        };
+        if is_elsewhere && self.record.issued.is_none() {
+            self.must_share().await?;
+        }
+        Ok(is_elsewhere)
+    }
+
+    /// Does what a user's request comes with; whether a certificate was issued.
+    async fn begin(&mut self) -> Result<bool, ManageError> {
+        if self.trigger == Trigger::Requested {
+            Box::pin(self.update_account()).await;
+        }
+        if matches!(self.trigger, Trigger::Requested | Trigger::Forced) {
+            self.note_key().await;
+        }
+        if self.trigger != Trigger::Forced {
+            return Ok(false);
+        }
+        if let Some(cause) = self.certificate.obstacle() {
+            return Err(ManageError::CannotOrder(cause));
+        }
+        self.must_share().await?;
+        let plan = self.forced();
+        Box::pin(self.order_with_exclusions(plan)).await?;
+        Ok(true)
+    }
+
+    /// Does what a command wants with a revocation; whether that is all.
+    async fn only_revokes(&mut self) -> Result<bool, ManageError> {
+        match self.trigger {
+            Trigger::Revoke { reason, at_once } => {
+                self.must_share().await?;
+                self.intend_revocation(reason, at_once).await?;
+                if at_once {
+                    self.revoke().await?;
+                }
+                Ok(at_once)
+            }
+            Trigger::CancelRevocation => {
+                self.must_share().await?;
+                self.cancel_revocation().await.map(|()| true)
+            }
+            _ => Ok(false),
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) fn may_order(
     now: Timestamp,
     random: &dyn Random,
 ) -> bool {
-    if trigger.never_orders() {
+    if trigger.never_orders() || trigger == Trigger::CancelRevocation {
         return false;
     }
     if let Trigger::Revoke { at_once, .. } = trigger {

@@ -10,7 +10,7 @@ use super::order::RecordJournal;
 use super::rollback::nothing_issued;
 use super::session::Pass;
 use crate::acme::RevocationRequest;
-use crate::certificate::{Facts, Secret, SigningRequest};
+use crate::certificate::{Facts, Secret, SigningRequest, certified_key};
 use crate::record::{Failures, Generation, Issued, Revocation, RevocationReason, ToRevoke};
 use crate::renew::policy::REVOCATION_PAUSE;
 
@@ -65,6 +65,21 @@ impl Pass<'_> {
             ca_state::refund(self.services, &order).await;
         }
         Ok(())
+    }
+
+    /// Gives up a revocation that the CA has not done. A replacement that was ordered stays.
+    ///
+    /// # Errors
+    /// When none is pending.
+    pub(super) async fn cancel_revocation(&mut self) -> Result<(), ManageError> {
+        if self.record.revocation.take().is_some() {
+            return self.save(None).await;
+        }
+        let lineage = self.lineage();
+        Err(ManageError::Impossible {
+            why: format!("no revocation of {lineage} is pending: nothing was changed"),
+            hint: format!("certs status {lineage} shows what is revoked, which is final"),
+        })
     }
 
     /// The newest certificate, the one that a rollback serves, and after a compromise every
@@ -125,6 +140,10 @@ impl Pass<'_> {
             }
             match self.revoke_one(&pending, one).await {
                 Ok(()) => {
+                    // First, so that a crash repeats it.
+                    if let Some(key) = certified_key(&one.chain_pem) {
+                        ca_state::note_revoked_key(self.services.store.as_ref(), &key).await?;
+                    }
                     let (lineage, reason) = (self.lineage(), pending.reason);
                     tracing::info!(%lineage, "{} has revoked generation {generation} ({reason})", pending.ca);
                     self.record

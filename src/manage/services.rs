@@ -60,6 +60,8 @@ pub(crate) struct Services {
     pub spacing: Duration,
     /// Urgent renewals are spread over this time.
     pub spread: Duration,
+    /// How long all endpoints together may keep serving the old certificate.
+    pub verify_within: Duration,
     /// The maintenance windows in which renewed certificates are deployed.
     pub maintenance: Option<Arc<dyn Maintenance>>,
     /// The looks at endpoints between deployments; `None`: none is made.

@@ -12,6 +12,7 @@ use crate::deploy::verify::VerifyError;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision, RevocationReason};
 use crate::renew::decide::is_verified;
+use crate::store::{Lease, StoreError};
 use crate::time::Timestamp;
 
 /// Why a pass runs, which determines when it orders. A command sends it to a sidecar that
@@ -42,6 +43,8 @@ pub(crate) enum Trigger {
         /// Whether to revoke before a replacement is served.
         at_once: bool,
     },
+    /// A revocation that is pending is given up; nothing is ordered.
+    CancelRevocation,
 }
 
 impl Trigger {
@@ -60,6 +63,8 @@ pub(super) struct Pass<'p> {
     pub(super) permit: Permit,
     pub(super) record: Record,
     pub(super) revision: Revision,
+    /// The right to change what the machines of a fleet share, once it is needed.
+    pub(super) shared: Option<Box<dyn Lease>>,
     /// Whether the endpoints were looked at.
     pub(super) looked: bool,
     /// What the looks did not see.
@@ -83,6 +88,41 @@ impl Pass<'_> {
     /// Shows the phase of the work.
     pub(super) fn phase(&self, phase: &str) {
         self.services.phase(self.lineage(), phase);
+    }
+
+    /// Whether this machine changes what a fleet shares: it has the right from now on, and the
+    /// newest record. Otherwise another machine does it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or another machine works on a user's request.
+    pub(super) async fn share(&mut self) -> Result<bool, ManageError> {
+        if self.shared.is_some() {
+            return Ok(true);
+        }
+        let (store, requested) = (&self.services.store, self.trigger != Trigger::Scheduled);
+        self.shared = store.share(self.lineage(), requested).await?;
+        if self.shared.is_none() {
+            return Ok(false);
+        }
+        if let Some((record, revision)) = store.load(self.lineage()).await?
+            && revision != self.revision
+        {
+            // Another machine was faster.
+            (self.record, self.revision) = (record, revision);
+            self.adopt_wanted();
+        }
+        Ok(true)
+    }
+
+    /// The same for a step that nothing else can stand in for.
+    pub(super) async fn must_share(&mut self) -> Result<(), ManageError> {
+        match self.share().await? {
+            true => Ok(()),
+            false => {
+                let lineage = self.lineage().clone();
+                Err(StoreError::Leased { lineage }.into())
+            }
+        }
     }
 
     /// Saves the record, with `bundle` if one was issued.
@@ -139,6 +179,7 @@ mod tests {
                 },
                 r#"{"revoke":{"reason":"keycompromise","at_once":true}}"#,
             ),
+            (Trigger::CancelRevocation, r#""cancel-revocation""#),
         ] {
             assert_eq!(serde_json::to_string(&trigger).unwrap(), word);
             assert_eq!(serde_json::from_str::<Trigger>(word).unwrap(), trigger);

@@ -1,10 +1,12 @@
 //! Credentials of AWS for the role of this instance, task or pod: those of the environment,
-//! of a web identity (EKS), of the container (ECS, EKS Pod Identity), or of EC2's instance
-//! metadata (version 2 alone). They are temporary, kept in memory until shortly before they
+//! of a web identity (EKS), of a shared credentials file, of the container (ECS, EKS Pod
+//! Identity), or of EC2's instance metadata (version 2 alone). They are temporary, kept in memory until shortly before they
 //! expire, never stored and never shown. The sources that need the network are addresses of
 //! the environment, or fixed ones of AWS: nothing that a CA or a user of a service says leads
 //! there. Each reply is bounded and has a deadline.
 
+mod profile;
+pub(crate) mod signature;
 #[cfg(test)]
 mod tests;
 
@@ -25,10 +27,13 @@ use crate::files::named;
 use crate::text::printable;
 use crate::time::{Clock, SystemClock, Timestamp};
 
-/// The variables that name files with tokens, which are replaced at any time.
-pub(crate) const FILES: [&str; 2] = [WEB_IDENTITY_FILE, CONTAINER_TOKEN_FILE];
+/// The variables that name files with credentials, which are replaced at any time.
+pub(crate) const FILES: [&str; 3] = [WEB_IDENTITY_FILE, CONTAINER_TOKEN_FILE, SHARED_FILE];
 const WEB_IDENTITY_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
 const CONTAINER_TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+
+const SHARED_FILE: &str = "AWS_SHARED_CREDENTIALS_FILE";
+const PROFILE: &str = "AWS_PROFILE";
 
 const WITHIN: Duration = Duration::from_secs(5);
 /// Far above an honest reply.
@@ -149,6 +154,9 @@ impl Role {
         ) {
             let keys = self.of_web_identity(&file, &role).await;
             return keys.map_err(|why| RoleError::new("the web identity of this pod", why));
+        }
+        if let Some(keys) = self.of_profile()? {
+            return Ok(keys);
         }
         if let Some(url) = self.container() {
             let keys = self.of_container(&url).await;

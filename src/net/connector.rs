@@ -13,23 +13,30 @@ use hyper_util::rt::TokioIo;
 use tower_service::Service;
 
 use super::Stream;
+use super::dns::host::HostResolver;
+use super::dns::lookup::Resolver;
 use super::proxy::Proxies;
 
 /// Connects to the host and port of a URL.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    direct: HttpConnector,
+    direct: HttpConnector<HostResolver>,
     proxies: Arc<Proxies>,
+    resolver: Resolver,
 }
 
 impl Connector {
-    pub(crate) fn through(proxies: Arc<Proxies>) -> Self {
-        let mut direct = HttpConnector::new();
+    pub(crate) fn through(proxies: Arc<Proxies>, resolver: Resolver) -> Self {
+        let mut direct = HttpConnector::new_with_resolver(HostResolver(resolver.clone()));
         direct.enforce_http(false);
         // A request is written in two parts: the second must not wait for the first to
         // be acknowledged.
         direct.set_nodelay(true);
-        Self { direct, proxies }
+        Self {
+            direct,
+            proxies,
+            resolver,
+        }
     }
 }
 
@@ -49,7 +56,12 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let host = to.host().unwrap_or_default().to_owned();
-        match self.proxies.to(&host).map(|proxy| proxy.cloned()) {
+        let proxy = match to.scheme_str() {
+            // A proxy for https is not one for plain http (curl's rule).
+            Some("http") => Ok(None),
+            _ => self.proxies.to(&host),
+        };
+        match proxy.map(|proxy| proxy.cloned()) {
             Ok(None) => {
                 let connecting = self.direct.call(to);
                 Box::pin(async move {
@@ -58,8 +70,11 @@ impl Service<Uri> for Connector {
                 })
             }
             Ok(Some(proxy)) => {
-                let port = to.port_u16().unwrap_or(443);
-                Box::pin(async move { Ok(Way(TokioIo::new(proxy.tunnel(&host, port).await?))) })
+                let (port, resolver) = (to.port_u16().unwrap_or(443), self.resolver.clone());
+                Box::pin(async move {
+                    let tunnel = proxy.tunnel(&host, port, &resolver).await?;
+                    Ok(Way(TokioIo::new(tunnel)))
+                })
             }
             Err(why) => {
                 let why = why.to_owned();

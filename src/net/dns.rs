@@ -3,6 +3,7 @@
 //! number of servers are bounded, and its names are escaped before they are shown.
 
 pub(crate) mod caa;
+pub(crate) mod host;
 pub(crate) mod lookup;
 pub(crate) mod wire;
 

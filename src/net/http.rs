@@ -1,5 +1,5 @@
-//! The HTTP/1.1 client for every server but a CA: over TCP, TLS or a Unix socket, a
-//! connection for each request. An exchange has a deadline, and a reply a largest size.
+//! The HTTP/1.1 client for most servers: over TCP, TLS or a Unix socket, a connection for
+//! each request ([`pool`](super::pool) keeps them). An exchange has a deadline, and a reply a largest size.
 //! It follows no redirect, repeats no request and adds no header.
 
 use std::io;
@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::StreamReader;
 
+use super::dns::lookup::Resolver;
 use super::roots::SystemRoots;
 use super::{Stream, tls, unix};
 
@@ -46,6 +47,9 @@ pub(crate) enum HttpError {
     TooLarge(usize),
     #[error("{0}")]
     Reply(#[from] hyper::Error),
+    /// The same of a client that keeps its connections.
+    #[error("{0}")]
+    Broken(String),
 }
 
 /// The address of a server.
@@ -112,17 +116,30 @@ impl Origin {
         .await
     }
 
-    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
+    async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
+        self.connect_by(&Resolver::default()).await
+    }
+
+    /// Connects to a host that `resolver` looks up.
+    pub(super) async fn connect_by(
+        &self,
+        resolver: &Resolver,
+    ) -> Result<Box<dyn Stream>, HttpError> {
         Ok(match self {
             Self::Unix(path) => Box::new(unix::connect(path).await?),
             Self::Data(path) => Box::new(unix::connect_in_data(path).await?),
             Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
+                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+                let port = port.parse().map_err(io::Error::other)?;
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let addresses = resolver.hosts(host, port).await?;
+                let stream = TcpStream::connect(addresses.as_slice()).await?;
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
             Self::Tls(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let addresses = resolver.hosts(host, *port).await?;
+                let stream = TcpStream::connect(addresses.as_slice()).await?;
                 stream.set_nodelay(true)?;
                 let name = ServerName::try_from(host.clone()).map_err(io::Error::other);
                 let mut roots = tls::public_roots();

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::BoxFuture;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -165,6 +166,9 @@ impl Accepted {
     }
 }
 
+/// What a connection waits for.
+pub(crate) type Before = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// The configuration of TLS for the next connection.
 pub(crate) type TlsConfig = Box<dyn FnMut() -> Arc<ServerConfig> + Send>;
 
@@ -187,6 +191,8 @@ pub(crate) async fn serve_within(
 /// The open connections of one or more sockets. Dropping the last reference closes them.
 pub(crate) struct Connections {
     limits: Limits,
+    /// What each connection waits for before its handshake.
+    before: Option<Before>,
     open: Mutex<Open>,
 }
 
@@ -195,8 +201,18 @@ impl Connections {
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         Arc::new(Self {
             limits: limits.within(open_files.current),
+            before: None,
             open: Mutex::default(),
         })
+    }
+
+    /// The same; each connection waits for `before` once the client has sent something.
+    pub(crate) fn after(limits: Limits, before: Before) -> Arc<Self> {
+        let mut connections = Self::new(limits);
+        if let Some(own) = Arc::get_mut(&mut connections) {
+            own.before = Some(before);
+        }
+        connections
     }
 
     /// Serves `router` on `socket` until the future is dropped.
@@ -234,6 +250,7 @@ impl Connections {
             };
             let acceptor = tls.as_mut().map(|config| TlsAcceptor::from(config()));
             let (limits, router, plain) = (self.limits, router.clone(), plain.clone());
+            let before = self.before.clone();
             self.admit(peer.clone(), async move |slot: Slot| {
                 let within = match acceptor {
                     Some(_) => limits.head.min(limits.handshake),
@@ -242,6 +259,9 @@ impl Connections {
                 let begun = tokio::time::timeout(within, stream.has_begun()).await;
                 if !matches!(begun, Ok(Ok(()))) || slot.begin().is_err() {
                     return;
+                }
+                if let Some(before) = before {
+                    before().await;
                 }
                 // A connection closed for this one first returns its memory.
                 tokio::task::yield_now().await;

@@ -6,6 +6,7 @@ mod excluded;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 use self::excluded::excludes;
 use super::Stream;
+use super::dns::lookup::Resolver;
 use super::http::{LARGEST_HEAD, Origin};
 use super::url::{self, SecretUrl};
 use crate::text::printable;
@@ -84,9 +86,10 @@ impl Proxy {
         &self,
         host: &str,
         port: u16,
+        resolver: &Resolver,
     ) -> Result<Box<dyn Stream>, ProxyError> {
         let to = format!("{host}:{port}");
-        let opened = tokio::time::timeout(DEADLINE, self.open(&to)).await;
+        let opened = tokio::time::timeout(DEADLINE, self.open(&to, resolver)).await;
         let opened = opened.unwrap_or(Err(ProxyCause::TimedOut));
         opened.map_err(|cause| ProxyError {
             proxy: self.to_string(),
@@ -95,13 +98,16 @@ impl Proxy {
         })
     }
 
-    async fn open(&self, to: &str) -> Result<Box<dyn Stream>, ProxyCause> {
+    async fn open(&self, to: &str, resolver: &Resolver) -> Result<Box<dyn Stream>, ProxyCause> {
         let unusable = |error: String| ProxyCause::Connect(printable(&error));
         let uri = self.url.uri();
         let uri = uri.map_err(|_| unusable("invalid URL".to_owned()))?;
         let (_, user) = url::authority(&uri);
         let has_user = user.is_some();
-        let stream = Origin::of(&uri).map_err(unusable)?.connect().await;
+        let stream = Origin::of(&uri)
+            .map_err(unusable)?
+            .connect_by(resolver)
+            .await;
         let stream = stream.map_err(|error| unusable(error.to_string()))?;
         let mut request = Request::connect(to)
             .header(HOST, to)
@@ -204,6 +210,38 @@ impl Proxies {
             _ if excludes(&self.excluded, host) => Ok(None),
             Some(why) => Err(why),
             None => Ok(self.proxy.as_ref()),
+        }
+    }
+}
+
+/// How servers are reached, which a process may change while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Ways {
+    proxies: RwLock<Arc<Proxies>>,
+    /// Looks up the hosts of servers and proxies.
+    pub(crate) resolver: Resolver,
+}
+
+impl Ways {
+    pub(crate) fn new(proxies: Proxies, resolver: Resolver) -> Self {
+        Self {
+            proxies: RwLock::new(Arc::new(proxies)),
+            resolver,
+        }
+    }
+
+    /// The proxies of now.
+    pub(crate) fn proxies(&self) -> Arc<Proxies> {
+        let proxies = self.proxies.read();
+        proxies.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Uses `proxies` from the next request on. Returns those of before.
+    pub(crate) fn change(&self, proxies: Arc<Proxies>) -> Arc<Proxies> {
+        let mut all = self.proxies.write().unwrap_or_else(PoisonError::into_inner);
+        match **all == *proxies {
+            true => proxies,
+            false => std::mem::replace(&mut all, proxies),
         }
     }
 }
@@ -359,7 +397,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let proxy = Proxy::parse(&address, "--proxy").unwrap();
-        let error = proxy.tunnel("ca.test", 443).await.err().unwrap();
+        let error = proxy
+            .tunnel("ca.test", 443, &Resolver::default())
+            .await
+            .err()
+            .unwrap();
         let wanted = format!(
             "the proxy http://{address} (--proxy) opened no tunnel to ca.test:443 within 15 s"
         );

@@ -29,21 +29,12 @@ struct Listening {
 #[must_use]
 pub(crate) fn owner_at(address: SocketAddr) -> Option<(String, u32)> {
     let ip = |of: SocketAddr| of.ip().to_canonical();
-    owner(|taken| {
+    let keeps = |taken: SocketAddr| {
         let is_any = ip(taken).is_unspecified() || ip(address).is_unspecified();
         taken.port() == address.port() && (is_any || ip(taken) == ip(address))
-    })
-}
-
-/// The program name and process id of a listener on `port`, at any address.
-#[must_use]
-pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
-    owner(|taken| taken.port() == port)
-}
-
-fn owner(is_meant: impl Fn(SocketAddr) -> bool) -> Option<(String, u32)> {
+    };
     let mut listening = table(Path::new("/proc/self/net"));
-    listening.retain(|socket| is_meant(socket.address));
+    listening.retain(|socket| keeps(socket.address));
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
@@ -202,7 +193,7 @@ mod tests {
             found.contains(&(Ipv4Addr::LOCALHOST, port).into()),
             "{found:?}"
         );
-        let (program, pid) = owner_of(port).unwrap();
+        let (program, pid) = owner_at(any.local_addr().unwrap()).unwrap();
         assert_eq!((pid, program.is_empty()), (std::process::id(), false));
     }
 

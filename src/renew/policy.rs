@@ -96,9 +96,9 @@ pub(crate) const DRIFT_FORGOTTEN: Duration = DAY;
 /// An endpoint that does not serve the certificate is looked at again after one part in
 /// this many of the interval. Ours.
 pub(crate) const SOONER_PART: u32 = 10;
-/// How long all endpoints together may keep serving the old certificate. Ours.
+/// How long all endpoints together may keep serving the old certificate by default. Ours.
 pub(crate) const VERIFY_WITHIN: Duration = SECOND.saturating_mul(30);
-/// The most that the time of a slow check adds to [`VERIFY_WITHIN`]. Ours.
+/// The most that the time of a slow check adds to that. Ours.
 pub(crate) const VERIFY_SLOW_WITHIN: Duration = MINUTE.saturating_mul(5);
 /// The same for an endpoint of which this machine saw nothing before the deployment: a
 /// program that starts its server may still need a moment. Ours.
@@ -156,6 +156,9 @@ pub(crate) const FIRST_TIME_PROBE: Duration = SECOND.saturating_mul(5);
 /// The longest pause after a failure and after a skipped request: the cause may be
 /// repaired, and the record may be older than the settings. Ours.
 pub(crate) const RECHECK: Duration = HOUR;
+/// The pause of a machine while another one of its fleet does a due step: its result wakes the
+/// others, unless that machine is gone. Ours.
+pub(crate) const ELSEWHERE: Duration = MINUTE;
 /// The longest pause while another process holds the lease; the shortest is a quarter. Ours.
 pub(crate) const LEASED_PAUSE: Duration = SECOND.saturating_mul(20);
 /// The number of passes in a row without the lease after which a message is logged. Ours.

@@ -12,6 +12,7 @@ use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 use crate::files::beneath::{self, REFUSED_HINT};
 use crate::net::aws;
+use crate::store::place::StorePlace;
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
 /// and for user names. Whole directories, because their files may be replaced
@@ -118,6 +119,11 @@ impl Paths {
         let named = named
             .into_iter()
             .chain(answers(settings))
+            .chain(
+                { settings.fleet.store.as_ref() }
+                    .and_then(StorePlace::directory)
+                    .map(PathBuf::as_path),
+            )
             .map(Path::to_owned);
         let named = named.chain(published(settings));
         let named = named.filter(|path| may_resolve(path, &ours));
@@ -384,11 +390,17 @@ mod tests {
             ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/pod/token"),
             ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/run/task/token"),
             ("CERTS_DNS_HETZNER_API_TOKEN_FILE", "/run/hetzner"),
-            ("AWS_SHARED_CREDENTIALS_FILE", "/root/.aws/credentials"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/run/aws/credentials"),
+            ("AWS_CONFIG_FILE", "/root/.aws/config"),
         ];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let found = files(&environment.into(), &settings.unwrap());
-        let wanted = ["/run/pod/token", "/run/task/token", "/run/hetzner"];
+        let wanted = [
+            "/run/pod/token",
+            "/run/task/token",
+            "/run/hetzner",
+            "/run/aws/credentials",
+        ];
         assert_eq!(found, wanted.map(PathBuf::from).into());
     }
 

@@ -28,7 +28,8 @@ use crate::text::printable;
 /// The socket of the helper process in the data directory, for Docker's API.
 pub(super) const DOCKER_RELAY: &str = "docker.sock";
 /// What `certs` makes in the data directory.
-const STATE: [&str; 8] = [
+const STATE: [&str; 9] = [
+    "copies.json",
     "records",
     "leases",
     "accounts",
@@ -40,6 +41,18 @@ const STATE: [&str; 8] = [
 ];
 /// What is there by default, and has rules of its own: the output, and a volume's directory.
 const BESIDE: [&str; 2] = ["public", "lost+found"];
+/// What the machines of a fleet make in a directory that they share.
+const FLEET: [&str; 9] = [
+    "accounts",
+    "cas",
+    "certificates",
+    "challenges",
+    "deleted",
+    "fleet",
+    "leases",
+    "nodes",
+    "pairs",
+];
 /// What `certs` makes in the output directory.
 const OUTPUT: [&str; 2] = ["live", "archive"];
 /// The names below them: certificates, generations, and the files of a pair.
@@ -95,13 +108,14 @@ impl ServiceUser {
         })
     }
 
-    /// Gives it the state in `data_dir` and the pairs in `outputs`.
+    /// Gives it the state in `data_dir`, the directory `shared` and the pairs in `outputs`.
     ///
     /// # Errors
     /// When a file is not one that `certs` makes, or cannot be given.
     pub(super) fn take_over<'a>(
         &self,
         data_dir: &Path,
+        shared: Option<&PathBuf>,
         outputs: impl Iterator<Item = &'a PathBuf>,
     ) -> Result<(), Failure> {
         let failed = |path: &Path, error: io::Error| {
@@ -115,6 +129,10 @@ impl ServiceUser {
                 format!("{path} is not the data directory of certs alone: it has `{other}`"),
                 "give certs a directory of its own with --data-dir, or move that file elsewhere",
             ));
+        }
+        if let Some(directory) = shared {
+            let given = open_directory(directory).and_then(|root| self.give_shared(&root));
+            given.map_err(|error| failed(directory, error))?;
         }
         for output in outputs {
             match open_directory(output).and_then(|pairs| self.give_pairs(&pairs)) {
@@ -142,6 +160,16 @@ impl ServiceUser {
         fchmod(&state, PRIVATE)?;
         self.give(&state)?;
         Ok(None)
+    }
+
+    /// Gives it a directory that the machines of a fleet share.
+    fn give_shared(&self, root: &OwnedFd) -> io::Result<()> {
+        if !self.is_roots_alone(root)? {
+            return Ok(());
+        }
+        let (known, _) = partition(root, &FLEET)?;
+        self.give_all(root, known)?;
+        self.give(root)
     }
 
     /// Gives it the pairs in `output`, which may be a directory of other files, too.

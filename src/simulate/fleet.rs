@@ -26,7 +26,7 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
     Certificate, Keeper, Keys, ManageError, OrderSettings, Probes, SPACING, SPREAD, SameNames,
-    Services, SharedServices, Wanted,
+    Services, SharedServices, VERIFY_WITHIN, Wanted,
 };
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
@@ -248,6 +248,7 @@ impl World {
             metrics: Metrics::default(),
             spacing: SPACING,
             spread: SPREAD,
+            verify_within: VERIFY_WITHIN,
             maintenance: None,
             // A year of them would cost more than all passes.
             looks: None,

@@ -5,7 +5,7 @@
 //! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
 //! records/NAME/options.json  the user's options
 //! records/NAME/lock          locked only during a compare-and-swap
-//! leases/NAME                locked while a process works on it; the fencing token
+//! leases/NAME                locked while a process works on it
 //! accounts/HASH.json         account credentials of the CA with that URL
 //! authorities/HASH.json      the state of that CA: rate limits used, outages
 //! ```
@@ -18,7 +18,7 @@ mod single;
 mod together;
 
 use std::fs::{File, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -201,13 +201,58 @@ impl FileStore {
         Ok(())
     }
 
+    /// As [`Store::save`], with the pair as it is stored.
+    pub(super) async fn save_pair(
+        &self,
+        record: &Record,
+        expected: Revision,
+        pair: Option<(&Secret, &str)>,
+    ) -> Result<Revision, StoreError> {
+        let _acting = self.owner.act();
+        let directory = self.directory(&record.lineage);
+        make_directory(&directory)?;
+        let _locked = locked(&directory.join("lock"))?;
+        let before = self.load(&record.lineage).await?;
+        let new = record.issued.as_ref().filter(|_| pair.is_some());
+        let revision = check_save(record, expected, before.as_ref(), new)?;
+        if let (Some(pair), Some(issued)) = (pair, new) {
+            self.write_pair(&record.lineage, issued.generation, pair)?;
+        }
+        let record = record.clone();
+        let stored = Stored {
+            format: FORMAT,
+            revision,
+            record,
+        };
+        write_json(&directory.join("record.json"), &stored)?;
+        if before.is_none() {
+            self.flush_directories(&directory)?;
+        }
+        if let Some(issued) = new {
+            remove_old(&directory, issued.generation, stored.record.rollback_to);
+        }
+        Ok(revision)
+    }
+
+    /// Keeps `content` beside the records, for a store that is built on this one.
+    pub(super) fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let _acting = self.owner.act();
+        replace(&self.root.join(name), content)
+    }
+
+    /// What [`keep`](Self::keep) has kept.
+    pub(super) fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let _acting = self.owner.act();
+        read_text(&self.root.join(name))
+    }
+
     /// Stores the pair before the record points to it. A pair that a crash left
     /// there belongs to no record and is removed.
     fn write_pair(
         &self,
         lineage: &Lineage,
         generation: Generation,
-        bundle: &Bundle,
+        (key, chain): (&Secret, &str),
     ) -> Result<(), StoreError> {
         let directory = self.directory(lineage);
         let place = directory.join(generation.to_string());
@@ -216,8 +261,7 @@ impl FileStore {
             remove_directory(leftover)?;
         }
         files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
-        let (key, chain) = (bundle.key_pem().expose(), bundle.chain_pem());
-        for (name, content) in [("privkey.pem", key), ("fullchain.pem", &chain)] {
+        for (name, content) in [("privkey.pem", key.expose()), ("fullchain.pem", chain)] {
             let path = staged.join(name);
             let written = files::write_new(&path, PRIVATE_FILE, content.as_bytes());
             written.map_err(at("write", &path))?;
@@ -243,30 +287,10 @@ impl Store for FileStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        let _acting = self.owner.act();
-        let directory = self.directory(&record.lineage);
-        make_directory(&directory)?;
-        let _locked = locked(&directory.join("lock"))?;
-        let before = self.load(&record.lineage).await?;
-        let new = record.issued.as_ref().filter(|_| bundle.is_some());
-        let revision = check_save(record, expected, before.as_ref(), new)?;
-        if let (Some(bundle), Some(issued)) = (bundle, new) {
-            self.write_pair(&record.lineage, issued.generation, bundle)?;
-        }
-        let record = record.clone();
-        let stored = Stored {
-            format: FORMAT,
-            revision,
-            record,
-        };
-        write_json(&directory.join("record.json"), &stored)?;
-        if before.is_none() {
-            self.flush_directories(&directory)?;
-        }
-        if let Some(issued) = new {
-            remove_old(&directory, issued.generation, stored.record.rollback_to);
-        }
-        Ok(revision)
+        let chain = bundle.map(Bundle::chain_pem);
+        let key = bundle.map(Bundle::key_pem);
+        let pair = key.zip(chain.as_deref());
+        self.save_pair(record, expected, pair).await
     }
 
     async fn bundle(
@@ -355,17 +379,15 @@ impl Store for FileStore {
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
         let _acting = self.owner.act();
         let path = self.root.join("leases").join(lineage.as_str());
-        let mut file = open_lock(&path)?;
-        file.try_lock().map_err(|error| match error {
+        let locked = open_lock(&path)?;
+        locked.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StoreError::Leased {
                 lineage: lineage.clone(),
             },
             TryLockError::Error(error) => at("lock", &path)(error),
         })?;
-        let token = next_token(&mut file).map_err(at("write", &path))?;
         self.flush_leftovers(lineage)?;
-        let locked = file;
-        Ok(Box::new(FileLease { locked, token }))
+        Ok(Box::new(FileLease { locked }))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
@@ -452,7 +474,6 @@ impl Store for FileStore {
 #[derive(Debug)]
 struct FileLease {
     locked: File,
-    token: u64,
 }
 
 impl Drop for FileLease {
@@ -462,25 +483,7 @@ impl Drop for FileLease {
     }
 }
 
-impl Lease for FileLease {
-    fn token(&self) -> u64 {
-        self.token
-    }
-}
-
-/// The count in the file, plus one. An invalid count restarts at 1: on one
-/// machine the kernel's lock alone excludes every other process.
-fn next_token(file: &mut File) -> io::Result<u64> {
-    let mut text = String::new();
-    // The longest number has 20 digits; the directory's owner can make the file endless.
-    file.take(21).read_to_string(&mut text)?;
-    let token = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
-    file.rewind()?;
-    file.set_len(0)?;
-    write!(file, "{token}")?;
-    file.sync_all()?;
-    Ok(token)
-}
+impl Lease for FileLease {}
 
 /// Removes all but the newest pairs, and the staged records of killed writers, which
 /// contain keys. A failure is not an error. `rollback` stays while no newer

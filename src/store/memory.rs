@@ -1,7 +1,7 @@
 //! The store in memory: for runs that must leave no trace, such as a rehearsal,
 //! and for tests. It passes the same contract as every other store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -25,8 +25,7 @@ struct Inside {
     options: BTreeMap<Lineage, String>,
     accounts: BTreeMap<String, Secret>,
     ca_states: BTreeMap<String, (CaState, Revision)>,
-    /// The last token, and whether its lease has not ended.
-    leases: BTreeMap<Lineage, (u64, bool)>,
+    leases: BTreeSet<Lineage>,
 }
 
 impl MemoryStore {
@@ -130,18 +129,12 @@ impl Store for MemoryStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        let mut inside = self.inside();
-        let (token, is_leased) = inside.leases.entry(lineage.clone()).or_default();
         let lineage = lineage.clone();
-        if *is_leased {
+        if !self.inside().leases.insert(lineage.clone()) {
             return Err(StoreError::Leased { lineage });
         }
-        (*token, *is_leased) = (*token + 1, true);
-        Ok(Box::new(MemoryLease {
-            inside: self.inside.clone(),
-            lineage,
-            token: *token,
-        }))
+        let inside = self.inside.clone();
+        Ok(Box::new(MemoryLease { inside, lineage }))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
@@ -196,21 +189,14 @@ impl Store for MemoryStore {
 struct MemoryLease {
     inside: Arc<Mutex<Inside>>,
     lineage: Lineage,
-    token: u64,
 }
 
-impl Lease for MemoryLease {
-    fn token(&self) -> u64 {
-        self.token
-    }
-}
+impl Lease for MemoryLease {}
 
 impl Drop for MemoryLease {
     fn drop(&mut self) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, is_leased)) = inside.leases.get_mut(&self.lineage) {
-            *is_leased = false;
-        }
+        inside.leases.remove(&self.lineage);
     }
 }
 

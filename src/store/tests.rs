@@ -16,7 +16,7 @@ pub(super) async fn check<S: Store>(make: impl Fn() -> S) {
     save_stores_record_and_pair_both_or_neither(make()).await;
     save_never_replaces_generation(make()).await;
     save_keeps_three_pairs_and_rollback_generation(make()).await;
-    lease_excludes_until_dropped_and_token_grows(make()).await;
+    lease_excludes_until_dropped(make()).await;
     accounts_and_options_are_separate_and_replaceable(make()).await;
     ca_state_is_compared_and_swapped(make()).await;
     delete_removes_one_certificate_by_its_revision(make()).await;
@@ -68,7 +68,7 @@ async fn delete_removes_one_certificate_by_its_revision(store: impl Store) {
     store.save(&gone, Revision(0), Some(&bundle)).await.unwrap();
 }
 
-fn record(name: &str) -> Record {
+pub(super) fn record(name: &str) -> Record {
     let identifier = Identifier::parse(name).unwrap();
     Record::new(
         Lineage::of(&identifier),
@@ -77,7 +77,7 @@ fn record(name: &str) -> Record {
     )
 }
 
-fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
+pub(super) fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
     let names: Vec<String> = record.identifiers.iter().map(ToString::to_string).collect();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let bundle = Bundle::new(
@@ -171,16 +171,18 @@ async fn save_keeps_three_pairs_and_rollback_generation(store: impl Store) {
     }
 }
 
-async fn lease_excludes_until_dropped_and_token_grows(store: impl Store) {
+async fn lease_excludes_until_dropped(store: impl Store) {
     let lineage = record("example.com").lineage;
     let first = store.lease(&lineage).await.unwrap();
     let second = store.lease(&lineage).await;
     assert!(matches!(second, Err(StoreError::Leased { .. })));
     let other = store.lease(&record("a.example.com").lineage).await;
     assert!(other.is_ok(), "a lease is for one lineage");
-    let token = first.token();
     drop(first);
-    assert!(store.lease(&lineage).await.unwrap().token() > token);
+    // A server hears of the drop a little later.
+    while matches!(store.lease(&lineage).await, Err(StoreError::Leased { .. })) {
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn accounts_and_options_are_separate_and_replaceable(store: impl Store) {

@@ -28,6 +28,7 @@ pub(super) enum Command {
     Replace(Vec<Certificate>, Passes),
     Work(Box<Certificate>, Trigger, oneshot::Sender<Ended>),
     Manages(Lineage, oneshot::Sender<bool>),
+    Requeue(Vec<Lineage>),
     Ping(oneshot::Sender<()>),
     Stop,
 }
@@ -74,6 +75,12 @@ impl Handle {
         let (reply, managed) = oneshot::channel();
         self.send(Command::Manages(lineage.clone(), reply)).await;
         managed.await.unwrap_or_default()
+    }
+
+    /// Starts a pass over these certificates, as far as they are managed: their records have
+    /// changed.
+    pub(crate) async fn requeue(&self, lineages: Vec<Lineage>) {
+        self.send(Command::Requeue(lineages)).await;
     }
 
     /// Waits for one iteration of the loop; false when the loop has ended.

@@ -264,6 +264,12 @@ impl Supervisor {
                 let entry = self.agenda.get(&lineage);
                 let _ = reply.send(entry.is_some_and(Entry::is_configured));
             }
+            Command::Requeue(lineages) => {
+                let now = self.services.clock.now();
+                for lineage in &lineages {
+                    self.agenda.change(lineage, |entry| entry.restart(now));
+                }
+            }
             Command::Ping(reply) => {
                 let _ = reply.send(());
             }
@@ -320,7 +326,14 @@ impl Supervisor {
             let begun = self.agenda.change(&lineage, |entry| {
                 entry.busy = true;
                 match entry.waiting.pop_front() {
-                    Some((certificate, trigger, reply)) => (certificate, trigger, Some(reply)),
+                    Some((certificate, trigger, reply)) => {
+                        let both = [&entry.certificate, &certificate];
+                        if both.iter().all(|one| one.keeper == Keeper::Command) {
+                            // No scheduled pass may go back before the store is read again.
+                            entry.certificate = certificate.clone();
+                        }
+                        (certificate, trigger, Some(reply))
+                    }
                     None => (entry.certificate.clone(), Trigger::Scheduled, None),
                 }
             });

@@ -26,7 +26,7 @@ use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
     Certificate, Keeper, Keys, ManageError, OrderSettings, Probes, SPACING, SPREAD, SameNames,
-    Services, SharedServices, Trigger, Wanted,
+    Services, SharedServices, Trigger, VERIFY_WITHIN, Wanted,
 };
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
@@ -341,7 +341,7 @@ impl Fixture {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
             gate: Gate::default(),
-            verifier: Arc::new(Handshake),
+            verifier: Arc::new(Handshake::default()),
             keys: Arc::new(KeysAtOnce),
             bundles: BundleCache::default(),
             probes: Probes::default(),
@@ -351,6 +351,7 @@ impl Fixture {
             metrics: Metrics::default(),
             spacing: SPACING,
             spread: SPREAD,
+            verify_within: VERIFY_WITHIN,
             maintenance: None,
             looks: None,
             board: None,

@@ -3,9 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::issued::{ca_of, whole};
+use super::issued::{ca_of, started, whole};
 use super::{Machine, PLAIN, write};
-use crate::support::{Running, listens, run, until};
+use crate::environment::Tmpfs;
+use crate::support::{Running, assert_says, certs, listens, run, until};
 
 /// Replaces the machine's nginx by a script that counts its calls.
 fn counted(machine: &mut Machine) {
@@ -14,7 +15,10 @@ fn counted(machine: &mut Machine) {
     let text = format!(
         "#!/bin/sh\nread -r count <{place}/count\ncount=$((count + 1))\necho $count >{place}/count\n\
          read -r at signal <{place}/at\n\
-         if [ $count = $at ]; then kill -$signal $PPID; case $signal in INT) ;; TERM) exec sleep 600 ;; *) exit 1 ;; esac; fi\n\
+         if [ $count = $at ]; then case $signal in\n\
+         FULL) cat /dev/zero >{place}/../sites-available/filler 2>{place}/full ;;\n\
+         IDLE) echo '[emerg] refused' >>{place}/../error.log; exit 0 ;;\n\
+         INT) kill -INT $PPID ;; TERM) kill -TERM $PPID; exec sleep 600 ;; *) kill -$signal $PPID; exit 1 ;; esac; fi\n\
          exec {} \"$@\"\n",
         machine.nginx.display()
     );
@@ -24,7 +28,7 @@ fn counted(machine: &mut Machine) {
     end_at(machine, 0, "KILL");
 }
 
-/// The next command ends by this signal at that call of nginx.
+/// The next command ends by this signal at that call of nginx; or the disk is full then, or the call does nothing.
 fn end_at(machine: &Machine, call: u32, signal: &str) {
     write(&machine.path("cut/count"), "0\n");
     write(&machine.path("cut/at"), &format!("{call} {signal}\n"));
@@ -32,11 +36,9 @@ fn end_at(machine: &Machine, call: u32, signal: &str) {
 
 #[test]
 fn killed_install_is_undone_and_repeated() {
-    let Some(mut machine) = Machine::new(PLAIN) else {
+    let Some((mut machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     counted(&mut machine);
     let arguments = ["--domain", "www.example.com"];
@@ -66,11 +68,9 @@ fn killed_install_is_undone_and_repeated() {
 
 #[test]
 fn interrupted_install_is_undone() {
-    let Some(mut machine) = Machine::new(PLAIN) else {
+    let Some((mut machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     counted(&mut machine);
     // The reloads for challenges and for TLS.
@@ -85,11 +85,9 @@ fn interrupted_install_is_undone() {
 
 #[test]
 fn terminated_install_waits_for_no_slow_nginx() {
-    let Some(mut machine) = Machine::new(PLAIN) else {
+    let Some((mut machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     counted(&mut machine);
     // The tests of the copy and of the configuration.
@@ -112,13 +110,56 @@ fn process_of_a_stale_pid_file_is_not_signalled() {
     let before = machine.files();
     let arguments = ["--domain", "example.com"];
     let printed = run(&mut whole(&machine, &ca, &arguments), 2);
-    for word in ["nginx.pid is stale", "hint: start nginx"] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(&printed, &["nginx.pid is stale", "hint: start nginx"]);
     assert_eq!(machine.files(), before);
     run(&mut machine.install(&arguments), 0);
     run(&mut machine.install(&["--undo"]), 0);
     let alive = std::fs::read(format!("/proc/{}/cmdline", other.id())).unwrap();
     assert!(alive.starts_with(b"sleep"), "{alive:?}");
     std::fs::remove_file(machine.path("nginx.pid")).unwrap();
+}
+
+#[test]
+fn failure_after_the_order_has_the_code_of_a_certificate_that_is_issued() {
+    let Some(mut machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let Some(disk) = Tmpfs::mount(&machine.path("sites-available"), 64) else {
+        return;
+    };
+    machine.write_site(PLAIN);
+    let ca = ca_of(&machine);
+    machine.start();
+    let before = machine.files();
+    counted(&mut machine);
+    let arguments = ["--domain", "example.com"];
+    // The reload for TLS, which the old workers survive.
+    end_at(&machine, 8, "IDLE");
+    let printed = run(&mut whole(&machine, &ca, &arguments), 7);
+    assert_says(
+        &printed,
+        &[
+            "its old workers still serve",
+            "nginx: [emerg] refused",
+            "the certificate is stored, and nothing renews it",
+        ],
+    );
+    assert_eq!(machine.files(), before);
+    // The test of the copy for TLS, after which nothing can be written.
+    run(
+        certs(machine.directory.path()).args(["delete", "example.com", "--yes"]),
+        0,
+    );
+    end_at(&machine, 6, "FULL");
+    let printed = run(&mut whole(&machine, &ca, &arguments), 8);
+    assert_says(
+        &printed,
+        &["No space left on device", "hint: free space on that disk"],
+    );
+    std::fs::remove_file(machine.path("sites-available/filler")).unwrap();
+    run(&mut machine.install(&["--undo"]), 0);
+    assert_eq!(machine.files(), before);
+    run(&mut whole(&machine, &ca, &arguments), 0);
+    let _ = machine.signal(&["-s", "stop"]);
+    drop(disk);
 }

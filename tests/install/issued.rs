@@ -10,7 +10,7 @@ use certs::ca::{Ports, Resolve, Validation};
 
 use super::{Machine, PLAIN, pair, write};
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{certs, listens, run, until};
+use crate::support::{assert_says, certs, listens, run, until};
 
 /// A CA that validates at the machine's nginx.
 pub(super) fn ca_of(machine: &Machine) -> EmbeddedCa {
@@ -21,6 +21,14 @@ pub(super) fn ca_of(machine: &Machine) -> EmbeddedCa {
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
     })
+}
+
+/// A running machine with this site, and a CA that validates there.
+pub(super) fn started(site: &str) -> Option<(Machine, EmbeddedCa)> {
+    let machine = Machine::new(site)?;
+    let ca = ca_of(&machine);
+    machine.start();
+    Some((machine, ca))
 }
 
 /// `certs install nginx` that orders from this CA.
@@ -44,11 +52,9 @@ fn beside_tls(machine: &Machine, mine: &str) {
 
 #[test]
 fn install_issues_then_adds_tls_then_redirects() {
-    let Some(machine) = Machine::new(PLAIN) else {
+    let Some((machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     let printed = run(
         &mut whole(
@@ -123,11 +129,9 @@ fn refused_order_leaves_nginx_as_before() {
 
 #[test]
 fn split_form_redirects_after_the_certificate_is_issued() {
-    let Some(machine) = Machine::new(PLAIN) else {
+    let Some((machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let printed = run(&mut machine.install(&["--domain", "example.com"]), 0);
     // The printed command runs as it is.
     let (_, next) = printed.split_once("next: certs ").unwrap();
@@ -159,14 +163,15 @@ fn taken_port_is_named_and_nothing_is_ordered() {
         run(&mut machine.install(&[]), 2),
     ] {
         let port = machine.https.to_string();
-        for word in [
-            "is taken by",
-            &port,
-            &std::process::id().to_string(),
-            "hint: stop",
-        ] {
-            assert!(printed.contains(word), "{word}: {printed}");
-        }
+        assert_says(
+            &printed,
+            &[
+                "is taken by",
+                &port,
+                &std::process::id().to_string(),
+                "hint: stop",
+            ],
+        );
         assert_eq!(machine.files(), before);
     }
     assert!(!machine.path("out/live").exists());
@@ -189,13 +194,14 @@ fn address_that_a_reload_cannot_get_is_undone() {
     machine.write_site(&site.replace("127.0.0.1:", ""));
     let before = machine.files();
     let printed = run(&mut machine.install(&[]), 2);
-    for word in [
-        "nginx: ",
-        "bind() to 0.0.0.0:",
-        "as it was before this command",
-    ] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "nginx: ",
+            "bind() to 0.0.0.0:",
+            "as it was before this command",
+        ],
+    );
     assert_eq!(machine.files(), before);
 }
 
@@ -426,13 +432,14 @@ fn webroot_that_nginx_cannot_read_is_named() {
     let webroot = closed.join("webroot").display().to_string();
     let arguments = ["--domain", "example.com", "--webroot", &webroot];
     let printed = run(&mut whole(&machine, &ca, &arguments), 2);
-    for word in [
-        "403 Forbidden",
-        "(13: Permission denied)",
-        "hint: name a directory",
-    ] {
-        assert!(printed.contains(word), "{word}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "403 Forbidden",
+            "(13: Permission denied)",
+            "hint: name a directory",
+        ],
+    );
     assert_eq!(machine.files(), before);
 }
 

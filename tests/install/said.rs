@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::issued::{ca_of, whole};
+use super::issued::{ca_of, started, whole};
 use super::{Machine, PLAIN, write};
 use crate::support::faults::{Endpoint, Fault, Which};
-use crate::support::{Running, certs, free_port, make_script, run, until};
+use crate::support::{Running, assert_says, certs, free_port, make_script, run, until};
 
 /// Another program that answers a port of this machine before nginx does, until it is dropped.
 struct Front(
@@ -66,24 +66,23 @@ fn issue_as_printed(machine: &Machine, ca: &crate::support::embedded::EmbeddedCa
 #[test]
 fn missing_redirect_is_named_until_it_is_seen() {
     let site = "server { listen HTTP reuseport; server_name www.example.com; location / { return 200 'hello'; } }";
-    let Some(machine) = Machine::new(site) else {
+    let Some((machine, ca)) = started(site) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let printed = run(&mut machine.install(&[]), 0);
     issue_as_printed(&machine, &ca, &printed);
     let front = Front::start(machine.http);
     for _ in 0..2 {
         let printed = run(&mut machine.install(&[]), 7);
-        for words in [
-            "www.example.com: https works, and plain HTTP does not lead to it",
-            "127.0.0.1",
-            "HTTP/1.1 200 OK",
-            "hint: find what answers there instead",
-        ] {
-            assert!(printed.contains(words), "{words}: {printed}");
-        }
+        assert_says(
+            &printed,
+            &[
+                "www.example.com: https works, and plain HTTP does not lead to it",
+                "127.0.0.1",
+                "HTTP/1.1 200 OK",
+                "hint: find what answers there instead",
+            ],
+        );
         ca.leaf_at(machine.https, "www.example.com");
     }
     drop(front);
@@ -95,11 +94,9 @@ fn missing_redirect_is_named_until_it_is_seen() {
 #[test]
 fn old_workers_that_stay_are_no_proof_of_a_redirect() {
     let site = "server { listen 127.0.0.1:HTTP; server_name www.example.com; location / { return 200 'hello'; } }";
-    let Some(machine) = Machine::new(site) else {
+    let Some((machine, ca)) = started(site) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let printed = run(&mut machine.install(&[]), 0);
     issue_as_printed(&machine, &ca, &printed);
     // nginx cannot get the address as long as it has the one of its running configuration.
@@ -108,13 +105,14 @@ fn old_workers_that_stay_are_no_proof_of_a_redirect() {
     machine.write_site(&old.replace(&listen, &format!("listen {}", machine.http)));
     let before = machine.files();
     let printed = run(&mut machine.install(&[]), 2);
-    for words in [
-        "its old workers still serve",
-        "nginx: ",
-        "bind() to 0.0.0.0:",
-    ] {
-        assert!(printed.contains(words), "{words}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "its old workers still serve",
+            "nginx: ",
+            "bind() to 0.0.0.0:",
+        ],
+    );
     assert_eq!(machine.files(), before);
     // So does the reload of the undone configuration.
     until("the end of both reloads", || {
@@ -128,19 +126,18 @@ fn old_workers_that_stay_are_no_proof_of_a_redirect() {
 #[test]
 fn leading_dot_orders_the_apex_and_names_the_wildcard() {
     let site = "server { listen 127.0.0.1:HTTP; server_name .example.net; location / { return 200 'hello'; } }";
-    let Some(machine) = Machine::new(site) else {
+    let Some((machine, ca)) = started(site) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     let printed = run(&mut whole(&machine, &ca, &[]), 0);
-    for words in [
-        "the certificate excludes *.example.net",
-        "for '*.example.net': certs issue example.net '*.example.net' --dns PROVIDER",
-    ] {
-        assert!(printed.contains(words), "{words}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "the certificate excludes *.example.net",
+            "for '*.example.net': certs issue example.net '*.example.net' --dns PROVIDER",
+        ],
+    );
     ca.leaf_at(machine.https, "example.net");
     let ask = |name: &str| {
         let host = format!("{name}:{}:127.0.0.1", machine.http);
@@ -154,11 +151,9 @@ fn leading_dot_orders_the_apex_and_names_the_wildcard() {
 
 #[test]
 fn name_that_was_lacking_gets_its_redirect_with_the_next_install() {
-    let Some(machine) = Machine::new(PLAIN) else {
+    let Some((machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     // The block is named by either name; the certificate has one of them.
     run(&mut machine.install(&["--domain", "example.com"]), 0);
     let webroot = machine.path("data-webroot").display().to_string();
@@ -175,8 +170,11 @@ fn name_that_was_lacking_gets_its_redirect_with_the_next_install() {
     assert!(printed.contains("lacks www.example.com"), "{printed}");
     let plain = || machine.ask("http://www.example.com:HTTP/", &[]);
     assert!(plain().ends_with("hello"), "{}", plain());
-    assert!(printed.contains("certs issue with all names"), "{printed}");
-    issue(&["example.com", "www.example.com"]);
+    // The printed command has the names that are stored, and that one.
+    let (_, wider) = printed.split_once("for it: certs ").unwrap();
+    let wider = wider.split(',').next().unwrap();
+    assert_eq!(wider, "issue example.com www.example.com");
+    run(certs(machine.directory.path()).args(wider.split(' ')), 0);
     let printed = run(&mut machine.install(&["--domain", "example.com"]), 0);
     assert!(
         printed.contains("the redirect is for www.example.com, example.com"),
@@ -206,13 +204,14 @@ fn more_names_than_a_public_ca_takes_are_refused_before_any_change() {
             machine.install(&["--domain", "n0.example.com"]).args(more),
             2,
         );
-        for words in [
-            "n0.example.com: its blocks have 101 names",
-            "nothing was changed or ordered",
-            "hint: move names to a server block of their own",
-        ] {
-            assert!(printed.contains(words), "{words}: {printed}");
-        }
+        assert_says(
+            &printed,
+            &[
+                "n0.example.com: its blocks have 101 names",
+                "nothing was changed or ordered",
+                "hint: move names to a server block of their own",
+            ],
+        );
         assert_eq!(machine.files(), before);
         assert!(!machine.path("data/records").exists());
     }
@@ -237,13 +236,14 @@ fn block_on_a_unix_socket_alone_is_refused_before_the_order() {
     let before = machine.files();
     let arguments = ["--domain", "www.example.com"];
     let printed = run(&mut whole(&machine, &ca, &arguments), 2);
-    for words in [
-        "the block listens on a Unix socket alone",
-        &format!("hint: add `listen {};`", machine.http),
-        "certs issue www.example.com --webroot DIR",
-    ] {
-        assert!(printed.contains(words), "{words}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "the block listens on a Unix socket alone",
+            &format!("hint: add `listen {};`", machine.http),
+            "certs issue www.example.com --webroot DIR",
+        ],
+    );
     assert_eq!(machine.files(), before);
     assert!(!machine.path("data/records").exists());
     let both = format!("listen unix:{socket}; listen 127.0.0.1:HTTP;");
@@ -278,13 +278,14 @@ fn slow_test_of_nginx_is_given_up_at_the_configured_time() {
         )
     };
     let printed = install("1s", 2);
-    for words in [
-        "`nginx -t` did not end within 1 s",
-        "`timeout` in a [deploy.NAME] of nginx",
-        "nothing was changed",
-    ] {
-        assert!(printed.contains(words), "{words}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "`nginx -t` did not end within 1 s",
+            "`timeout` in a [deploy.NAME] of nginx",
+            "nothing was changed",
+        ],
+    );
     assert_eq!(machine.files(), before);
     install("1m", 0);
     let _ = machine.signal(&["-s", "stop"]);
@@ -292,24 +293,23 @@ fn slow_test_of_nginx_is_given_up_at_the_configured_time() {
 
 #[test]
 fn failed_first_install_is_continued_by_no_other_command() {
-    let Some(machine) = Machine::new(PLAIN) else {
+    let Some((machine, ca)) = started(PLAIN) else {
         return;
     };
-    let ca = ca_of(&machine);
-    machine.start();
     let before = machine.files();
     let arguments = ["--domain", "example.com"];
     // An order that the CA would still complete.
     ca.script
         .add(Endpoint::Finalize, Which::Every, Fault::html(503));
     let printed = run(&mut whole(&machine, &ca, &arguments), 3);
-    for words in [
-        "nothing orders it before this command succeeds",
-        "hint: run it again once the cause is mended, or certs delete example.com forgets it",
-        "as it was before this command",
-    ] {
-        assert!(printed.contains(words), "{words}: {printed}");
-    }
+    assert_says(
+        &printed,
+        &[
+            "nothing orders it before this command succeeds",
+            "hint: run it again once the cause is mended, or certs delete example.com forgets it",
+            "as it was before this command",
+        ],
+    );
     assert_eq!(machine.files(), before);
     ca.script.clear();
     let orders = ca.script.count(Endpoint::NewOrder);
@@ -344,11 +344,9 @@ fn failed_first_install_is_continued_by_no_other_command() {
 #[test]
 fn install_that_was_cut_off_after_the_order_keeps_the_certificate_when_repeated() {
     for origin in ["install", "command"] {
-        let Some(machine) = Machine::new(PLAIN) else {
+        let Some((machine, ca)) = started(PLAIN) else {
             return;
         };
-        let ca = ca_of(&machine);
-        machine.start();
         let root = machine.directory.path();
         run(&mut whole(&machine, &ca, &["--domain", "example.com"]), 0);
         run(&mut machine.install(&["--undo"]), 0);
@@ -422,4 +420,39 @@ fn hints_of_refusals_are_followed() {
     );
     let file = machine.path("sites-enabled/other.conf");
     run(machine.install(&site).arg("--file").arg(file), 0);
+}
+
+#[test]
+fn options_of_an_issued_certificate_are_named_with_the_command_that_applies_them() {
+    let Some((machine, ca)) = started(PLAIN) else {
+        return;
+    };
+    let arguments = ["--domain", "example.com", "--email", "a@example.com"];
+    let install = |more: &[&str]| run(whole(&machine, &ca, &arguments).args(more), 0);
+    install(&[]);
+    let printed = install(&[]);
+    assert!(!printed.contains("is issued already"), "{printed}");
+    let other = ["--key", "rsa-2048", "--reuse-key"];
+    let printed = install(&other);
+    let words = "example.com is issued already, and not with --key rsa-2048 --reuse-key; to change that: certs ";
+    let (_, command) = printed
+        .split_once(words)
+        .unwrap_or_else(|| panic!("{printed}"));
+    let command = command.lines().next().unwrap();
+    for option in [
+        "--ca https://",
+        "--ca-root /",
+        "--agree-tos",
+        "--email a@example.com",
+    ] {
+        assert!(command.contains(option), "{option}: {command}");
+    }
+    let mut applied = certs(machine.directory.path());
+    let printed = run(applied.args(command.split(' ')), 0);
+    assert!(
+        printed.contains("key rsa-2048 (was ecdsa-p256)") || printed.contains("reuse_key true"),
+        "{printed}"
+    );
+    let printed = install(&other);
+    assert!(!printed.contains("is issued already"), "{printed}");
 }

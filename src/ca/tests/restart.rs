@@ -30,7 +30,17 @@ async fn restart_keeps_root_accounts_and_orders() {
         tokio::task::yield_now().await;
     }
     drop(first);
+    // The rests of a process that was killed while it wrote, and a file of somebody else.
+    let rests = [".state.json.new-4711", ".root.key.new-1", ".state.json.new"];
+    for name in rests {
+        std::fs::write(path.join(name), "a key").unwrap();
+    }
     let second = open();
+    let left: Vec<_> = rests
+        .into_iter()
+        .filter(|name| path.join(name).exists())
+        .collect();
+    assert_eq!(left, [".state.json.new"]);
     assert_eq!(second.root_pem(), root);
     let key = rcgen::KeyPair::generate().unwrap();
     let reply = client

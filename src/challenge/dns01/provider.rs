@@ -28,7 +28,7 @@ use crate::text::{nearest, printable};
 pub(crate) const SELF: &str = "self";
 
 /// The providers of this program.
-const KINDS: [&Kind; 4] = [&own::KIND, &exec::KIND, &rfc2136::KIND, &acmedns::KIND];
+const KINDS: &[&Kind] = &[&own::KIND, &exec::KIND, &rfc2136::KIND, &acmedns::KIND];
 
 /// A kind of provider.
 pub(super) struct Kind {
@@ -81,7 +81,7 @@ impl Credentials {
 
     /// `text` without any of the values: an error may quote the request that failed.
     pub(super) fn redacted(&self, mut text: String) -> String {
-        for secret in self.0.values().map(Secret::expose) {
+        for secret in self.0.values().flat_map(|one| parts(one.expose())) {
             let encoded =
                 percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC);
             for form in [secret, &encoded.to_string()] {
@@ -92,6 +92,14 @@ impl Credentials {
         }
         text
     }
+}
+
+/// A value, and what is in a list of pairs: a request may have one of them alone.
+fn parts(secret: &str) -> impl Iterator<Item = &str> {
+    let is_between = |c: char| ":,".contains(c) || c.is_whitespace();
+    let is_list = !secret.contains("://") && secret.contains(is_between);
+    let parts = secret.split(is_between).filter(move |_| is_list);
+    std::iter::once(secret).chain(parts)
 }
 
 impl fmt::Debug for Credentials {

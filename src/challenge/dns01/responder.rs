@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::super::responses::Responses;
 use super::super::zones::{Delegated, Zones};
 use crate::net::dns::wire::{self, LARGEST_DATAGRAM};
 
@@ -66,7 +67,7 @@ impl Zones {
 
     fn answer(&self, query: &Query, reply: &mut Message) {
         let name = query.name().to_lowercase();
-        let zones = self.lock();
+        let zones = self.all();
         // The closest zone around the name.
         let zone = zones
             .iter()
@@ -112,20 +113,31 @@ fn soa(zone: &Delegated, apex: &Name) -> RData {
 }
 
 /// Serves these sockets until the future is dropped.
-pub(crate) async fn serve(datagrams: Vec<UdpSocket>, streams: Vec<TcpListener>, zones: Zones) {
+pub(crate) async fn serve(
+    datagrams: Vec<UdpSocket>,
+    streams: Vec<TcpListener>,
+    responses: Responses,
+) {
     let rates = Arc::new(Mutex::new(Rates::default()));
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let mut serving = JoinSet::new();
     for socket in datagrams {
-        serving.spawn(serve_datagrams(socket, zones.clone(), rates.clone()));
+        serving.spawn(serve_datagrams(socket, responses.clone(), rates.clone()));
     }
     for listener in streams {
-        serving.spawn(serve_streams(listener, zones.clone(), connections.clone()));
+        serving.spawn(serve_streams(
+            listener,
+            responses.clone(),
+            connections.clone(),
+        ));
     }
     while serving.join_next().await.is_some() {}
 }
 
-async fn serve_datagrams(socket: UdpSocket, zones: Zones, rates: Arc<Mutex<Rates>>) {
+async fn serve_datagrams(socket: UdpSocket, responses: Responses, rates: Arc<Mutex<Rates>>) {
+    let socket = Arc::new(socket);
+    let waiting = Arc::new(Semaphore::new(CONNECTIONS));
+    let is_shared = responses.fleet().is_some();
     let mut buffer = [0; LARGEST_DATAGRAM as usize];
     loop {
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
@@ -137,24 +149,40 @@ async fn serve_datagrams(socket: UdpSocket, zones: Zones, rates: Arc<Mutex<Rates
             let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
             rates.take(peer.ip(), Instant::now())
         };
-        let reply = is_allowed.then(|| zones.reply(&buffer[..length], Some(LARGEST_DATAGRAM)));
-        if let Some(reply) = reply.flatten() {
-            // The peer repeats its request if the reply is lost.
-            let _ = socket.send_to(&reply, peer).await;
+        if !is_allowed {
+            continue;
+        }
+        let (socket, responses) = (socket.clone(), responses.clone());
+        let request = buffer[..length].to_vec();
+        let reply = async move {
+            responses.refresh().await;
+            if let Some(reply) = responses.zones().reply(&request, Some(LARGEST_DATAGRAM)) {
+                // The peer repeats its request if the reply is lost.
+                let _ = socket.send_to(&reply, peer).await;
+            }
+        };
+        match waiting.clone().try_acquire_owned() {
+            // A fleet's store must not delay the next request.
+            Ok(permit) if is_shared => drop(tokio::spawn(async move {
+                reply.await;
+                drop(permit);
+            })),
+            Err(_) if is_shared => {}
+            _ => reply.await,
         }
     }
 }
 
-async fn serve_streams(listener: TcpListener, zones: Zones, connections: Arc<Semaphore>) {
+async fn serve_streams(listener: TcpListener, responses: Responses, connections: Arc<Semaphore>) {
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let zones = zones.clone();
+                let responses = responses.clone();
                 tokio::spawn(async move {
-                    let _ = timeout(CONNECTION, converse(stream, &zones)).await;
+                    let _ = timeout(CONNECTION, converse(stream, &responses)).await;
                     drop(permit);
                 });
             }
@@ -164,11 +192,12 @@ async fn serve_streams(listener: TcpListener, zones: Zones, connections: Arc<Sem
     }
 }
 
-async fn converse(mut stream: TcpStream, zones: &Zones) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, responses: &Responses) -> io::Result<()> {
     for _ in 0..QUERIES {
         let mut request = vec![0; stream.read_u16().await?.into()];
         stream.read_exact(&mut request).await?;
-        let Some(reply) = zones.reply(&request, None) else {
+        responses.refresh().await;
+        let Some(reply) = responses.zones().reply(&request, None) else {
             break;
         };
         stream.write_all(&wire::framed(&reply)?).await?;

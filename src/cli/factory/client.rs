@@ -6,7 +6,8 @@ use crate::acme::{AccountSettings, Exchange, Https, InProcess};
 use crate::ca;
 use crate::config::{CaSettings, Settings, Unusable};
 use crate::failure::Failure;
-use crate::net::proxy::{FORMS, Proxy};
+use crate::net::dns::lookup::Resolver;
+use crate::net::proxy::{FORMS, Proxies, Proxy, Ways};
 use crate::text::printable;
 
 /// The registration at a CA.
@@ -24,20 +25,25 @@ pub(in super::super) fn account_of(ca: &CaSettings) -> Result<AccountSettings, F
 /// The directory's URL and the way to it; `embedded` opens the CA inside this process.
 pub(in super::super) fn reached_by(
     ca: &CaSettings,
-    process: &Settings,
+    (process, ways): (&Settings, &Arc<Ways>),
     embedded: impl FnOnce() -> Result<ca::Server, Failure>,
 ) -> Result<(String, Arc<dyn Exchange>), Failure> {
     if ca.directory.is_embedded() {
         let server = embedded()?;
         return Ok((server.directory_url(), Arc::new(InProcess(server.router()))));
     }
-    proxy_to(ca, process)?;
+    proxy_to(ca, &ways.proxies())?;
     let roots = ca.read_root();
     let roots = roots.map_err(|error| unusable(error, "--ca-root"))?;
-    let proxies = process.proxies.clone();
-    let https = Https::through(proxies, roots.as_deref(), Some(&process.roots));
+    let https = Https::through(ways.clone(), roots.as_deref(), Some(&process.roots));
     let https = https.map_err(invalid)?;
     Ok((ca.directory.identity().to_owned(), Arc::new(https)))
+}
+
+/// How the servers of a process with these settings are reached.
+pub(in super::super) fn ways_of(process: &Settings) -> Arc<Ways> {
+    let resolver = Resolver::new(process.resolver);
+    Arc::new(Ways::new(process.proxies.clone(), resolver))
 }
 
 /// The proxy to a CA, if there is one.
@@ -46,14 +52,14 @@ pub(in super::super) fn reached_by(
 /// When the environment names one that cannot be used.
 pub(in super::super) fn proxy_to<'s>(
     ca: &CaSettings,
-    process: &'s Settings,
+    proxies: &'s Proxies,
 ) -> Result<Option<&'s Proxy>, Failure> {
     if ca.directory.is_embedded() {
         return Ok(None);
     }
     let url = ca.directory.identity().parse::<http::Uri>().ok();
     let host = url.as_ref().and_then(http::Uri::host).unwrap_or_default();
-    process.proxies.to(host).map_err(|why| {
+    proxies.to(host).map_err(|why| {
         let hint = format!("set CERTS_PROXY to an HTTP proxy, {FORMS}; CERTS_PROXY=none uses none");
         Failure::usage(printable(why), hint)
     })

@@ -125,7 +125,8 @@ impl<'a> Report<'a> {
     }
 
     fn line(&self, word: &str, subject: &str, text: &str) {
-        let (subject, text) = (printable(subject), printable(text));
+        let text = self.call.terminal.hint(text);
+        let (subject, text) = (printable(subject), printable(&text));
         if self.call.json {
             return say_json(json!({
                 "result": word, "subject": subject, "text": text, "dry_run": self.dry_run,

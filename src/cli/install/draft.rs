@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::install::journal::{Change, Link};
-use crate::install::plan::{InstallPlan, Pair, Reach, Stage};
+use crate::install::plan::{InstallPlan, PROBED, Pair, Reach, Stage};
 use crate::install::program::Program;
 use crate::install::site::{self, Site};
 use crate::install::tree::Overlay;
@@ -157,7 +157,7 @@ impl Work<'_> {
             address: (Ipv4Addr::LOCALHOST, port).into(),
             binds: None,
             is_proxied: false,
-            name: name.to_string(),
+            name: name.to_string().replacen("*.", PROBED, 1),
         }]
     }
 

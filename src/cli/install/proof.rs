@@ -85,15 +85,16 @@ impl<'a> Looks<'a> {
     }
 
     /// What nginx says about the failure, and the process that has the port.
-    fn cause(&self, ports: &[u16]) -> String {
+    fn cause(&self, at: &[Reach]) -> String {
         let said = [EMERGENCY, "certs-install-checks"].map(|word| self.log.lines_with(word));
         let said = said.iter().filter_map(|lines| lines.first());
         let mut cause: String = said.map(|line| format!("; nginx: {line}")).collect();
-        for port in ports {
-            if let Some((program, pid)) = sockets::owner_of(*port)
+        let addresses = at.iter().map(|reach| reach.binds.unwrap_or(reach.address));
+        for address in addresses.collect::<BTreeSet<_>>() {
+            if let Some((program, pid)) = sockets::owner_at(address)
                 && program != "nginx"
             {
-                cause += &format!("; port {port} is taken by {program} (process {pid})");
+                cause += &format!("; {address} is taken by {program} (process {pid})");
             }
         }
         cause
@@ -109,7 +110,7 @@ impl<'a> Looks<'a> {
         let Some(found) = found else {
             return Ok(());
         };
-        let cause = self.cause(&ports(&plan.plain));
+        let cause = self.cause(&plan.plain);
         let webroot = webroot.display();
         Err(Failure::usage(
             format!("a challenge is not answered from {webroot}: {found}{cause}"),
@@ -151,7 +152,7 @@ impl<'a> Looks<'a> {
     }
 
     fn unserved(&self, draft: &Draft, found: &str) -> Failure {
-        let cause = self.cause(&ports(&draft.plan.tls));
+        let cause = self.cause(&draft.plan.tls);
         let message = format!(
             "nginx does not serve the certificate after its reload: {found}{cause}; everything was undone"
         );
@@ -189,7 +190,7 @@ pub(super) fn check_free(plan: &InstallPlan) -> Result<(), Failure> {
     {
         let is_taken =
             TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
-        let owner = sockets::owner_of(address.port()).filter(|(program, _)| program != "nginx");
+        let owner = sockets::owner_at(address).filter(|(program, _)| program != "nginx");
         if let (true, Some((program, pid))) = (is_taken, owner) {
             return Err(Failure::usage(
                 format!(
@@ -200,12 +201,6 @@ pub(super) fn check_free(plan: &InstallPlan) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn ports(at: &[Reach]) -> Vec<u16> {
-    let mut ports: Vec<u16> = at.iter().map(|reach| reach.address.port()).collect();
-    ports.dedup();
-    ports
 }
 
 /// What is served instead.

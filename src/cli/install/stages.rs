@@ -63,6 +63,7 @@ impl Work<'_> {
             report: Report::default(),
             trusts_locations: true,
             ordered: None,
+            is_issued: false,
         };
         let ended = tokio::select! {
             biased;
@@ -72,7 +73,11 @@ impl Work<'_> {
         let plan = match ended {
             Ok(plan) => plan,
             Err(failure) => {
-                let failure = run.undone(before, failure).await;
+                let mut failure = run.undone(before, failure).await;
+                if run.is_issued && failure.code == 2 {
+                    // Something was sent to the CA.
+                    failure.code = 7;
+                }
                 run.say_stored().await;
                 return Err(failure);
             }
@@ -92,6 +97,8 @@ pub(super) struct Run<'a> {
     pub(super) trusts_locations: bool,
     /// The certificate that this command has begun to order.
     ordered: Option<Lineage>,
+    /// Whether it was issued.
+    is_issued: bool,
 }
 
 impl Run<'_> {
@@ -152,6 +159,7 @@ impl Run<'_> {
         let settings = match first.is_issued() {
             true => None,
             false => {
+                self.work.check_challenge(&first.plan)?;
                 self.work.check_count(&first.plan)?;
                 self.work.wanted(&first.plan).await?
             }
@@ -169,6 +177,7 @@ impl Run<'_> {
         let new = settings.certificates.first();
         self.ordered = new.map(|one| one.lineage.clone());
         let settings = self.work.ordered(settings, &plan).await?;
+        self.is_issued = true;
         self.stage(Stage::Tls).await?;
         let settings = self.deploy(settings).await?;
         let names = plan.names.join(", ");
@@ -190,6 +199,7 @@ impl Run<'_> {
             return Ok(());
         };
         self.note_configured(&lineage, &draft.plan).await;
+        self.note_unused(&lineage, draft).await;
         let Some(settings) = self.work.to_keep(&lineage).await else {
             return Ok(());
         };
@@ -202,15 +212,33 @@ impl Run<'_> {
         self.work.pass(&settings).await
     }
 
+    /// Notes the options that would have made another certificate.
+    async fn note_unused(&mut self, lineage: &Lineage, draft: &Draft) {
+        let names: Vec<String> = draft.pair.issued.iter().map(ToString::to_string).collect();
+        let unused = self.work.unused(lineage, &names).await;
+        if !unused.is_empty() {
+            let names: Vec<String> = names.iter().map(|name| shell_word(name)).collect();
+            let names = names.join(" ");
+            self.report.notes.push(format!(
+                "{lineage} is issued already, and not with{unused}; to change that: certs issue {names}{unused}"
+            ));
+        }
+    }
+
     /// Notes a configuration with which its certificate cannot be renewed beside nginx.
     async fn note_configured(&mut self, lineage: &Lineage, plan: &InstallPlan) {
         let configured = self.work.configured(lineage).await;
         let listens = configured.map(|one| one.challenge.listens());
         let mut listens = listens.into_iter().flatten();
-        if listens.any(|at| at.protocol == Protocol::Http) {
+        let port = listens.find_map(|at| match at.protocol {
+            Protocol::Http => Some(80),
+            Protocol::Tls => Some(443),
+            Protocol::Dns => None,
+        });
+        if let Some(port) = port {
             let webroot = plan.webroot.display();
             self.report.notes.push(format!(
-                "the configuration renews {lineage} by a listener on port 80, which nginx has: add webroot = \"{webroot}\" to its [[certificate]]"
+                "the configuration renews {lineage} by a listener on port {port}, which nginx has: add webroot = \"{webroot}\" to its [[certificate]]"
             ));
         }
     }
@@ -238,9 +266,10 @@ impl Run<'_> {
             default_webroot: work.default_webroot(),
             prefix: self.program.prefix.clone(),
             trusts_locations: self.trusts_locations,
+            by_dns: work.is_by_dns(),
         };
         let name = choose(&tree, &wanted)?;
-        let pair = work.pair(&names_beside(&tree, &name)?).await?;
+        let pair = work.pair(&names_beside(&tree, &name, &wanted)?).await?;
         let plan = plan(&tree, &name, &wanted, &pair, stage)?;
         let change = |(number, edits): (&usize, &Vec<_>)| Change {
             path: tree.files[*number].path.clone(),
@@ -316,7 +345,11 @@ impl Run<'_> {
     async fn look(&mut self, stage: Stage, draft: &Draft, log: &Looks<'_>) -> Result<(), Failure> {
         let answered = log.answers(&draft.plan).await;
         match answered {
-            Err(failure) if !draft.is_issued() || self.can_go_aside(draft) => return Err(failure),
+            Err(failure)
+                if !draft.is_issued() && !self.work.is_by_dns() || self.can_go_aside(draft) =>
+            {
+                return Err(failure);
+            }
             Err(failure) => self.report.notes.push(failure.in_a_line()),
             Ok(()) => {}
         }
@@ -387,10 +420,11 @@ impl Run<'_> {
         let pair = self.work.pair(&plan.names).await;
         let issued = pair.is_ok_and(|pair| !pair.issued.is_empty());
         let next = (!issued).then(|| self.next(plan));
+        let hint = |text: &str| self.work.call.terminal.hint(text);
         if self.work.call.json {
             let json = json!({
                 "name": plan.name, "names": plan.names, "changed": changed, "done": done,
-                "notes": notes, "webroot": plan.webroot, "issued": issued, "next": next,
+                "notes": notes.iter().map(|note| hint(note)).collect::<Vec<_>>(), "webroot": plan.webroot, "issued": issued, "next": next,
                 "reloaded": reloaded.as_ref().map(Result::is_ok), "no_redirect": unredirected,
             });
             return say_json(json);
@@ -399,7 +433,7 @@ impl Run<'_> {
             say(line);
         }
         for note in notes {
-            say(format_args!("note: {note}"));
+            say(hint(&format!("note: {note}")));
         }
         match reloaded {
             None => say(format_args!("{}: nothing to change", plan.name)),
@@ -413,15 +447,7 @@ impl Run<'_> {
             say("then run this command again: it adds the redirect");
         }
         if !changed.is_empty() {
-            let nginx = &self.work.options.nginx;
-            let nginx =
-                (nginx.as_os_str() != "nginx").then(|| shell_word(&nginx.to_string_lossy()));
-            let nginx = nginx.map_or_else(String::new, |nginx| format!(" --nginx {nginx}"));
-            let undo = format!("certs install nginx --undo{nginx}");
-            say(format_args!(
-                "to undo: {}",
-                self.work.call.terminal.hint(&undo)
-            ));
+            say(hint("to undo: certs install nginx --undo"));
         }
     }
 
@@ -429,6 +455,10 @@ impl Run<'_> {
     fn next(&self, plan: &InstallPlan) -> String {
         let names: Vec<String> = plan.names.iter().map(|name| shell_word(name)).collect();
         let webroot = shell_word(&plan.webroot.to_string_lossy());
+        let webroot = match self.work.is_by_dns() {
+            true => String::new(),
+            false => format!(" --webroot {webroot}"),
+        };
         let pid_file = self
             .tree()
             .ok()
@@ -438,7 +468,7 @@ impl Run<'_> {
         });
         let (names, target) = (names.join(" "), shell_word(&target));
         self.work.call.terminal.hint(&format!(
-            "certs issue {names} --webroot {webroot} --deploy {target} --agree-tos"
+            "certs issue {names}{webroot} --deploy {target} --agree-tos"
         ))
     }
 }

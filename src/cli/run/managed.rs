@@ -9,7 +9,7 @@ use crate::challenge::ChallengeSettings;
 use crate::challenge::protocol::{Listen, Protocol};
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
-use crate::cli::factory::{Builder, Factory};
+use crate::cli::factory::{Builder, Factory, proxy_to};
 use crate::cli::inventory::Inventory;
 use crate::cli::kept::{NotKept, Orphan, keep_stored, notice};
 use crate::cli::labels::Labels;
@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage::status::status;
 use crate::manage::{Certificate, Keeper};
+use crate::net::proxy::Proxies;
 use crate::net::systemd::Notifier;
 use crate::observe::{Board, Obstacles};
 use crate::random::SystemRandom;
@@ -69,7 +70,7 @@ impl ManagedCertificates<'_> {
         }
         if !same_process(&self.at_start.process, &read) {
             tracing::warn!(
-                "listeners, directories, the schedule, the proxy and the Docker host change only at a restart"
+                "listeners, directories, the schedule and the Docker host change only at a restart"
             );
         }
         if read.docker.is_none() {
@@ -77,7 +78,15 @@ impl ManagedCertificates<'_> {
             read.docker.clone_from(&self.configured.docker);
         }
         // First, so that an invalid configuration changes nothing.
-        check(&self.factory, &read)?;
+        let ways = &self.factory.ways;
+        let before = ways.change(Arc::new(read.proxies.clone()));
+        if let Err(failure) = reachable(&read).and_then(|()| check(&self.factory, &read)) {
+            ways.change(before);
+            return Err(failure);
+        }
+        if *before != read.proxies {
+            super::announce_proxies(&read);
+        }
         (self.sources, self.configured, self.not_kept) = (sources, read, not_kept);
         let certificates = self.certificates()?;
         self.remember().await;
@@ -260,6 +269,8 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
             docker.deploy.clear();
         }
         fixed.challenge = ChallengeSettings::default();
+        // It is changed by the reload.
+        fixed.proxies = Proxies::default();
         fixed
     };
     fixed(one) == fixed(other)
@@ -270,6 +281,17 @@ fn check(factory: &Factory, settings: &Settings) -> Result<(), Failure> {
     let all = settings.certificates.iter();
     let mut configured = all.filter(|one| one.origin == Some(Origin::Configuration));
     configured.try_for_each(|one| factory.certificate(one).map(drop))
+}
+
+/// Whether the proxies to all CAs of the configuration can be used.
+fn reachable(settings: &Settings) -> Result<(), Failure> {
+    let configured = settings.certificates.iter();
+    let configured = configured.filter(|one| one.origin == Some(Origin::Configuration));
+    let mut cas = configured.flat_map(|one| [Some(&one.ca), one.fallback.as_ref()]);
+    cas.try_for_each(|ca| match ca {
+        Some(ca) => proxy_to(ca, &settings.proxies).map(drop),
+        None => Ok(()),
+    })
 }
 
 /// Leaves a certificate out, which does not affect the others.

@@ -19,6 +19,9 @@ use crate::record::Renaming;
 use crate::store::StoreError;
 use crate::supervise::Handle;
 
+/// The sandbox of a process never widens.
+const APART_HINT: &str = "stop `certs run`, repeat this command, and start `certs run` again: it then answers for this certificate";
+
 pub(super) struct Sidecar {
     pub(super) handle: Handle,
     pub(super) factory: Arc<Factory>,
@@ -31,7 +34,7 @@ pub(super) struct Sidecar {
 
 impl Sidecar {
     /// Manages what the store has now.
-    async fn restock(&self) {
+    pub(super) async fn restock(&self) {
         let (reply, reloaded) = oneshot::channel();
         if self.reload.send(reply).await.is_ok() && reloaded.await.is_ok() {
             self.handle.ping().await;
@@ -92,9 +95,7 @@ impl Worker for Sidecar {
                 ),
                 match protocol {
                     Protocol::Http => "use --webroot with its directory, or stop `certs run` first",
-                    Protocol::Dns => {
-                        "stop `certs run`, repeat this command, and start `certs run` again: it then answers for this certificate"
-                    }
+                    Protocol::Dns => APART_HINT,
                     Protocol::Tls => {
                         "set tls_listen and challenge = \"tls-alpn-01\" in its configuration and restart it, or stop it first"
                     }
@@ -116,6 +117,10 @@ impl Worker for Sidecar {
         settings.output = stored.map_or(Some(factory.output().clone()), |stored| {
             stored.output.clone()
         });
+        if let Err(mut failure) = factory.sandbox.covers(&settings) {
+            failure.replace("this process started", "`certs run` started");
+            return Err(failure.with_hint(APART_HINT));
+        }
         let certificate = factory.certificate(&settings)?;
         factory.publish_by(&settings)?;
         let pass = self.handle.work(certificate, trigger);

@@ -36,6 +36,12 @@ pub(super) struct Row {
     pub(super) budget: Vec<Left>,
     /// The CA's current outage.
     pub(super) outage: Option<Outage>,
+    /// The machines of the fleet, and the generation that each was last seen to serve.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) served_by: BTreeMap<String, Option<u64>>,
+    /// Whether its key is that of a signing request.
+    #[serde(skip)]
+    pub(super) has_request: bool,
     /// The settings that it was made with, which its renewals use; only for one certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) made_with: Option<Value>,
@@ -143,12 +149,15 @@ impl<'c> Rows<'c> {
         let stuck = stuck.and_then(|stuck| stuck.get(&status.name).cloned());
         status.not_renewable = stuck.or_else(|| cause.map(|cause| cause.shown()));
         let lacks = own.map_or(Ok(()), |own| self.deny(own, &mut status));
+        let has_request = { made_with.as_ref() }.is_some_and(|own| own.request.is_some());
         let shown = made_with.filter(|_| self.shows_settings);
         let row = Row {
             made_with: shown.map(|own| shown_of(own, self.process)).transpose()?,
             status,
             budget,
             outage,
+            served_by: BTreeMap::new(),
+            has_request,
         };
         Ok((row, lacks))
     }

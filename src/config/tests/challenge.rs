@@ -131,10 +131,40 @@ fn contradictions_of_one_table_prevent_its_order_alone() {
             "{cause:?}"
         );
         assert!(cause.why.contains("certs.toml:"), "{cause:?}");
-        // The file's defaults are for the certificates that use them.
+        // The file's defaults are for the certificates that use them, and what is ignored of
+        // them is said.
         let case = Case::new(&format!("{keys}{file}"));
         case.sources().settings(&Purpose::All).unwrap();
+        let said = case.sources().warnings.join("\n");
+        assert!(
+            said.contains(word) && said.contains("hint: leave "),
+            "{said}"
+        );
+        assert!(said.contains("certs.toml:"), "{said}");
     }
+    for (variables, word) in [
+        (
+            [("CERTS_CHALLENGE", "http-01"), ("CERTS_DNS", "self")],
+            "CERTS_DNS: dns is for dns-01",
+        ),
+        (
+            [
+                ("CERTS_WEBROOT", "/"),
+                ("CERTS_HTTP_LISTEN", "127.0.0.1:80"),
+            ],
+            "CERTS_HTTP_LISTEN: http_listen is not used beside webroot",
+        ),
+    ] {
+        let case = variables
+            .into_iter()
+            .fold(Case::new(file), |case, (name, value)| case.set(name, value));
+        let said = case.sources().warnings;
+        assert!(
+            matches!(&said[..], [only] if only.contains(word)),
+            "{said:?}"
+        );
+    }
+    assert_eq!(Case::new(file).sources().warnings, [""; 0]);
     // And what a certificate says replaces them.
     let case = Case::new(
         "agree_tos = true\nwebroot = '/'\n[[certificate]]\nnames = 'a.example.com'\nchallenge = 'tls-alpn-01'\n",

@@ -5,12 +5,17 @@ use super::*;
 /// Keys whose value belongs to a process, so that a certificate need not keep it.
 const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("data_dir", "it is where the certificate is stored"),
+    ("store", "where a machine shares certificates"),
+    ("seal_key_file", "the key of a machine's fleet"),
+    ("node", "the name of a machine"),
+    ("role", "what a machine does for its fleet"),
     ("log_format", "the messages of one process"),
     ("admin.listen", "the endpoints of one process"),
     ("admin.hosts", "the endpoints of one process"),
     ("proxy", "the network of one process, with credentials"),
     ("harden", "the sandbox of one process"),
     ("verify.every", "when a process looks"),
+    ("verify.within", "how long a process waits"),
     ("renew.schedule", "when a process works"),
     ("renew.deploy", "when a process works"),
     ("docker.host", "the discovery of a process"),

@@ -71,15 +71,16 @@ async fn verify_waits_for_the_new_leaf_and_names_the_old_one() {
     let ((old, old_print), (new, new_print)) = (made(), made());
     let (switch, config) = watch::channel(old);
     let place = ServedAt::Named(serve(config).await);
-    let error = verify(&Handshake, &place, &new_print, &SystemClock, 0)
+    let error = verify(&Handshake::default(), &place, &new_print, &SystemClock, 0)
         .await
         .unwrap_err();
     assert!(
         error.to_string().contains(&old_print.to_string()),
         "{error}"
     );
+    let handshake = Handshake::default();
     let (verified, ()) = tokio::join!(
-        verify(&Handshake, &place, &new_print, &SystemClock, 30),
+        verify(&handshake, &place, &new_print, &SystemClock, 30),
         async {
             tokio::task::yield_now().await;
             switch.send(new).unwrap();
@@ -213,7 +214,7 @@ async fn verify_checks_both_address_families_of_a_port() {
     let name = Identifier::parse("example.com").unwrap();
     let look = async |addresses: &[SocketAddr]| {
         let place = ServedAt::Found("nginx".into(), addresses.to_vec());
-        Handshake.look(&place, &name, &new_print).await
+        Handshake::default().look(&place, &name, &new_print).await
     };
     for order in [[four, six, other_port], [other_port, six, four]] {
         let found = look(&order).await.unwrap_err().to_string();
@@ -232,8 +233,14 @@ async fn verify_reports_a_refused_connection() {
     let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let place = ServedAt::Named(endpoint);
-    let error = verify(&Handshake, &place, &Fingerprint::of(b""), &SystemClock, 0)
-        .await
-        .unwrap_err();
+    let error = verify(
+        &Handshake::default(),
+        &place,
+        &Fingerprint::of(b""),
+        &SystemClock,
+        0,
+    )
+    .await
+    .unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
 }

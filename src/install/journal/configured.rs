@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::files;
 use crate::files::beneath::Directory;
 use crate::fingerprint::Fingerprint;
+use crate::text::shell_word;
 
 /// More than any configuration file, in bytes.
 const LARGEST: u64 = 16 << 20;
@@ -139,28 +140,39 @@ pub(super) fn open(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>, Failure> 
     }
 }
 
-/// The failure for a file that has another content than the install wrote; `later` has written
-/// it, too.
-pub(super) fn changed_by_hand(entry: &Entry, original: &Path, later: Option<&Subject>) -> Failure {
-    let kept = original.parent().unwrap_or(original);
-    let (path, original) = (entry.path.display(), original.display());
+/// The failure for a file that has another content than the last of these stages of an install
+/// wrote; `later` has written it, too.
+pub(super) fn changed_by_hand(stages: &[(PathBuf, Entry)], later: Option<&Subject>) -> Failure {
+    let word = |path: &Path| shell_word(&path.to_string_lossy());
+    let Some((original, entry)) = stages.first() else {
+        return Failure::unexpected("no install changed the file");
+    };
+    let journals = stages.iter().filter_map(|(original, _)| original.parent());
+    let journals: Vec<String> = journals.map(word).collect();
+    let (path, journals) = (entry.path.display(), journals.join(" "));
     if let Some(Subject { name, .. }) = later {
         return Failure::usage(
             format!("{path}: the later install for {name} changed it, too"),
-            format!("undo that first: certs install nginx --undo --domain {name}"),
+            format!(
+                "undo that first: certs install nginx --undo --domain {}",
+                shell_word(name)
+            ),
         );
     }
     if entry.before.is_none() {
         return Failure::usage(
             format!("{path}: written by certs install and changed since then"),
-            format!("remove {path} by hand if you do not need it"),
+            format!(
+                "without the file: rm {0}, then certs install nginx --undo again; to keep it as it is: rm -r {journals}",
+                word(&entry.path)
+            ),
         );
     }
+    let (file, original) = (word(&entry.path), word(original));
     Failure::usage(
         format!("{path}: changed since certs install; the original is in {original}"),
         format!(
-            "compare the two (diff {original} {path}); copy the original back by hand, or remove {} to keep the file as it is",
-            kept.display()
+            "diff {original} {file} shows both; to have the original: cp {original} {file}, then certs install nginx --undo again; to keep the file as it is: rm -r {journals}"
         ),
     )
 }

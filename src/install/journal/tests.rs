@@ -141,7 +141,7 @@ fn undo_never_overwrites_change_by_hand() {
     std::fs::write(case.path("b"), "mine").unwrap();
     let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
     let kept = case.journals.directory(1);
-    let remedy = format!("remove {} to keep", kept.display());
+    let remedy = format!("to keep the file as it is: rm -r {}", kept.display());
     assert!(refused.contains(&remedy), "{refused}");
     std::fs::remove_dir_all(kept).unwrap();
     assert!(!case.journals.recover().unwrap());
@@ -165,4 +165,44 @@ fn recover_undoes_crash_after_any_rename() {
         assert_eq!(case.text("b").as_deref(), Some("old b"));
         assert_eq!(std::fs::read_dir(case.directory.path()).unwrap().count(), 3);
     }
+}
+
+#[test]
+fn edited_file_of_several_stages_is_undone_to_the_first_original() {
+    let case = Case::new();
+    let change = |text: &str| Change {
+        path: case.path("a"),
+        content: text.as_bytes().to_vec(),
+    };
+    let stage = |subject: Subject, text: &str| {
+        case.journals.write(subject, &[change(text)], &[]).unwrap();
+        case.journals.finish().unwrap();
+    };
+    for text in ["challenges", "tls", "redirect"] {
+        stage(subject(), text);
+    }
+    std::fs::write(case.path("a"), "mine").unwrap();
+    let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
+    let first = case.journals.directory(1).join("0");
+    let shown = format!("cp {} {}", first.display(), case.path("a").display());
+    assert!(refused.contains(&shown), "{refused}");
+    let all = [1, 2, 3].map(|number| case.journals.directory(number).display().to_string());
+    assert!(
+        refused.contains(&format!("rm -r {}", all.join(" "))),
+        "{refused}"
+    );
+    std::fs::copy(first, case.path("a")).unwrap();
+    assert_eq!(case.journals.undo(None, None).unwrap().len(), 3);
+    assert_eq!(case.text("a").as_deref(), Some("old a"));
+    // An edit between two installs is the original of the second one.
+    stage(subject(), "tls");
+    std::fs::write(case.path("a"), "tls and mine").unwrap();
+    stage(subject(), "redirect");
+    std::fs::write(case.path("a"), "last").unwrap();
+    let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
+    let second = case.journals.directory(2).join("0");
+    assert!(
+        refused.contains(&format!("cp {} ", second.display())),
+        "{refused}"
+    );
 }

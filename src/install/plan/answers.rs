@@ -8,7 +8,7 @@ use super::super::server::{CHALLENGES, ServerBlock, is_own};
 use super::super::syntax::quoted;
 use super::super::tree::Placed;
 use super::lines::{STEP, challenge_location, listed, location, place_of_start};
-use super::{Planner, is_name, redirect};
+use super::{Planner, redirect};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 
@@ -51,7 +51,7 @@ impl Planner<'_> {
             let names = server
                 .names
                 .iter()
-                .filter(|name| is_name(name) && !answered.contains(name));
+                .filter(|name| self.options.can_have(name) && !answered.contains(name));
             let names: Vec<&String> = names.collect();
             if !names.is_empty() {
                 self.add_plain_block(server, &names)?;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use super::super::server::{Listen, ServerBlock, is_own, named};
 use super::super::syntax::quoted;
-use super::{Planner, Reach};
+use super::{PROBED, Planner, Reach};
 use crate::failure::Failure;
 
 /// A listener.
@@ -255,7 +255,7 @@ impl Planner<'_> {
                 address,
                 binds: listener.is_new.then_some(bound),
                 is_proxied: listener.is_proxied,
-                name: name.replacen("*.", "certs-probe.", 1),
+                name: name.replacen("*.", PROBED, 1),
             }));
         }
         found

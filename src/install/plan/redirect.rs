@@ -33,22 +33,43 @@ impl Planner<'_> {
                 continue;
             }
             let Some(mark) = mark else {
-                self.extend(server, &served);
+                let served = self.with_tls(&served);
+                if !served.is_empty()
+                    && !self.extend(server, &served)
+                    && !leads_to_https(self.tree, server)
+                {
+                    self.add_redirect(server, &served);
+                }
                 continue;
             };
             let at = span.start + mark;
             // And the blank before it.
             self.edit(server.at.file, at - 1..at + LATER.len(), "");
-            let ours = last_of_ours(self.tree, server);
-            let mut lines = self.redirect_lines(&served);
-            if ours.is_none() {
-                lines.insert(0, PASS_BY.to_owned());
-            }
-            self.insert(server, ours, &lines);
-            let (place, port) = (self.tree.place(server.at), self.options.http_port);
-            self.redirected(server, &served);
-            self.done(format!("{place}: port {port} redirects to https"));
+            self.add_redirect(server, &served);
         }
+    }
+
+    fn add_redirect(&mut self, server: &ServerBlock, served: &[&String]) {
+        let ours = last_of_ours(self.tree, server);
+        let mut lines = self.redirect_lines(served);
+        if ours.is_none() {
+            lines.insert(0, PASS_BY.to_owned());
+        }
+        self.insert(server, ours, &lines);
+        let (place, port) = (self.tree.place(server.at), self.options.http_port);
+        self.redirected(server, served);
+        self.done(format!("{place}: port {port} redirects to https"));
+    }
+
+    /// The names for which a block has TLS where the redirect leads to.
+    fn with_tls<'n>(&self, names: &[&'n String]) -> Vec<&'n String> {
+        let has_tls =
+            |one: &&ServerBlock| one.has_tls() && !self.on(one, self.options.https_port).is_empty();
+        let secured: Vec<_> = self.servers.iter().filter(has_tls).collect();
+        let names = names.iter().copied();
+        names
+            .filter(|name| secured.iter().any(|one| one.is_named(name)))
+            .collect()
     }
 
     fn redirected(&mut self, server: &ServerBlock, served: &[&String]) {
@@ -57,8 +78,9 @@ impl Planner<'_> {
         self.plan.redirected.extend(reaches);
     }
 
-    /// Brings our redirect in a block to the names that the certificate has now.
-    fn extend(&mut self, server: &ServerBlock, served: &[&String]) {
+    /// Brings our redirect in a block to the names that the certificate has now; returns
+    /// whether there is one.
+    fn extend(&mut self, server: &ServerBlock, served: &[&String]) -> bool {
         let file = server.at.file;
         let text = |one: &Placed| {
             let text = &self.tree.files[one.file].text[one.directive.span.clone()];
@@ -67,7 +89,7 @@ impl Planner<'_> {
         let ours = server.of("if").filter(|one| one.file == file);
         let ours: Vec<_> = ours.filter(|one| text(one).starts_with(OURS)).collect();
         let [first, others @ ..] = ours.as_slice() else {
-            return;
+            return false;
         };
         let wanted = self.redirect_lines(served).split_off(1);
         if !ours.iter().map(text).eq(wanted.iter().cloned()) {
@@ -83,6 +105,7 @@ impl Planner<'_> {
             self.done(format!("{place}: the redirect is for {names}"));
         }
         self.redirected(server, served);
+        true
     }
 
     pub(super) fn redirect_lines(&self, names: &[&String]) -> Vec<String> {
@@ -123,8 +146,23 @@ pub(super) fn last_of_ours<'a>(tree: &Tree, server: &ServerBlock<'a>) -> Option<
     server.of("if").filter(is_ours).last()
 }
 
-/// A redirect to https that leads to itself, once its block has TLS.
-pub(super) fn to_itself<'a>(tree: &'a Tree, server: &ServerBlock<'a>) -> Option<Placed<'a>> {
+/// Whether a rule of the user leads clients away, usually to https.
+fn leads_to_https(tree: &Tree, server: &ServerBlock) -> bool {
+    let is_elsewhere = |target: &str| target.starts_with("https://") || target.starts_with('$');
+    let leads = |rule: &Placed| {
+        let arguments: Vec<&str> = rule.directive.arguments().collect();
+        match (rule.directive.name(), arguments.as_slice()) {
+            ("return", [target]) => is_elsewhere(target),
+            ("return", [code, target]) => code.starts_with("30") && is_elsewhere(target),
+            ("rewrite", [_, target, ..]) => target.starts_with("https://"),
+            _ => false,
+        }
+    };
+    rules(tree, server).iter().any(|(rule, _)| leads(rule))
+}
+
+/// The rules for all requests of a block, each with the condition of its `if`.
+fn rules<'a>(tree: &'a Tree, server: &ServerBlock<'a>) -> Vec<(Placed<'a>, Option<String>)> {
     let mut rules: Vec<(Placed, Option<String>)> = Vec::new();
     for one in &server.directives {
         let arguments: Vec<&str> = one.directive.arguments().collect();
@@ -140,6 +178,11 @@ pub(super) fn to_itself<'a>(tree: &'a Tree, server: &ServerBlock<'a>) -> Option<
         let inside = tree.inside(*one).into_iter();
         rules.extend(inside.map(|rule| (rule, condition.clone())));
     }
+    rules
+}
+
+/// A redirect to https that leads to itself, once its block has TLS.
+pub(super) fn to_itself<'a>(tree: &'a Tree, server: &ServerBlock<'a>) -> Option<Placed<'a>> {
     let leads = |(rule, condition): &(Placed, Option<String>)| {
         let arguments: Vec<&str> = rule.directive.arguments().collect();
         let target = match (rule.directive.name(), arguments.as_slice()) {
@@ -157,6 +200,7 @@ pub(super) fn to_itself<'a>(tree: &'a Tree, server: &ServerBlock<'a>) -> Option<
             .strip_prefix("https://")
             .is_some_and(|target| is_same_host(server, target, condition.as_deref()))
     };
+    let rules = rules(tree, server);
     rules.iter().find(|rule| leads(rule)).map(|(rule, _)| *rule)
 }
 

@@ -15,6 +15,7 @@ fn options() -> PlanOptions {
         default_webroot: PathBuf::from("/webroot"),
         prefix: PathBuf::from("/prefix"),
         trusts_locations: true,
+        by_dns: false,
     }
 }
 
@@ -112,14 +113,19 @@ fn redirect_follows_the_certificate_and_its_names() {
     );
     let (again, _) = planned(&made, &issued, Stage::Redirect).unwrap();
     assert_eq!(again, made);
-    // A block of the user with both ports keeps both.
-    let both = "http { server { listen 80; listen 443 ssl; server_name example.com; \
-                ssl_certificate a; ssl_certificate_key b; } }";
-    let (made, _) = planned(both, &issued, Stage::Redirect).unwrap();
-    assert!(
-        !made.contains("308") && made.contains("/live/example.com"),
-        "{made}"
-    );
+    // So it does in a block of the user with both ports, unless a rule there leads to https.
+    let rule = "if ($scheme = http) { return 301 https://$host; }";
+    for (rule, is_led) in [("", true), (rule, false), ("return 301 $there;", false)] {
+        let both = format!(
+            "http {{ server {{ listen 80; listen 443 ssl; server_name example.com; {rule} \
+             ssl_certificate a; ssl_certificate_key b; }} }}"
+        );
+        let (made, _) = planned(&both, &issued, Stage::Redirect).unwrap();
+        assert!(made.contains("/live/example.com"), "{made}");
+        assert_eq!(made.contains("308"), is_led, "{made}");
+        let (again, _) = planned(&made, &issued, Stage::Redirect).unwrap();
+        assert_eq!(again, made);
+    }
 }
 
 #[test]

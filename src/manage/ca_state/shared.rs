@@ -1,34 +1,54 @@
 //! The stored state of a CA: changed by compare-and-swap, and shown in the metrics as
 //! saved. It decides nothing.
 
-use crate::ca_state::CaState;
+use crate::ca_state::{CaState, EVERY_CA};
+use crate::fingerprint::Fingerprint;
 use crate::manage::error::ManageError;
 use crate::manage::services::Services;
 use crate::observe::Tokens;
 use crate::renew::policy::CONFLICTS;
 use crate::renew::rate_limits;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// Changes the state of `ca`, and repeats on the newest state after a conflict with another
 /// process.
 pub(super) async fn change<T>(
     services: &Services,
     ca: &str,
-    mut change: impl FnMut(&mut CaState) -> T,
+    change: impl FnMut(&mut CaState) -> T,
 ) -> Result<T, ManageError> {
+    let (answer, changed) = change_in(services.store.as_ref(), ca, change).await?;
+    if let Some(state) = changed {
+        show(services, ca, state);
+    }
+    Ok(answer)
+}
+
+/// Keeps the key of a revoked certificate, which gets none again under any name.
+pub(crate) async fn note_revoked_key(
+    store: &dyn Store,
+    key: &Fingerprint,
+) -> Result<(), ManageError> {
+    let note = |state: &mut CaState| state.note_revoked_key(key.clone());
+    change_in(store, EVERY_CA, note).await.map(drop)
+}
+
+/// The same, and returns the state if it was changed.
+async fn change_in<T>(
+    store: &dyn Store,
+    ca: &str,
+    mut change: impl FnMut(&mut CaState) -> T,
+) -> Result<(T, Option<CaState>), ManageError> {
     let mut faster = None;
     for _ in 0..CONFLICTS {
-        let (stored, revision) = services.store.ca_state(ca).await?;
+        let (stored, revision) = store.ca_state(ca).await?;
         let mut state = stored.clone();
         let answer = change(&mut state);
         if state == stored {
-            return Ok(answer);
+            return Ok((answer, None));
         }
-        match services.store.save_ca_state(ca, &state, revision).await {
-            Ok(_) => {
-                show(services, ca, state);
-                return Ok(answer);
-            }
+        match store.save_ca_state(ca, &state, revision).await {
+            Ok(_) => return Ok((answer, Some(state))),
             Err(error @ StoreError::Conflict { .. }) => faster = Some(error),
             Err(error) => return Err(error.into()),
         }

@@ -200,3 +200,32 @@ async fn missing_role_and_invalid_replies_are_named_without_a_key() {
     ];
     assert_eq!(role(&own, &clock()).keys().await.unwrap().id, "AKIA");
 }
+
+#[tokio::test]
+async fn profile_of_the_shared_file_comes_before_the_instance() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().to_str().unwrap();
+    let file = directory.path().join(".aws/credentials");
+    std::fs::create_dir(file.parent().unwrap()).unwrap();
+    let keys = "aws_access_key_id=AKIA1\naws_secret_access_key=hidden\n";
+    std::fs::write(&file, format!("[default]\n{keys}")).unwrap();
+    let of = async |variables: &[(&str, &str)]| role(variables, &clock()).keys().await;
+    assert_eq!(of(&[("HOME", home)]).await.unwrap().id, "AKIA1");
+    let other = [("HOME", home), ("AWS_PROFILE", "other")];
+    let error = of(&other).await.err().unwrap().to_string();
+    assert!(
+        error.contains("no access key in a section [other]"),
+        "{error}"
+    );
+    assert!(!error.contains("hidden"), "{error}");
+    let absent = format!("{home}/absent");
+    let disabled = ("AWS_EC2_METADATA_DISABLED", "true");
+    let variables = [("AWS_SHARED_CREDENTIALS_FILE", absent.as_str()), disabled];
+    let error = of(&variables).await.err().unwrap().to_string();
+    assert!(error.contains("absent"), "{error}");
+    let error = of(&[("HOME", &absent), disabled]).await.err().unwrap();
+    assert!(
+        error.to_string().contains("AWS_EC2_METADATA_DISABLED"),
+        "{error}"
+    );
+}

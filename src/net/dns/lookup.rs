@@ -2,6 +2,7 @@
 //! and the name to which aliases (CNAME) lead. A name that does not exist yet is asked at
 //! the servers of its zone and never at a resolver, which would remember that it is missing.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use futures_util::future::join_all;
@@ -195,6 +196,26 @@ impl Resolver {
             _ => None,
         });
         addresses.take(MOST_ADDRESSES).collect()
+    }
+
+    /// The addresses of a host with `port`: by the configured resolver if it knows the host,
+    /// else by the system, which also has the names of this machine.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) async fn hosts(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let is_of_dns = host.contains('.') && host.parse::<IpAddr>().is_err();
+        let name = Name::from_ascii(format!("{}.", host.trim_end_matches('.')));
+        if let (Ok(name), true, Some(_)) = (name, is_of_dns, self.configured) {
+            let found = self.addresses(&name).await;
+            if !found.is_empty() {
+                return Ok(found
+                    .into_iter()
+                    .map(|address| (address, port).into())
+                    .collect());
+            }
+        }
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
     }
 
     /// The alias of `name` in `zone`, which becomes the zone to which it delegates `name`.

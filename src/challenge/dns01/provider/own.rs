@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::super::super::zones::Zones;
+use super::super::super::responses::Responses;
 use super::super::Failed;
 use super::{Kind, Provider, SELF, Txt};
 use crate::net::dns::lookup::Resolver;
@@ -15,14 +15,19 @@ pub(super) const KIND: Kind = Kind {
     name: SELF,
     fields: &[],
     build: |_, resolver, responses| {
-        let (resolver, zones) = (resolver.clone(), responses.zones().clone());
-        Ok(Arc::new(Own { resolver, zones }))
+        let (resolver, responses) = (resolver.clone(), responses.clone());
+        Ok(Arc::new(Own {
+            resolver,
+            responses,
+        }))
     },
 };
 
+const STORE_HINT: &str = "check that this machine reaches the store of its fleet";
+
 struct Own {
     resolver: Resolver,
-    zones: Zones,
+    responses: Responses,
 }
 
 impl Own {
@@ -60,17 +65,20 @@ impl Provider for Own {
     }
 
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
-        self.zones.add(&txt.place, &txt.value);
-        Ok(())
+        self.responses.zones().add(&txt.place, &txt.value);
+        let shared = self.responses.share_value(&txt.place, &txt.value).await;
+        shared.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
     }
 
     async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
-        self.zones.remove(&txt.place, &txt.value);
-        Ok(())
+        self.responses.zones().remove(&txt.place, &txt.value);
+        let taken = self.responses.withdraw_value(&txt.place, &txt.value).await;
+        taken.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
     }
 
+    /// In a fleet, the store keeps the values.
     fn leaves_traces(&self) -> bool {
-        false
+        self.responses.fleet().is_some()
     }
 
     /// A server that cannot be reached from here may be this machine behind its router.

@@ -8,12 +8,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dns_update::providers::joker::JokerAuth;
 use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
 
 use self::scope::Scope;
@@ -25,6 +27,9 @@ use crate::text::printable;
 
 /// The lifetime of a value in caches, in seconds: several providers take no less.
 const TTL: u32 = 60;
+/// Of each request. Nothing here bounds the size of a reply: the crate makes its own client
+/// for each provider, takes no other, and reads bodies whole. This time alone bounds them, and
+/// only the provider, by a verified certificate, can send one.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The fields of an access key of AWS. A provider with all three also takes the temporary
 /// keys of a role, if the first two are not given.
@@ -119,6 +124,29 @@ impl Given<'_> {
         use dns_update::providers::azuredns::AzureEnvironment;
         self.text(name)
             .map(|text| AzureEnvironment::from_str_lossy(&text))
+    }
+
+    /// `HOST:TOKEN` for each host, as lego takes them.
+    fn map(&self, name: &str) -> Result<HashMap<String, String>, String> {
+        let text = self.text(name)?;
+        let pairs = text.split(|c: char| c == ',' || c.is_whitespace());
+        let pairs = pairs.filter(|pair| !pair.is_empty()).map(|pair| {
+            let pair = pair.split_once(':');
+            let pair = pair.filter(|(host, token)| !host.is_empty() && !token.is_empty());
+            let (host, token) =
+                pair.ok_or_else(|| format!("`{name}` is not HOST:TOKEN,HOST:TOKEN"))?;
+            Ok((host.to_owned(), token.to_owned()))
+        });
+        pairs.collect()
+    }
+
+    /// A key, or `USER:PASSWORD`.
+    fn joker(&self, name: &str) -> Result<JokerAuth, String> {
+        let text = self.text(name)?;
+        Ok(match text.split_once(':') {
+            Some((user, password)) => JokerAuth::username_password(user, password),
+            None => JokerAuth::api_key(text),
+        })
     }
 
     #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // as above

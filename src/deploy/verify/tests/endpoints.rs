@@ -48,7 +48,7 @@ fn resolving(pairs: [Arc<CertifiedKey>; 2]) -> Arc<ServerConfig> {
 
 async fn look(endpoint: &Endpoint, at: &str, wanted: &Fingerprint) -> Result<Unreached, Unseen> {
     let place = ServedAt::Named(endpoint.clone());
-    Handshake.look(&place, &name(at), wanted).await
+    Handshake::default().look(&place, &name(at), wanted).await
 }
 
 #[tokio::test]

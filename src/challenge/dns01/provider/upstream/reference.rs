@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::super::{SELF, fields, names};
 
 /// The type of an argument, and the reader of [`super::Given`] for it.
-const READERS: [(&str, &str); 11] = [
+const READERS: [(&str, &str); 13] = [
     ("impl AsRef<str>", "text"),
     ("impl Into<String>", "text"),
     ("String", "text"),
@@ -23,6 +23,8 @@ const READERS: [(&str, &str); 11] = [
     ("Option<Duration>", "timeout"),
     ("OvhEndpoint", "word"),
     ("AzureEnvironment", "azure"),
+    ("HashMap<String, String>", "map"),
+    ("JokerAuth", "joker"),
 ];
 /// Ours, and those for the crate's own tests.
 const LEFT_OUT: [&str; 3] = ["rfc2136_tsig", "pebble", "in_memory"];
@@ -32,6 +34,8 @@ const LIST: &str = "<!-- Made from the tables of providers; CERTS_UPDATE_DOCS=1 
 fn source() -> (String, PathBuf) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--offline", "--locked", "--format-version", "1"]);
+    // Crates of other systems need not be there.
+    cargo.args(["--filter-platform", "x86_64-unknown-linux-gnu"]);
     cargo.args([
         "--manifest-path",
         concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),

@@ -35,14 +35,14 @@ super::upstream! {
     "hostingde" new_hostingde (api_key: text, timeout: timeout);
     "hostinger" new_hostinger (api_token: text, timeout: timeout);
     "huaweicloud" new_huaweicloud (access_key: text, secret_key: text, region: text, timeout: timeout);
-    // "hurricane": no reader for HashMap<String, String>
+    "hurricane" new_hurricane (credentials: map, timeout: timeout);
     "ibmcloud" new_ibmcloud (username: text, api_key: text, timeout: timeout);
     "infoblox" new_infoblox { dns_update::providers::infoblox::InfobloxConfig, host: text, port: maybe, username: text, password: text, wapi_version: maybe, dns_view: maybe, request_timeout: timeout };
     "infomaniak" new_infomaniak (access_token: text, timeout: timeout);
     "inwx" new_inwx (username: text, password: text, sandbox: flag, timeout: timeout);
     "ionos" new_ionos (api_key: text, timeout: timeout);
     "ipv64" new_ipv64 (api_key: text, timeout: timeout);
-    // "joker": no reader for JokerAuth
+    "joker" new_joker (auth: joker, timeout: timeout);
     "lightsail" new_lightsail { dns_update::providers::lightsail::LightsailConfig, access_key_id: text, secret_access_key: text, session_token: maybe, region: maybe, domain: maybe, request_timeout: timeout };
     "linode" new_linode (auth_token: text, timeout: timeout);
     "luadns" new_luadns (api_username: text, api_token: text, timeout: timeout);

@@ -135,3 +135,25 @@ async fn server_that_never_answers_ends_with_the_time_limit() {
     assert!(!failed.message.contains("hidden-key"), "{failed:?}");
     assert!(began.elapsed() <= 2 * TIMEOUT, "{:?}", began.elapsed());
 }
+
+#[test]
+fn pairs_in_one_value_are_read_and_each_is_secret() {
+    let tokens = "a.example:first-token, b.example:second-token";
+    let given = credentials(&[("credentials", tokens)]);
+    assert_eq!(check("hurricane", &given), Ok(()));
+    let read = Given(&given).map("credentials").unwrap();
+    assert_eq!(read["b.example"], "second-token");
+    let shown = given.redacted("password=second-token of first-token".into());
+    assert!(!shown.contains("-token"), "{shown}");
+    for wrong in ["a.example", "a.example:", ":token"] {
+        let why = check("hurricane", &credentials(&[("credentials", wrong)])).unwrap_err();
+        assert!(why.contains("is not HOST:TOKEN"), "{why}");
+    }
+    for auth in ["a-key", "user:pass:word"] {
+        assert_eq!(
+            check("joker", &credentials(&[("auth", auth)])),
+            Ok(()),
+            "{auth}"
+        );
+    }
+}

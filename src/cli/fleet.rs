@@ -1,0 +1,204 @@
+//! This machine in its fleet: the store is opened and compared before a command reads what is
+//! stored.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Call;
+use super::args::Verb;
+use super::catalog::open_store;
+use super::factory::{emptied, outputs_for};
+use super::output::say;
+use crate::config::{CertificateSettings, Settings};
+use crate::control;
+use crate::failure::Failure;
+use crate::lineage::Lineage;
+use crate::manage::delete::delete;
+use crate::store::node::{Change, NodeStore, Role};
+use crate::store::place::FleetSettings;
+use crate::store::shared::fleet::FleetNode;
+use crate::store::{Store, StoreError};
+use crate::time::Timestamp;
+
+/// `certs status` shows its table without the fleet rather than wait longer.
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
+
+impl Call {
+    /// Opens the store of the fleet, and brings this machine's copy up to date, if `verb`
+    /// works on certificates and no `certs run` does it.
+    pub(super) async fn join_fleet(&mut self, verb: &Verb) -> Result<(), Failure> {
+        let (data_dir, fleet) = self.sources.fleet();
+        let is_run = matches!(verb, Verb::Run(_));
+        if fleet.store.is_none() || !works(verb) {
+            return Ok(());
+        }
+        if !is_run && fleet.role == Role::Serve && !matches!(verb, Verb::Reload { .. }) {
+            return Err(Failure::usage(
+                "this machine only serves the certificates of its fleet (role = \"serve\")",
+                "run this command on a machine of role full",
+            ));
+        }
+        if !is_run && control::is_running(&data_dir).await? {
+            return Ok(());
+        }
+        let node = open(&fleet, &data_dir)?;
+        let joined = match is_run {
+            true => node.join().await,
+            false => node.sync_all().await,
+        };
+        match joined {
+            Ok(changed) => self.drop_deleted(&node, changed).await?,
+            Err(error) if is_run && is_unreachable(&error) => {
+                tracing::error!("{}", cannot_reach(&fleet, &error));
+            }
+            Err(error) => return Err(of_fleet(&fleet, error)),
+        }
+        self.fleet = Some(Arc::new(node));
+        Ok(())
+    }
+
+    /// Deletes what was deleted on other machines.
+    async fn drop_deleted(
+        &self,
+        node: &NodeStore,
+        changed: Vec<(Lineage, Change)>,
+    ) -> Result<(), Failure> {
+        for (lineage, _) in changed.iter().filter(|(_, it)| *it == Change::Deleted) {
+            let settings = self.sources.process_settings()?;
+            let options = node.options(lineage).await.ok().flatten();
+            let made_with =
+                options.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
+            let output = emptied(made_with.as_ref(), &settings);
+            let others = outputs_for(&settings)?;
+            let deleted = delete(node, lineage, Some(&output), &others).await;
+            deleted.map_err(Failure::on(lineage.as_str()))?;
+            tracing::info!(%lineage, "deleted: another machine of the fleet did so");
+        }
+        Ok(())
+    }
+
+    /// The store of this process.
+    pub(super) fn store(&self, settings: &Settings) -> Result<Arc<dyn Store>, Failure> {
+        match &self.fleet {
+            Some(fleet) => Ok(fleet.clone()),
+            None => Ok(Arc::new(open_store(settings.data_dir.clone())?)),
+        }
+    }
+}
+
+/// Whether `verb` changes certificates.
+fn works(verb: &Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Issue(_)
+            | Verb::Csr(_)
+            | Verb::Run(_)
+            | Verb::Renew(_)
+            | Verb::Reload { .. }
+            | Verb::Rollback { .. }
+            | Verb::Delete(_)
+            | Verb::Rename(_)
+            | Verb::Revoke(_)
+            | Verb::Account(_)
+            | Verb::Import(_)
+            | Verb::Install(_)
+    )
+}
+
+fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
+    let opened = fleet.open(data_dir.to_owned());
+    let opened = opened.map_err(|error| of_fleet(fleet, error))?;
+    opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
+}
+
+/// The machines of the fleet as its store knows them; none for a machine on its own. A store
+/// that cannot be read is said, and hides no certificate.
+pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
+    let fleet = &settings.fleet;
+    let read = async {
+        let Some(shared) = fleet.shared()? else {
+            return Ok(Vec::new());
+        };
+        let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
+        let late = |_| StoreError::Io {
+            operation: "read",
+            subject: "the machines of the fleet".to_owned(),
+            source: std::io::ErrorKind::TimedOut.into(),
+        };
+        nodes.await.map_err(late)?
+    };
+    read.await.unwrap_or_else(|error| {
+        tracing::warn!("{}", of_fleet(fleet, error).in_a_line());
+        Vec::new()
+    })
+}
+
+/// The generation of `lineage` that each machine's servers were last seen to serve.
+pub(super) fn served(nodes: &[FleetNode], lineage: &Lineage) -> BTreeMap<String, Option<u64>> {
+    let each = nodes.iter();
+    let each = each.map(|node| (node.node.clone(), node.served.get(lineage).copied()));
+    each.collect()
+}
+
+/// The machines that were seen to serve it.
+pub(super) fn lines(served: &BTreeMap<String, Option<u64>>) -> impl Iterator<Item = String> {
+    let seen = served.iter();
+    seen.filter_map(|(machine, generation)| {
+        Some(format!("{machine} serves generation {}", (*generation)?))
+    })
+}
+
+/// Prints a line for each machine.
+pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
+    for node in nodes {
+        let (name, role, version) = (&node.node, &node.role, &node.version);
+        let (seen, kept) = (node.seen.seen_at(now), node.certificates);
+        say(format_args!(
+            "machine {name}: {role}, version {version}, {kept} certificates, last seen {seen}"
+        ));
+    }
+}
+
+fn is_unreachable(error: &StoreError) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, Unsupported};
+    let is_refused = |kind| matches!(kind, PermissionDenied | Unsupported);
+    matches!(error, StoreError::Io { source, .. } if !is_refused(source.kind()))
+}
+
+pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String {
+    let place = fleet.store.as_ref().map(ToString::to_string);
+    format!(
+        "the store of the fleet at {} cannot be used: {error}; this machine serves what it has, and orders nothing meanwhile",
+        place.unwrap_or_default()
+    )
+}
+
+/// The failure of a command whose fleet's store cannot be used.
+fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
+    let place = fleet.store.as_ref().map(ToString::to_string);
+    let place = place.unwrap_or_default();
+    if let StoreError::Seal { .. } = &error {
+        return Failure::usage(
+            format!("the fleet's store at {place}: {error}"),
+            "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file",
+        );
+    }
+    let is_about = |part: &str| error.to_string().contains(part);
+    let hint = match &error {
+        StoreError::Corrupt { .. } if is_about("another key") => {
+            "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
+        }
+        StoreError::Corrupt { .. } if is_about("newer version") => "update certs on this machine",
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+            "docs/fleet.md lists the servers that compare and swap"
+        }
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "check the credentials in store or in the environment, and their rights"
+        }
+        StoreError::Corrupt { .. } => "restore the store from a backup, or remove this document",
+        _ => "check that this machine reaches the store and may write there",
+    };
+    Failure::output(format!("the fleet's store at {place}: {error}"), hint)
+}

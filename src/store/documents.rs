@@ -1,0 +1,118 @@
+//! The operations that a shared store needs from a server: documents that are read, listed,
+//! and written by compare-and-swap on their version. One file for each kind of server; one
+//! test suite checks them all.
+
+pub(super) mod directory;
+mod etcd;
+mod exchange;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+pub(super) mod memory;
+#[cfg(feature = "store-postgres")]
+mod postgres;
+mod s3;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+pub(super) use self::settings::ServerSettings;
+use crate::random::{Random, SystemRandom};
+use crate::time::Timestamp;
+
+/// The documents of a server; nothing is sent yet.
+///
+/// # Errors
+/// What is invalid in the URL or in the environment.
+pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, String> {
+    let (scheme, _) = settings.url.split_once("://").unwrap_or_default();
+    match scheme {
+        "s3" => Ok(Arc::new(s3::S3Documents::new(settings)?)),
+        "etcd" | "etcds" => Ok(Arc::new(etcd::EtcdDocuments::new(&settings)?)),
+        #[cfg(feature = "store-postgres")]
+        "postgres" | "postgresql" => Ok(Arc::new(postgres::PostgresDocuments::new(&settings)?)),
+        #[cfg(not(feature = "store-postgres"))]
+        "postgres" | "postgresql" => {
+            Err("this build has no PostgreSQL (its feature store-postgres)".to_owned())
+        }
+        _ => Err("the form is s3://…, etcd://…, etcds://… or postgres://…".to_owned()),
+    }
+}
+
+/// A random number of 128 bits in hexadecimal digits, which is never drawn again.
+fn drawn() -> String {
+    let half = || SystemRandom.below(u64::MAX);
+    format!("{:016x}{:016x}", half(), half())
+}
+
+/// What changes with every write of a document: a number or a tag of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Version(pub(super) String);
+
+/// A stored document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Document {
+    pub(super) content: Vec<u8>,
+    pub(super) version: Version,
+}
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+pub(super) enum DocumentsError {
+    /// Another writer was faster; nothing was written.
+    #[error("it was changed by another process")]
+    Conflict,
+    /// The server may have done it, or do it yet.
+    #[error("{0}")]
+    Unanswered(io::Error),
+    /// Nothing was done.
+    #[error("{0}")]
+    Failed(io::Error),
+}
+
+/// The contract of every kind of server. A key is a path of ASCII letters, digits and
+/// `._-/*`, at most 300 bytes long.
+#[async_trait]
+pub(super) trait Documents: Send + Sync + fmt::Debug {
+    /// The document, as it was at some instant after the call began.
+    async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError>;
+
+    /// Writes if the stored version is still `expected` (`None`: there is no document), and
+    /// returns the new one. It is durable by then.
+    async fn write(
+        &self,
+        key: &str,
+        content: &[u8],
+        expected: Option<&Version>,
+    ) -> Result<Version, DocumentsError>;
+
+    /// Removes the document if its version is still `expected`.
+    async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError>;
+
+    /// The keys that begin with `prefix`, and their versions.
+    async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError>;
+
+    /// The time of the server's clock, to the second. The nodes' own clocks may differ.
+    async fn time(&self) -> Result<Timestamp, DocumentsError>;
+
+    /// Refuses a server that does not keep this contract, as far as that can be seen; the kind
+    /// of that error is `Unsupported`.
+    async fn probe(&self) -> Result<(), DocumentsError> {
+        Ok(())
+    }
+
+    /// Returns when the document may have changed from `known` (`None`: there was none), also
+    /// without a change; never on a server that tells of no changes: the caller asks every
+    /// 15 seconds besides.
+    async fn changed(&self, _key: &str, _known: Option<&Version>) {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,214 @@
+//! An etcd of this machine, and servers that are at fault.
+
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::super::fake::{Reply, Server, program, serve};
+use super::super::tests::{check, check_changes};
+use super::*;
+use crate::net::proxy::Proxies;
+
+fn documents(url: &str, variables: &[(&str, &str)]) -> EtcdDocuments {
+    let pairs = variables.iter();
+    let settings = ServerSettings {
+        url: url.to_owned(),
+        environment: pairs
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect(),
+        proxies: Proxies::default(),
+    };
+    EtcdDocuments::new(&settings).unwrap()
+}
+
+fn free() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// A real server with these options, its address, and its data.
+fn start(scheme: &str, options: &[&str]) -> Option<(Server, String, TempDir)> {
+    let data = tempfile::tempdir().unwrap();
+    let (client, peer) = (free(), free());
+    let (client_url, peer_url) = (format!("{scheme}://{client}"), format!("http://{peer}"));
+    let mut command = program("CERTS_LAB_ETCD", "etcd");
+    command.arg("--data-dir").arg(data.path()).args(options);
+    for (option, url) in [
+        ("--listen-client-urls", &client_url),
+        ("--advertise-client-urls", &client_url),
+        ("--listen-peer-urls", &peer_url),
+        ("--initial-advertise-peer-urls", &peer_url),
+    ] {
+        command.arg(option).arg(url);
+    }
+    command.arg(format!("--initial-cluster=default={peer_url}"));
+    let server = Server::start(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    Some((server, client, data))
+}
+
+async fn ready(server: &mut Server, documents: &EtcdDocuments) {
+    while documents.read("any").await.is_err() {
+        server.check_running();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn etcd_documents_keep_contract() {
+    let Some((mut server, address, _data)) = start("http", &[]) else {
+        return;
+    };
+    // The first member is down.
+    let members = format!("etcd://{},{address}/certs", free());
+    let whole = documents(&format!("{members}/whole"), &[]);
+    ready(&mut server, &whole).await;
+    check(Arc::new(whole)).await;
+    let mut paged = documents(&format!("{members}/paged"), &[]);
+    paged.page = 7;
+    check(Arc::new(paged)).await;
+}
+
+#[tokio::test]
+async fn change_ends_the_watch() {
+    let Some((mut server, address, _data)) = start("http", &[]) else {
+        return;
+    };
+    let documents = documents(&format!("etcd://{address}/certs"), &[]);
+    ready(&mut server, &documents).await;
+    check_changes(&documents, &documents).await;
+}
+
+#[tokio::test]
+async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
+    let keys = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| keys.path().join(name));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let [cert, key] = [cert, key].map(|file| file.to_str().unwrap().to_owned());
+    let options = ["--cert-file", cert.as_str(), "--key-file", key.as_str()];
+    let Some((mut server, address, _data)) = start("https", &options) else {
+        return;
+    };
+    let roots = [("SSL_CERT_FILE", cert.as_str())];
+    let anonymous = documents(&format!("etcds://{address}/certs"), &roots);
+    ready(&mut server, &anonymous).await;
+    let untrusted = documents(&format!("etcds://{address}/certs"), &[]);
+    let error = untrusted.read("key").await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    for (path, body) in [
+        (
+            "/v3/auth/user/add",
+            json!({ "name": "root", "password": "hidden" }),
+        ),
+        ("/v3/auth/role/add", json!({ "name": "root" })),
+        (
+            "/v3/auth/user/grant",
+            json!({ "user": "root", "role": "root" }),
+        ),
+        ("/v3/auth/enable", json!({})),
+    ] {
+        let _: Value = anonymous.call(path, &body, Effect::Writes).await.unwrap();
+    }
+    let error = anonymous.read("key").await.unwrap_err().to_string();
+    assert!(error.contains("etcd://USER:PASSWORD@"), "{error}");
+    let wrong = documents(&format!("etcds://root:hidden-too@{address}/certs"), &roots);
+    let error = wrong.write("key", b"x", None).await.unwrap_err();
+    assert!(matches!(error, DocumentsError::Failed(_)), "{error:?}");
+    let shown = format!("{error:?} {wrong:?}");
+    assert!(
+        shown.contains("authentication failed") && !shown.contains("hidden"),
+        "{shown}"
+    );
+    let root = documents(&format!("etcds://root:hidden@{address}/certs"), &roots);
+    *root.token.lock().await = Some(Secret::new("ended.1".to_owned()));
+    let version = root.write("key", b"x", None).await.unwrap();
+    root.remove("key", &version).await.unwrap();
+    root.time().await.unwrap();
+    assert!(!format!("{root:?}").contains("hidden"));
+}
+
+#[tokio::test]
+async fn replies_say_whether_something_was_written() {
+    let said = |code: &str| {
+        format!("{{\"error\":\"{code}\",\"message\":\"etcdserver: {code}\",\"code\":1}}")
+    };
+    for (head, body, is_lost) in [
+        ("400 Bad Request", said("request is too large"), false),
+        ("403 Forbidden", said("permission denied"), false),
+        ("503 Service Unavailable", said("no leader"), true),
+        ("504 Gateway Timeout", said("request timed out"), true),
+        ("502 Bad Gateway", "<html>nginx</html>".into(), true),
+        ("200 OK", "<html>nginx</html>".into(), true),
+        ("200 OK", "{}".into(), true),
+    ] {
+        let reply = body.clone();
+        let address = serve(move |_| Reply::With(head, reply.clone())).await;
+        let documents = documents(&format!("etcd://{address},{address}/p"), &[]);
+        let error = documents.write("k", b"x", None).await.unwrap_err();
+        assert_eq!(
+            matches!(error, DocumentsError::Unanswered(_)),
+            is_lost,
+            "{head}: {error:?}"
+        );
+        let read = documents.read("k").await.unwrap_err();
+        assert!(
+            matches!(read, DocumentsError::Failed(_)),
+            "{head}: {read:?}"
+        );
+        if body.contains("etcdserver") {
+            assert!(error.to_string().contains("etcdserver: "), "{error}");
+        }
+    }
+    for (reply, words) in [
+        (None, "closed"),
+        (Some(100 << 20), "more than 16777216 bytes"),
+    ] {
+        let address = serve(move |_| reply.map_or(Reply::Cut, Reply::Long)).await;
+        let documents = documents(&format!("etcd://{address}/p"), &[]);
+        let error = documents.write("k", b"x", None).await.unwrap_err();
+        assert!(matches!(error, DocumentsError::Unanswered(_)), "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn silent_member_is_left_for_the_next_one() {
+    let silent = serve(|_| Reply::Silence).await;
+    let range = "{\"header\":{\"revision\":\"1\"}}";
+    let other = serve(move |_| Reply::With("200 OK", range.into())).await;
+    let mut documents = documents(&format!("etcd://{silent},{other}/p"), &[]);
+    documents.within = Duration::from_secs(1);
+    assert_eq!(documents.read("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn listing_is_repeated_when_its_revision_is_compacted() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    let address = serve(move |request| {
+        let page = |more: bool, key: &str| {
+            let key = STANDARD.encode(key);
+            let kv = json!({ "key": key, "mod_revision": "5" });
+            let body = json!({ "header": { "revision": "9" }, "kvs": [kv], "more": more });
+            Reply::With("200 OK", body.to_string())
+        };
+        match seen.fetch_add(1, Ordering::SeqCst) {
+            0 => page(true, "p/old"),
+            1 => {
+                assert!(request.contains("\"revision\":9"), "{request}");
+                let body =
+                    json!({ "message": "etcdserver: mvcc: required revision has been compacted" });
+                Reply::With("400 Bad Request", body.to_string())
+            }
+            2 => page(true, "p/a"),
+            _ => page(false, "p/b"),
+        }
+    });
+    let documents = documents(&format!("etcd://{}/p", address.await), &[]);
+    let listed = documents.list("").await.unwrap();
+    assert_eq!(listed.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+}

@@ -1,0 +1,118 @@
+//! Documents in memory, for tests; on request a reply is lost after the write.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Document, Documents, DocumentsError, Version};
+use crate::time::Timestamp;
+
+/// The number of writes, and each document with the number of its write.
+type Inside = (u64, BTreeMap<String, (u64, Vec<u8>)>);
+
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct MemoryDocuments {
+    inside: Arc<Mutex<Inside>>,
+    /// The calls so far.
+    pub(in super::super) calls: Arc<AtomicU32>,
+    /// Whether the server is unreachable.
+    pub(in super::super) is_down: Arc<AtomicBool>,
+    /// How many of the next writes get no reply.
+    pub(in super::super) lost: Arc<AtomicU32>,
+}
+
+impl MemoryDocuments {
+    /// All documents, to restore them later.
+    pub(in super::super) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
+        self.inside().1.clone()
+    }
+
+    pub(in super::super) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
+        self.inside().1 = backup;
+    }
+
+    fn call(&self) -> Result<MutexGuard<'_, Inside>, DocumentsError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.is_down.load(Ordering::SeqCst) {
+            true => Err(DocumentsError::Failed(
+                io::ErrorKind::HostUnreachable.into(),
+            )),
+            false => Ok(self.inside()),
+        }
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reply<T>(&self, done: T) -> Result<T, DocumentsError> {
+        let left = |left: u32| left.checked_sub(1);
+        match (self.lost).fetch_update(Ordering::SeqCst, Ordering::SeqCst, left) {
+            Ok(_) => Err(DocumentsError::Unanswered(io::ErrorKind::TimedOut.into())),
+            Err(_) => Ok(done),
+        }
+    }
+}
+
+fn check(
+    stored: Option<&(u64, Vec<u8>)>,
+    expected: Option<&Version>,
+) -> Result<(), DocumentsError> {
+    let stored = stored.map(|(version, _)| Version(version.to_string()));
+    match stored.as_ref() == expected {
+        true => Ok(()),
+        false => Err(DocumentsError::Conflict),
+    }
+}
+
+#[async_trait]
+impl Documents for MemoryDocuments {
+    async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError> {
+        let stored = self.call()?.1.get(key).cloned();
+        Ok(stored.map(|(version, content)| Document {
+            content,
+            version: Version(version.to_string()),
+        }))
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        content: &[u8],
+        expected: Option<&Version>,
+    ) -> Result<Version, DocumentsError> {
+        let version = {
+            let mut inside = self.call()?;
+            check(inside.1.get(key), expected)?;
+            inside.0 += 1;
+            let version = inside.0;
+            inside.1.insert(key.to_owned(), (version, content.to_vec()));
+            version
+        };
+        self.reply(Version(version.to_string()))
+    }
+
+    async fn remove(&self, key: &str, expected: &Version) -> Result<(), DocumentsError> {
+        {
+            let mut inside = self.call()?;
+            check(inside.1.get(key), Some(expected))?;
+            inside.1.remove(key);
+        }
+        self.reply(())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
+        let inside = self.call()?;
+        let found = inside.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = found.map(|(key, (one, _))| (key.clone(), Version(one.to_string())));
+        Ok(found.collect())
+    }
+
+    async fn time(&self) -> Result<Timestamp, DocumentsError> {
+        drop(self.call()?);
+        Ok(Timestamp::from_seconds(1_800_000_000))
+    }
+}

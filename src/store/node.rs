@@ -1,0 +1,398 @@
+//! The store of one machine of a fleet: a copy of the shared store in its own directory, with
+//! its own deployments. It reads the copy, so that it goes on without the shared store; what
+//! the machines share is written there first, by compare-and-swap, and then to the copy. A
+//! stale copy does no harm: a write against it is refused, and the copy is renewed.
+
+mod follow;
+mod options;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::time::Instant;
+
+pub use self::follow::{Followed, Turn};
+pub use self::sync::Change;
+use super::documents::Version;
+use super::fs::FileStore;
+use super::shared::SharedStore;
+use super::shared::fleet::SharedAnswer;
+use super::{Lease, Store, StoreError, deletable, next_revision};
+use crate::ca_state::CaState;
+use crate::certificate::{Bundle, Secret};
+use crate::lineage::Lineage;
+use crate::random::{Random, SystemRandom};
+use crate::record::{Generation, Record, Revision};
+
+/// The file of the data directory that tells which copies are up to date. Without it, every
+/// certificate is read again.
+const COPIES: &str = "copies.json";
+/// Reads of a CA's state that follow each other use one reply: a save is compared anyway.
+const STATE_FOR: Duration = Duration::from_secs(15);
+/// Challenge answers are listed at most this often, whatever requests come.
+const ANSWERS_EVERY: Duration = Duration::from_secs(1);
+
+/// What a machine does for its fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It orders certificates, and serves them.
+    #[default]
+    Full,
+    /// It only serves them, and never reads an account.
+    Serve,
+}
+
+impl Role {
+    /// The words of the configuration.
+    pub const NAMES: [&'static str; 2] = ["full", "serve"];
+
+    /// Its word in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => Self::NAMES[0],
+            Self::Serve => Self::NAMES[1],
+        }
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "full" => Ok(Self::Full),
+            "serve" => Ok(Self::Serve),
+            _ => Err(format!("unknown role `{}`", text.escape_debug())),
+        }
+    }
+}
+
+/// The state of the shared store that this machine's copy of a certificate has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Copied {
+    id: u64,
+    revision: Revision,
+    version: String,
+}
+
+/// Live answers by key, with their versions.
+type Answers = BTreeMap<String, (Version, SharedAnswer)>;
+
+/// The store of one machine of a fleet.
+#[derive(Debug)]
+pub struct NodeStore {
+    own: FileStore,
+    shared: SharedStore,
+    role: Role,
+    /// Drawn at the start.
+    process: u64,
+    copies: Mutex<BTreeMap<Lineage, Copied>>,
+    /// Held while a certificate and its copy differ.
+    changing: Mutex<BTreeMap<Lineage, Arc<tokio::sync::Mutex<()>>>>,
+    /// Own changes that the others do not know of yet.
+    unannounced: Mutex<BTreeSet<Lineage>>,
+    announce: Notify,
+    is_issuer: AtomicBool,
+    follow: tokio::sync::Mutex<follow::Following>,
+    states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
+    answers: tokio::sync::Mutex<Option<(Instant, Answers)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl NodeStore {
+    /// The copy in `root`, which is created, of `shared`.
+    pub(super) fn open(root: PathBuf, shared: SharedStore, role: Role) -> Result<Self, StoreError> {
+        let own = FileStore::open(root)?;
+        let copies = own.kept(COPIES).ok().flatten();
+        let copies = copies.and_then(|json| serde_json::from_str(&json).ok());
+        Ok(Self {
+            own,
+            shared,
+            role,
+            process: SystemRandom.below(u64::MAX),
+            copies: Mutex::new(copies.unwrap_or_default()),
+            changing: Mutex::default(),
+            unannounced: Mutex::default(),
+            announce: Notify::new(),
+            is_issuer: AtomicBool::default(),
+            follow: tokio::sync::Mutex::default(),
+            states: Mutex::default(),
+            answers: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The shared store itself.
+    #[must_use]
+    pub fn shared(&self) -> &SharedStore {
+        &self.shared
+    }
+
+    /// What this machine does for its fleet.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The live answers of all machines, as the store has them after this call began. A flood
+    /// of requests costs the store one list a second, for which the requests wait.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn answers(&self) -> Result<Vec<SharedAnswer>, StoreError> {
+        let called = Instant::now();
+        let mut known = self.answers.lock().await;
+        let listed = known.as_ref().map(|(at, _)| *at);
+        if listed.is_none_or(|at| at <= called) {
+            if let Some(at) = listed {
+                tokio::time::sleep_until(at + ANSWERS_EVERY).await;
+            }
+            let now = Instant::now();
+            let before = known.take().map(|(_, answers)| answers).unwrap_or_default();
+            let read = self.shared.answers(&before).await;
+            // A store that is down is asked once a second too.
+            *known = Some((now, read.as_ref().cloned().unwrap_or_default()));
+            read?;
+        }
+        let answers = known.iter().flat_map(|(_, answers)| answers.values());
+        Ok(answers.map(|(_, answer)| answer.clone()).collect())
+    }
+
+    /// Gives `answer` to every machine.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put_answer(&self, answer: &SharedAnswer) -> Result<(), StoreError> {
+        self.shared.put_answer(answer).await
+    }
+
+    /// Takes `answer` back from every machine.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn remove_answer(&self, answer: &SharedAnswer) -> Result<(), StoreError> {
+        self.shared.remove_answer(answer).await
+    }
+
+    /// Keeps other tasks of this process from this certificate's copy.
+    async fn changing(&self, lineage: &Lineage) -> OwnedMutexGuard<()> {
+        let one = {
+            let mut all = lock(&self.changing);
+            all.retain(|_, one| Arc::strong_count(one) > 1);
+            all.entry(lineage.clone()).or_default().clone()
+        };
+        one.lock_owned().await
+    }
+
+    /// Tells the other machines of a change, at their next look.
+    fn changed(&self, lineage: &Lineage) {
+        lock(&self.unannounced).insert(lineage.clone());
+        self.announce.notify_one();
+    }
+
+    /// Refuses a stale revision before anything is shared.
+    async fn check_own(&self, lineage: &Lineage, expected: Revision) -> Result<(), StoreError> {
+        let found = deletable(self.own.load(lineage).await)?;
+        next_revision(format!("the record of {lineage}"), expected, found).map(drop)
+    }
+
+    fn copied(&self, lineage: &Lineage) -> Option<Copied> {
+        lock(&self.copies).get(lineage).cloned()
+    }
+}
+
+#[async_trait]
+impl Store for NodeStore {
+    async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
+        self.own.load(lineage).await
+    }
+
+    async fn save(
+        &self,
+        record: &Record,
+        expected: Revision,
+        bundle: Option<&Bundle>,
+    ) -> Result<Revision, StoreError> {
+        let lineage = &record.lineage;
+        let _changing = self.changing(lineage).await;
+        let before = self.own.load(lineage).await?;
+        let own = before.as_ref().map(|(record, _)| record);
+        let is_own = bundle.is_none() && own.is_some_and(|own| sync::is_same(own, record));
+        if !is_own {
+            self.check_own(lineage, expected).await?;
+            self.save_shared(record, bundle).await?;
+        }
+        self.own.save(record, expected, bundle).await
+    }
+
+    async fn bundle(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<Option<(Secret, String)>, StoreError> {
+        match self.own.bundle(lineage, generation).await? {
+            Some(pair) => Ok(Some(pair)),
+            // An earlier one than this machine has followed.
+            None => self.shared.bundle(lineage, generation).await,
+        }
+    }
+
+    async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
+        self.own.options(lineage).await
+    }
+
+    async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        let _changing = self.changing(lineage).await;
+        if self.own.options(lineage).await?.as_deref() == Some(json) {
+            return Ok(());
+        }
+        let shared = options::shared(json);
+        let known = self.own.options(lineage).await?;
+        let is_news = known.is_none_or(|known| options::shared(&known) != shared);
+        if self.role == Role::Full && is_news {
+            self.shared.save_options(lineage, &shared).await?;
+            self.changed(lineage);
+        }
+        self.own.save_options(lineage, json).await
+    }
+
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        let _changing = self.changing(lineage).await;
+        self.check_own(lineage, expected).await?;
+        if let Some(copied) = self.copied(lineage) {
+            let there = self.shared.copy(lineage).await?;
+            if let Some(there) = there.filter(|there| there.id == copied.id) {
+                let revision = there.record.map_or(Revision(0), |_| there.revision);
+                self.shared.delete(lineage, revision).await?;
+                self.changed(lineage);
+            }
+            self.forget(lineage);
+        }
+        self.own.delete(lineage, expected).await
+    }
+
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError> {
+        let _changing = self.changing(from).await;
+        self.check_own(from, expected).await?;
+        if self.copied(from).is_some()
+            && let Some(there) = self.shared.copy(from).await?
+        {
+            self.shared.rename(from, to, there.revision).await?;
+            let mut copies = lock(&self.copies);
+            if let Some(copied) = copies.remove(from) {
+                copies.insert(to.clone(), copied);
+            }
+            drop(copies);
+            self.changed(from);
+            self.changed(to);
+        }
+        self.own.rename(from, to, expected).await
+    }
+
+    async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
+        self.own.list().await
+    }
+
+    async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
+        self.own.lease(lineage).await
+    }
+
+    fn is_issuer(&self) -> bool {
+        self.is_issuer.load(Ordering::SeqCst)
+    }
+
+    async fn share(
+        &self,
+        lineage: &Lineage,
+        requested: bool,
+    ) -> Result<Option<Box<dyn Lease>>, StoreError> {
+        match (self.role, requested) {
+            (Role::Serve, true) => return Err(StoreError::OnlyServes),
+            (_, false) if !self.is_issuer() => return Ok(None),
+            _ => {}
+        }
+        let lease = match self.shared.lease(lineage).await {
+            Err(StoreError::Leased { .. }) if !requested => return Ok(None),
+            lease => lease?,
+        };
+        self.sync(lineage).await?;
+        Ok(Some(lease))
+    }
+
+    async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        if self.role == Role::Serve {
+            return Ok(None);
+        }
+        match self.shared.account(ca).await? {
+            Some(account) => Ok(Some(account)),
+            // That of a machine that was on its own before.
+            None => match self.own.account(ca).await? {
+                Some(own) => self.shared.create_account(ca, &own).await.map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        self.shared.create_account(ca, credentials).await
+    }
+
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError> {
+        self.shared.save_account(ca, credentials, before).await
+    }
+
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
+        self.shared.delete_account(ca, before).await?;
+        // Otherwise it would be shared again.
+        match self.own.account(ca).await? {
+            Some(own) => self.own.delete_account(ca, &own).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
+        let known = lock(&self.states).get(ca).cloned();
+        if let Some((_, state, revision)) = known.filter(|(at, ..)| at.elapsed() < STATE_FOR) {
+            return Ok((state, revision));
+        }
+        let (state, revision) = self.shared.ca_state(ca).await?;
+        let known = (Instant::now(), state.clone(), revision);
+        lock(&self.states).insert(ca.to_owned(), known);
+        Ok((state, revision))
+    }
+
+    async fn save_ca_state(
+        &self,
+        ca: &str,
+        state: &CaState,
+        expected: Revision,
+    ) -> Result<Revision, StoreError> {
+        lock(&self.states).remove(ca);
+        let saved = self.shared.save_ca_state(ca, state, expected).await?;
+        let known = (Instant::now(), state.clone(), saved);
+        lock(&self.states).insert(ca.to_owned(), known);
+        Ok(saved)
+    }
+}

@@ -1,0 +1,251 @@
+//! Follows the fleet: which certificates have changed elsewhere, and whether this machine
+//! does the scheduled work. One document says both. The issuer counts in it at every turn;
+//! another machine takes over when the count has stood still for a minute of its own clock,
+//! so that the machines' clocks may differ.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Change, NodeStore, Role, lock};
+use crate::lineage::Lineage;
+use crate::store::StoreError;
+use crate::store::documents::Version;
+use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
+
+/// Between two looks at the document of the fleet.
+const EVERY: Duration = Duration::from_secs(15);
+/// An issuer that has not counted for this time is replaced.
+const GONE: Duration = Duration::from_secs(60);
+/// Between two descriptions of this machine.
+const DESCRIBED: Duration = Duration::from_secs(120);
+/// Between two comparisons of all certificates: a machine that was killed may have changed one
+/// and informed no other.
+const WHOLE: Duration = Duration::from_secs(3600);
+const ATTEMPTS: u32 = 20;
+
+/// What the last look has shown.
+#[derive(Debug, Default)]
+pub(super) struct Following {
+    fleet: Fleet,
+    version: Option<Version>,
+    /// The number of the last change that is copied; `None`: compare everything.
+    copied: Option<u64>,
+    compared: Option<Instant>,
+    described: Option<Instant>,
+    /// The issuer's count, and since when it stands there.
+    beat: Option<(u64, u64, Instant)>,
+    /// Whether the last look failed.
+    is_down: bool,
+}
+
+/// The result of one look.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// What has changed here.
+    pub changed: Vec<(Lineage, Change)>,
+    /// Whether this machine has just become the issuer.
+    pub promoted: bool,
+}
+
+/// What follows a look.
+#[derive(Debug)]
+pub enum Followed {
+    /// The shared store was reached.
+    Turn(Turn),
+    /// It was not reached; whether this is news.
+    Down(StoreError, bool),
+}
+
+impl NodeStore {
+    /// Returns when the next look is due: after 15 seconds, at a change elsewhere where the
+    /// shared store tells of it, or at a change of our own.
+    pub async fn until_due(&self) {
+        let version = self.follow.lock().await.version.clone();
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = self.shared.fleet_changed(version.as_ref()) => {}
+            () = self.announce.notified() => {}
+        }
+    }
+
+    /// Looks at the fleet: copies what has changed, tells of own changes, and takes or keeps
+    /// the issuer's place.
+    pub async fn follow(&self) -> Followed {
+        let mut following = self.follow.lock().await;
+        match self.turn(&mut following).await {
+            Ok(turn) => {
+                if std::mem::take(&mut following.is_down) {
+                    tracing::info!("the shared store is reached again");
+                }
+                Followed::Turn(turn)
+            }
+            Err(error) => {
+                let stands = |beat: (u64, u64, Instant)| beat.2.elapsed() >= GONE;
+                if following.beat.is_none_or(stands) {
+                    // Another machine has taken over by now.
+                    self.is_issuer.store(false, Ordering::SeqCst);
+                }
+                let is_news = !std::mem::replace(&mut following.is_down, true);
+                Followed::Down(error, is_news)
+            }
+        }
+    }
+
+    /// The first look, before the start: its failure is news for the caller.
+    ///
+    /// # Errors
+    /// When the shared store cannot be read or written.
+    pub async fn join(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+        self.shared.claim().await?;
+        match self.follow().await {
+            Followed::Turn(turn) => Ok(turn.changed),
+            Followed::Down(error, _) => Err(error),
+        }
+    }
+
+    async fn turn(&self, following: &mut Following) -> Result<Turn, StoreError> {
+        let unannounced = std::mem::take(&mut *lock(&self.unannounced));
+        let written = self.write_fleet(following, &unannounced).await;
+        let promoted = match written {
+            Ok(promoted) => promoted,
+            Err(error) => {
+                lock(&self.unannounced).extend(unannounced);
+                return Err(error);
+            }
+        };
+        if promoted {
+            tracing::info!("this machine does the scheduled work of its fleet");
+        }
+        let is_whole = |at: Instant| at.elapsed() < WHOLE;
+        let missed = following
+            .copied
+            .filter(|_| following.compared.is_some_and(is_whole));
+        let missed = missed.and_then(|sequence| following.fleet.since(sequence));
+        let changed = match missed {
+            Some(missed) => self.sync_each(missed).await,
+            None => {
+                let changed = self.sync_all().await?;
+                following.compared = Some(Instant::now());
+                changed
+            }
+        };
+        following.copied = Some(following.fleet.sequence);
+        Ok(Turn { changed, promoted })
+    }
+
+    /// Brings the document of the fleet up to date, and returns whether this machine has
+    /// become the issuer.
+    async fn write_fleet(
+        &self,
+        following: &mut Following,
+        unannounced: &BTreeSet<Lineage>,
+    ) -> Result<bool, StoreError> {
+        let was_issuer = self.is_issuer.load(Ordering::SeqCst);
+        // The issuer most often knows the document: no other machine writes it.
+        let mut is_known = was_issuer && following.version.is_some();
+        for _ in 0..ATTEMPTS {
+            if !is_known {
+                (following.fleet, following.version) = self.shared.fleet().await?;
+                following.note_beat();
+            }
+            let mut fleet = following.fleet.clone();
+            for lineage in unannounced {
+                fleet.announce(lineage.clone());
+            }
+            self.seat(&mut fleet, following);
+            if fleet != following.fleet {
+                let written = self.shared.swap_fleet(&fleet, following.version.as_ref());
+                let Some(version) = written.await? else {
+                    is_known = false;
+                    continue;
+                };
+                (following.fleet, following.version) = (fleet, Some(version));
+                following.note_beat();
+            }
+            let issuer = following.fleet.issuer.as_ref();
+            let is_issuer = issuer.is_some_and(|issuer| issuer.holder == self.process);
+            self.is_issuer.store(is_issuer, Ordering::SeqCst);
+            return Ok(is_issuer && !was_issuer);
+        }
+        Err(crate::store::shared::busy("fleet"))
+    }
+
+    /// Takes or keeps the issuer's place, if it is this machine's or free.
+    fn seat(&self, fleet: &mut Fleet, following: &Following) {
+        if self.role == Role::Serve {
+            return;
+        }
+        let is_gone = following
+            .beat
+            .is_some_and(|(_, _, since)| since.elapsed() >= GONE);
+        let beat = match &fleet.issuer {
+            Some(issuer) if issuer.holder == self.process => issuer.beat + 1,
+            Some(_) if !is_gone => return,
+            _ => 1,
+        };
+        fleet.issuer = Some(Issuer {
+            node: self.shared.node().to_owned(),
+            holder: self.process,
+            beat,
+        });
+    }
+
+    /// Describes this machine to the others, if that is due; `describe` makes the description.
+    ///
+    /// # Errors
+    /// When the shared store cannot be written.
+    pub async fn describe(
+        &self,
+        describe: impl FnOnce(u64) -> FleetNode,
+    ) -> Result<(), StoreError> {
+        let mut following = self.follow.lock().await;
+        let is_recent = |at: Instant| at.elapsed() < DESCRIBED;
+        if following.described.is_some_and(is_recent) {
+            return Ok(());
+        }
+        let node = describe(self.process);
+        let before = self.shared.describe(&node).await?;
+        let first = following.described.replace(Instant::now()).is_none();
+        let other = before.filter(|before| before.process != self.process);
+        if let (false, Some(_)) = (first, other) {
+            tracing::error!(
+                "another machine of the fleet is named {} too; hint: give each its own --node",
+                node.node
+            );
+        }
+        Ok(())
+    }
+
+    /// Frees the issuer's place, and takes this machine out of the fleet.
+    pub async fn leave(&self) {
+        let mut following = self.follow.lock().await;
+        if self.is_issuer.swap(false, Ordering::SeqCst) {
+            let mut fleet = following.fleet.clone();
+            fleet.issuer = None;
+            // Otherwise another machine takes it after a minute.
+            let _ = self
+                .shared
+                .swap_fleet(&fleet, following.version.as_ref())
+                .await;
+            following.version = None;
+        }
+        self.shared.leave().await;
+    }
+}
+
+impl Following {
+    /// Notes since when the issuer's count stands where it is.
+    fn note_beat(&mut self) {
+        let beat = self.fleet.issuer.as_ref();
+        let beat = beat.map(|issuer| (issuer.holder, issuer.beat));
+        let stands = self
+            .beat
+            .is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
+        if !stands {
+            self.beat = beat.map(|(holder, count)| (holder, count, Instant::now()));
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Where the machines of a fleet share their certificates, and how this machine opens it.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::documents::directory::DirectoryDocuments;
+use super::documents::{self, Documents, DocumentsError, ServerSettings};
+use super::node::{NodeStore, Role};
+use super::seal::Seal;
+use super::shared::SharedStore;
+use crate::files;
+use crate::net::url::SecretUrl;
+
+/// The longest name of a machine, as of a host.
+const LONGEST_NAME: usize = 64;
+
+/// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
+/// password, and shows its origin only.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StorePlace(Kind);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Kind {
+    Directory(PathBuf),
+    Server(SecretUrl),
+}
+
+impl StorePlace {
+    /// The directory, if it is one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&PathBuf> {
+        match &self.0 {
+            Kind::Directory(directory) => Some(directory),
+            Kind::Server(_) => None,
+        }
+    }
+
+    /// The same place, with a directory that `absolute` completes.
+    #[must_use]
+    pub fn completed(self, absolute: impl FnOnce(PathBuf) -> PathBuf) -> Self {
+        match self.0 {
+            Kind::Directory(directory) => Self(Kind::Directory(absolute(directory))),
+            kind @ Kind::Server(_) => Self(kind),
+        }
+    }
+
+    fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
+        Ok(match &self.0 {
+            Kind::Directory(root) => Arc::new(DirectoryDocuments::open(root.clone(), node)?),
+            Kind::Server(url) => {
+                let settings = ServerSettings::of_this_process(url.expose().to_owned());
+                documents::of_server(settings).map_err(io::Error::other)?
+            }
+        })
+    }
+}
+
+impl FromStr for StorePlace {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return match text.is_empty() || text.contains("://") {
+                true => Err("an empty store".to_owned()),
+                false => Ok(Self(Kind::Directory(text.into()))),
+            };
+        };
+        let url = SecretUrl::new(text.to_owned());
+        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        match scheme {
+            "etcd" | "etcds" if host.is_empty() => Err("no host of etcd".to_owned()),
+            "etcd" | "etcds" if prefix.trim_matches('/').is_empty() => {
+                Err("no prefix: another program may use the same etcd".to_owned())
+            }
+            "etcd" | "etcds" | "postgres" | "postgresql" | "s3" => Ok(Self(Kind::Server(url))),
+            _ => Err(format!("unknown store `{}://`", scheme.escape_debug())),
+        }
+    }
+}
+
+impl TryFrom<String> for StorePlace {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<StorePlace> for String {
+    fn from(place: StorePlace) -> Self {
+        match place.0 {
+            Kind::Directory(directory) => directory.display().to_string(),
+            Kind::Server(url) => url.expose().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for StorePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Directory(directory) => directory.display().fmt(f),
+            Kind::Server(url) => url.origin().fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for StorePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The name of this machine in its fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = String;
+    /// Takes letters, digits and `-._`, since it is part of a key.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_valid = (1..=LONGEST_NAME).contains(&text.len())
+            && text.bytes().all(known)
+            && !text.starts_with('.');
+        match is_valid {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!("invalid name `{}`", text.escape_debug())),
+        }
+    }
+}
+
+/// How this machine takes part in a fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetSettings {
+    /// The store that its machines share; `None`: this machine is on its own.
+    pub store: Option<StorePlace>,
+    /// The file with the keys that seal what the store gets.
+    pub seal_key_file: Option<PathBuf>,
+    /// This machine's name; `None`: its host name.
+    pub node: Option<NodeName>,
+    /// What this machine does.
+    pub role: Role,
+}
+
+impl FleetSettings {
+    /// Opens the fleet's store for the machine with its own state in `data_dir`; `None` for a
+    /// machine on its own. The store is not reached yet.
+    ///
+    /// # Errors
+    /// When the sealing key or a directory cannot be used.
+    pub fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
+        let shared = self.shared()?;
+        let node = shared.map(|shared| NodeStore::open(data_dir, shared, self.role));
+        node.transpose()
+    }
+
+    /// The store that the machines share, without this machine's copy.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
+        let Some(place) = &self.store else {
+            return Ok(None);
+        };
+        let seal = self.seal()?;
+        let node = self.node_name();
+        let documents = place.documents(&node);
+        let documents = documents.map_err(|source| StoreError::Io {
+            operation: "open",
+            subject: place.to_string(),
+            source,
+        })?;
+        Ok(Some(SharedStore::new(documents, seal, node)))
+    }
+
+    fn seal(&self) -> Result<Seal, StoreError> {
+        let path = { self.seal_key_file.as_ref() }.map(|path| path.display().to_string());
+        let invalid = |detail: String| StoreError::Seal {
+            path: path.clone().unwrap_or_default(),
+            detail,
+        };
+        let Some(file) = &self.seal_key_file else {
+            return Err(invalid("no seal_key_file is set".to_owned()));
+        };
+        let read = files::read_short(file).map_err(|error| invalid(error.to_string()));
+        let (keys, metadata) = read?;
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o007 != 0 {
+            return Err(invalid(format!("every user can read it (mode {mode:04o})")));
+        }
+        Seal::new(&keys).map_err(|error| invalid(error.to_string()))
+    }
+
+    /// The name of this machine.
+    #[must_use]
+    pub fn node_name(&self) -> String {
+        if let Some(node) = &self.node {
+            return node.as_str().to_owned();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host: Result<NodeName, _> = host.trim().parse();
+        host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
+    }
+}
+
+impl From<DocumentsError> for io::Error {
+    fn from(error: DocumentsError) -> Self {
+        match error {
+            DocumentsError::Unanswered(error) | DocumentsError::Failed(error) => error,
+            DocumentsError::Conflict => Self::other("another process was faster"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_and_show_no_password() {
+        let shown = |text: &str| text.parse::<StorePlace>().map(|place| place.to_string());
+        assert_eq!(shown("/srv/certs").unwrap(), "/srv/certs");
+        let etcd = shown("etcd://user:secret@10.0.0.1:2379/certs").unwrap();
+        assert!(
+            !etcd.contains("secret") && etcd.contains("10.0.0.1:2379"),
+            "{etcd}"
+        );
+        let many = shown("etcds://user:secret@10.0.0.1:2379,10.0.0.2:2379/certs").unwrap();
+        assert!(
+            !many.contains("secret") && many.contains("10.0.0.2:2379"),
+            "{many}"
+        );
+        let postgres = shown("postgres://user:secret@db/certs?prefix=a").unwrap();
+        assert_eq!(postgres, "postgres://db");
+        assert_eq!(shown("s3://bucket/certs").unwrap(), "s3://bucket");
+        for (text, error) in [
+            ("", "an empty store"),
+            ("etcd:///certs", "no host of etcd"),
+            (
+                "etcd://10.0.0.1:2379",
+                "no prefix: another program may use the same etcd",
+            ),
+            ("ectd://10.0.0.1/x", "unknown store `ectd://`"),
+        ] {
+            assert_eq!(shown(text).unwrap_err(), error, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_machines_are_parts_of_keys() {
+        for name in ["web-1", "i-0abc.eu-central-1.compute.internal", "a_b"] {
+            assert_eq!(name.parse::<NodeName>().unwrap().as_str(), name);
+        }
+        for name in ["", "../x", "a/b", ".hidden", "a b", &"n".repeat(65)] {
+            assert!(name.parse::<NodeName>().is_err(), "{name}");
+        }
+    }
+}

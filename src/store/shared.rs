@@ -1,0 +1,498 @@
+//! The store that several machines share, over the documents of a server ([`documents`]).
+//! Every document is sealed before it leaves the process.
+//!
+//! ```text
+//! certificates/NAME   the record, the user's options, and where its pairs are
+//! pairs/FINGERPRINT   the key and chain of a leaf; it never changes
+//! accounts/HASH       the credentials of the account at a CA
+//! cas/HASH            the state of that CA: rate limits used, outages
+//! leases/NAME         the node that works on it, and until when
+//! ```
+//!
+//! [`documents`]: super::documents
+
+pub mod fleet;
+mod lease;
+mod sealed;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use self::lease::SharedLease;
+pub(super) use self::sealed::busy;
+use self::sealed::{Loaded, Sealed, failed};
+use super::documents::{Documents, Version};
+use super::seal::Seal;
+use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
+use crate::ca_state::CaState;
+use crate::certificate::{Bundle, Secret};
+use crate::fingerprint::Fingerprint;
+use crate::lineage::Lineage;
+use crate::random::{Random, SystemRandom};
+use crate::record::{Generation, Record, Revision};
+
+/// Writers that are faster than we are: each attempt reads the document again.
+const ATTEMPTS: u32 = 20;
+
+/// A store on a server that other machines use too.
+#[derive(Debug)]
+pub struct SharedStore {
+    documents: Arc<Sealed>,
+    /// The name of this machine, for the others.
+    node: String,
+}
+
+/// What is stored of one certificate.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Certificate {
+    /// Drawn when it was first stored: it tells the certificate from a later one of its name.
+    id: u64,
+    /// Another name, while this is a copy that a rename made: it counts once the certificate
+    /// of that name and `id` is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy_of: Option<Lineage>,
+    revision: Revision,
+    record: Option<Record>,
+    options: Option<String>,
+    /// The documents of the stored pairs.
+    #[serde(default)]
+    pairs: BTreeMap<Generation, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Pair {
+    key: Secret,
+    chain: String,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct StoredCa {
+    revision: Revision,
+    state: CaState,
+}
+
+fn at(lineage: &Lineage) -> String {
+    format!("certificates/{lineage}")
+}
+
+fn of_ca(part: &str, ca: &str) -> String {
+    format!("{part}/{}", Fingerprint::of(ca.as_bytes()))
+}
+
+/// All that is stored of one certificate, with its version.
+#[derive(Clone)]
+pub(super) struct Copy {
+    pub(super) id: u64,
+    pub(super) revision: Revision,
+    pub(super) version: Version,
+    pub(super) record: Option<Record>,
+    pub(super) options: Option<String>,
+}
+
+impl SharedStore {
+    /// The store in `documents`, as the machine `node` sees it.
+    pub(super) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
+        let documents = Arc::new(Sealed { documents, seal });
+        Self { documents, node }
+    }
+
+    /// What is stored of `lineage`, and the version to write it against.
+    async fn certificate(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<(Certificate, Option<Version>), StoreError> {
+        let loaded = self.documents.load::<Certificate>(&at(lineage)).await?;
+        let Some((mut stored, version)) = loaded else {
+            return Ok((Certificate::new(), None));
+        };
+        if let Some(original) = stored.copy_of.take()
+            && self.original(&original, stored.id).await?.is_some()
+        {
+            stored = Certificate::new();
+        }
+        Ok((stored, Some(version)))
+    }
+
+    /// This machine's name.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// All that is stored of `lineage`.
+    pub(super) async fn copy(&self, lineage: &Lineage) -> Result<Option<Copy>, StoreError> {
+        let (stored, version) = self.certificate(lineage).await?;
+        Ok(version.map(|version| Copy {
+            id: stored.id,
+            revision: stored.revision,
+            version,
+            record: stored.record.map(|mut record| {
+                record.lineage = lineage.clone();
+                record
+            }),
+            options: stored.options,
+        }))
+    }
+
+    /// Stores the copy that a machine has of a certificate in place of an older state of the
+    /// store, `before`, or of none. False if another machine was faster.
+    pub(super) async fn put_back(
+        &self,
+        record: &Record,
+        copy: (u64, Revision),
+        options: Option<String>,
+        pair: Option<(Generation, Secret, String)>,
+        before: Option<&Version>,
+    ) -> Result<bool, StoreError> {
+        let (id, revision) = copy;
+        let mut pairs = BTreeMap::new();
+        if let (Some((generation, key, chain)), Some(issued)) = (pair, &record.issued) {
+            let fingerprint = &issued.facts.fingerprint;
+            pairs.insert(generation, self.write_pair(fingerprint, key, chain).await?);
+        }
+        let stored = Certificate {
+            id,
+            copy_of: None,
+            revision,
+            record: Some(record.clone()),
+            options,
+            pairs,
+        };
+        let key = at(&record.lineage);
+        let written = self.documents.swap(&key, &stored, before).await?;
+        Ok(written.is_some())
+    }
+
+    /// The version of each certificate's document.
+    pub(super) async fn versions(&self) -> Result<BTreeMap<Lineage, Version>, StoreError> {
+        let prefix = "certificates/";
+        let keys = self.keys(prefix).await?.into_iter();
+        let named = keys.filter_map(|(key, version)| {
+            let name = key.strip_prefix(prefix)?;
+            Some((Lineage::parse(name).ok()?, version))
+        });
+        Ok(named.collect())
+    }
+
+    /// The certificate `id`, if it still has that name.
+    async fn original(
+        &self,
+        lineage: &Lineage,
+        id: u64,
+    ) -> Result<Loaded<Certificate>, StoreError> {
+        let loaded = self.documents.load::<Certificate>(&at(lineage)).await?;
+        Ok(loaded.filter(|(stored, _)| stored.id == id))
+    }
+
+    /// The same, for a write: it ends a rename to this name that has not ended.
+    async fn certificate_to_write(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<(Certificate, Option<Version>), StoreError> {
+        let loaded = self.documents.load::<Certificate>(&at(lineage)).await?;
+        let copy = loaded.and_then(|(stored, _)| Some((stored.copy_of?, stored.id)));
+        if let Some((original, id)) = copy
+            && let Some((stored, version)) = self.original(&original, id).await?
+        {
+            // Its next version, so that the rename cannot remove it.
+            let key = at(&original);
+            let written = self.documents.swap(&key, &stored, Some(&version));
+            written.await?.ok_or_else(|| busy(&key))?;
+        }
+        self.certificate(lineage).await
+    }
+
+    /// Removes pairs that no record points to any more; a rest is of no harm.
+    async fn remove_pairs(&self, keys: impl IntoIterator<Item = String>) {
+        for key in keys {
+            let removed = match self.documents.load::<Pair>(&key).await {
+                Ok(Some((_, version))) => self.documents.remove(&key, &version).await,
+                Ok(None) => Ok(true),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!("an old pair stays: {error}");
+            }
+        }
+    }
+
+    async fn write_pair(
+        &self,
+        fingerprint: &Fingerprint,
+        key: Secret,
+        chain: String,
+    ) -> Result<String, StoreError> {
+        let document = format!("pairs/{fingerprint}");
+        let pair = Pair { key, chain };
+        match self.documents.swap(&document, &pair, None).await? {
+            Some(_) => Ok(document),
+            // An earlier attempt wrote this very leaf, perhaps with another chain.
+            None => match self.documents.load::<Pair>(&document).await? {
+                Some((stored, _)) if stored.key == pair.key => Ok(document),
+                _ => Err(busy(&document)),
+            },
+        }
+    }
+}
+
+impl Certificate {
+    /// One of which nothing is stored.
+    fn new() -> Self {
+        let id = SystemRandom.below(u64::MAX);
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
+}
+
+/// Takes the pairs that are too old to keep out of `pairs`.
+fn take_old(pairs: &mut BTreeMap<Generation, String>, record: &Record) -> Vec<String> {
+    let newest = record.issued.as_ref().map_or(0, |one| one.generation.0);
+    let is_old =
+        |one: &Generation| one.0 + Generation::KEPT <= newest && record.rollback_to != Some(*one);
+    let old: Vec<Generation> = pairs.keys().copied().filter(|one| is_old(one)).collect();
+    old.iter().filter_map(|one| pairs.remove(one)).collect()
+}
+
+#[async_trait]
+impl Store for SharedStore {
+    async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
+        let (stored, _) = self.certificate(lineage).await?;
+        Ok(stored.record.map(|mut record| {
+            record.lineage = lineage.clone();
+            (record, stored.revision)
+        }))
+    }
+
+    async fn save(
+        &self,
+        record: &Record,
+        expected: Revision,
+        bundle: Option<&Bundle>,
+    ) -> Result<Revision, StoreError> {
+        let lineage = &record.lineage;
+        for _ in 0..ATTEMPTS {
+            let (mut stored, version) = self.certificate_to_write(lineage).await?;
+            let before = stored.record.take().map(|record| (record, stored.revision));
+            let new = record.issued.as_ref().filter(|_| bundle.is_some());
+            stored.revision = check_save(record, expected, before.as_ref(), new)?;
+            if let (Some(bundle), Some(issued)) = (bundle, new) {
+                let (fingerprint, key) = (&bundle.facts().fingerprint, bundle.key_pem());
+                let chain = bundle.chain_pem();
+                let pair = self.write_pair(fingerprint, key.clone(), chain).await?;
+                stored.pairs.insert(issued.generation, pair);
+            }
+            let old = take_old(&mut stored.pairs, record);
+            let revision = stored.revision;
+            stored.record = Some(record.clone());
+            let key = at(lineage);
+            let written = self.documents.swap(&key, &stored, version.as_ref());
+            // Options that were saved meanwhile do not conflict: the revision tells.
+            if written.await?.is_some() {
+                self.remove_pairs(old).await;
+                return Ok(revision);
+            }
+        }
+        Err(busy(&at(lineage)))
+    }
+
+    async fn bundle(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<Option<(Secret, String)>, StoreError> {
+        let (stored, _) = self.certificate(lineage).await?;
+        let Some(key) = stored.pairs.get(&generation) else {
+            return Ok(None);
+        };
+        let pair = self.documents.load::<Pair>(key).await?;
+        Ok(pair.map(|(pair, _)| (pair.key, pair.chain)))
+    }
+
+    async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
+        Ok(self.certificate(lineage).await?.0.options)
+    }
+
+    async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        for _ in 0..ATTEMPTS {
+            let (mut stored, version) = self.certificate_to_write(lineage).await?;
+            stored.options = Some(json.to_owned());
+            let key = at(lineage);
+            let written = self.documents.swap(&key, &stored, version.as_ref());
+            if written.await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(busy(&at(lineage)))
+    }
+
+    async fn delete(&self, lineage: &Lineage, expected: Revision) -> Result<bool, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let key = at(lineage);
+            let (stored, version) = match self.certificate_to_write(lineage).await {
+                Err(StoreError::Corrupt { .. }) => {
+                    let read = self.documents.documents.read(&key).await;
+                    let read = read.map_err(failed("read", &key))?;
+                    (Certificate::new(), read.map(|found| found.version))
+                }
+                read => read?,
+            };
+            let subject = format!("the record of {lineage}");
+            let found = stored.record.as_ref().map(|_| stored.revision);
+            next_revision(subject, expected, found.unwrap_or_default())?;
+            let Some(version) = version else {
+                return Ok(false);
+            };
+            self.note_deletion(lineage, stored.id).await?;
+            if self.documents.remove(&key, &version).await? {
+                self.remove_pairs(stored.pairs.into_values()).await;
+                return Ok(true);
+            }
+        }
+        Err(busy(&at(lineage)))
+    }
+
+    async fn rename(
+        &self,
+        from: &Lineage,
+        to: &Lineage,
+        expected: Revision,
+    ) -> Result<(), StoreError> {
+        let (stored, version) = self.certificate(from).await?;
+        let found = stored.record.as_ref().map(|_| stored.revision);
+        let subject = format!("the record of {from}");
+        next_revision(subject.clone(), expected, found.unwrap_or_default())?;
+        let taken = || {
+            let lineage = to.clone();
+            StoreError::Taken { lineage }
+        };
+        let (other, place) = self.certificate(to).await?;
+        if other.record.is_some() || other.options.is_some() {
+            return Err(taken());
+        }
+        let copy = Certificate {
+            copy_of: Some(from.clone()),
+            ..stored.clone()
+        };
+        let copied = self.documents.swap(&at(to), &copy, place.as_ref()).await?;
+        let copied = copied.ok_or_else(taken)?;
+        // The other machines drop the old name, and find the new one.
+        self.note_deletion(from, stored.id).await?;
+        let removed = match version {
+            Some(version) => self.documents.remove(&at(from), &version).await?,
+            None => false,
+        };
+        if !removed {
+            let _ = self.documents.remove(&at(to), &copied).await;
+            let found = stored.revision.0 + 1;
+            return Err(StoreError::Conflict { subject, found });
+        }
+        // The mark is of no more use; it stays until the next save if this fails.
+        let _ = self.documents.swap(&at(to), &stored, Some(&copied)).await;
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
+        let mut lineages = Vec::new();
+        for lineage in self.versions().await?.into_keys() {
+            // An unreadable record is one: its load says why it cannot be read.
+            if !matches!(self.load(&lineage).await, Ok(None)) {
+                lineages.push(lineage);
+            }
+        }
+        lineages.sort();
+        Ok(lineages)
+    }
+
+    async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
+        let lease = SharedLease::take(&self.documents, &self.node, lineage).await?;
+        Ok(Box::new(lease))
+    }
+
+    async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        let loaded = self
+            .documents
+            .load::<Secret>(&of_ca("accounts", ca))
+            .await?;
+        Ok(loaded.map(|(credentials, _)| credentials))
+    }
+
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        let key = of_ca("accounts", ca);
+        for _ in 0..ATTEMPTS {
+            if let Some((stored, _)) = self.documents.load::<Secret>(&key).await? {
+                return Ok(stored);
+            }
+            let written = self.documents.swap(&key, credentials, None).await?;
+            if written.is_some() {
+                return Ok(credentials.clone());
+            }
+        }
+        Err(busy(&key))
+    }
+
+    async fn save_account(
+        &self,
+        ca: &str,
+        credentials: &Secret,
+        before: &Secret,
+    ) -> Result<(), StoreError> {
+        let key = of_ca("accounts", ca);
+        let (stored, version) = self.documents.load::<Secret>(&key).await?.unzip();
+        check_account(ca, stored.as_ref(), before)?;
+        let written = self.documents.swap(&key, credentials, version.as_ref());
+        changed_account(ca, written.await?.is_some())
+    }
+
+    async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
+        let key = of_ca("accounts", ca);
+        let (stored, version) = self.documents.load::<Secret>(&key).await?.unzip();
+        check_account(ca, stored.as_ref(), before)?;
+        let removed = match version {
+            Some(version) => self.documents.remove(&key, &version).await?,
+            None => false,
+        };
+        changed_account(ca, removed)
+    }
+
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
+        let loaded = self.documents.load::<StoredCa>(&of_ca("cas", ca)).await?;
+        let (stored, _) = loaded.unzip();
+        let stored: StoredCa = stored.unwrap_or_default();
+        Ok((stored.state, stored.revision))
+    }
+
+    async fn save_ca_state(
+        &self,
+        ca: &str,
+        state: &CaState,
+        expected: Revision,
+    ) -> Result<Revision, StoreError> {
+        let (key, subject) = (of_ca("cas", ca), format!("the state of CA {ca}"));
+        let (stored, version) = self.documents.load::<StoredCa>(&key).await?.unzip();
+        let found = stored.unwrap_or_default().revision;
+        let revision = next_revision(subject.clone(), expected, found)?;
+        let state = state.clone();
+        let stored = StoredCa { revision, state };
+        let written = self.documents.swap(&key, &stored, version.as_ref());
+        match written.await? {
+            Some(_) => Ok(revision),
+            None => Err(StoreError::Conflict {
+                subject,
+                found: revision.0,
+            }),
+        }
+    }
+}
+
+fn changed_account(ca: &str, is_written: bool) -> Result<(), StoreError> {
+    match is_written {
+        true => Ok(()),
+        false => Err(StoreError::AccountChanged { ca: ca.to_owned() }),
+    }
+}
