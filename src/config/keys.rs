@@ -470,7 +470,7 @@ pub(crate) struct CertificateSettings {
 }
 
 /// The settings of a certificate but for its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SharedSettings {
     pub ca: CaSettings,
     #[serde(default)]
@@ -550,26 +550,7 @@ impl CertificateSettings {
         Self {
             lineage,
             names,
-            shared: Arc::new(SharedSettings {
-                ca: CaSettings::default(),
-                fallback: None,
-                profile: None,
-                lifetime: None,
-                key: KeyTypes::default(),
-                is_second: false,
-                reuse_key: false,
-                request: None,
-                partial: false,
-                challenge: ChallengeSettings::default(),
-                deploy: Vec::new(),
-                verify: Vec::new(),
-                output: None,
-                imported: None,
-                origin: None,
-                orphaned: None,
-                unconfirmed: BTreeSet::new(),
-                cannot_order: None,
-            }),
+            shared: Arc::default(),
         }
     }
 
