@@ -186,8 +186,9 @@ openssl x509 -req -in leaf.csr -CA root.pem -CAkey root-key.pem -CAcreateserial 
 class Pebble:
     """A CA without sleeps, whose DNS sends every name to loopback, or is a server at `dns`."""
 
-    def __init__(self, directory, port, http_port):
+    def __init__(self, directory, port, http_port, pid):
         self.directory = directory
+        self.pid = pid
         self.url = f"https://localhost:{port}/dir"
         self.http_port = http_port
         self.root = directory / "root.pem"
@@ -221,9 +222,9 @@ class Pebble:
             command = [found["CERTS_LAB_PEBBLE"], "-strict", "-config", directory / "pebble.json"]
             command += ["-dnsserver", dns or f"127.0.0.1:{dns_port}"]
             env = environment(directory, PEBBLE_VA_NOSLEEP="1", PEBBLE_AUTHZREUSE="0", PEBBLE_WFE_NONCEREJECT="0", **settings)
-            servers.enter_context(running(command, env=env, **quiet))
+            pebble = servers.enter_context(running(command, env=env, **quiet))
             until("Pebble", lambda: listens(port) and listens(dns_management))
-            yield cls(directory, port, http_port)
+            yield cls(directory, port, http_port, pebble.pid)
 
     @staticmethod
     def _dns(found, port, management):

@@ -16,6 +16,7 @@ mod fleet;
 mod generated;
 mod import;
 mod install;
+mod inventory;
 mod issue;
 mod kept;
 mod labels;

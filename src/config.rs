@@ -14,6 +14,7 @@ mod ca;
 mod challenge;
 mod check;
 mod combine;
+mod configured;
 mod dns;
 mod docker;
 mod each_key;
@@ -30,6 +31,7 @@ mod origin;
 mod presets;
 mod problem;
 mod read;
+mod recollection;
 mod remembered;
 mod repeated;
 mod resolve;
@@ -48,14 +50,18 @@ use crate::challenge::protocol::Listen;
 
 pub(crate) use arguments::{KeyOptions, Options};
 pub(crate) use ca::{CaSettings, DirectoryUrl, Unusable, external_accounts, hmac_key};
-pub(crate) use check::{MOST_NAMES, shared_file};
+pub(crate) use check::{MOST_NAMES, written};
+pub(crate) use configured::Configured;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
 pub(crate) use key::{ACCOUNT, EVERY, IMPORT, ISSUE, RUN, UPDATE};
-pub(crate) use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
+pub(crate) use keys::{
+    CertificateSettings, OutputSettings, RenewSettings, Settings, SharedSettings,
+};
 pub(crate) use origin::Origin;
 pub(crate) use problem::ConfigProblem;
-pub(crate) use remembered::Remembered;
+pub(crate) use recollection::Recollection;
+pub(crate) use remembered::{Remembered, StoredSettings};
 pub(crate) use resolve::{Purpose, Sources, USUAL_DATA_DIR};
 pub(crate) use schema::schema;
 

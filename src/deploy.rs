@@ -27,7 +27,7 @@ pub(crate) mod targets;
 pub mod verify;
 mod watched;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -72,6 +72,15 @@ pub trait Outlet: Send + Sync {
     /// # Errors
     /// When it cannot be seen whether there is one.
     fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError>;
+
+    /// The same for many certificates, with as few changes of the user as outputs.
+    fn live_of_all(
+        &self,
+        lineages: &[Lineage],
+    ) -> BTreeMap<Lineage, Result<Option<Generation>, OutputError>> {
+        let each = lineages.iter();
+        each.map(|one| (one.clone(), self.live(one))).collect()
+    }
 
     /// Whether `bundle` is the live pair, byte for byte.
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool;

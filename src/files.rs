@@ -110,20 +110,21 @@ pub(crate) fn read_short(path: &Path) -> io::Result<(String, Metadata)> {
     Ok((text, found))
 }
 
-const LARGEST: u64 = 16 << 20;
+/// More than any file of the data directory, in bytes.
+pub(crate) const LARGEST_DATA: u64 = 16 << 20;
 
 /// The text of a file of the data directory; `None` if it does not exist. The directory's
 /// owner can put a link, a pipe or an endless file in its place: they are refused.
 pub(crate) fn read_data(path: &Path) -> io::Result<Option<String>> {
     match Directory::of(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.and_then(|(directory, name)| directory.text(name, LARGEST)),
+        found => found.and_then(|(directory, name)| directory.text(name, LARGEST_DATA)),
     }
 }
 
 /// The same for a file that need not be text.
 pub(crate) fn read_data_bytes(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let read = Directory::of(path).and_then(|(directory, name)| directory.read(name, LARGEST));
+    let read = Directory::of(path).and_then(|(directory, name)| directory.read(name, LARGEST_DATA));
     match read {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         read => read.map(Some),

@@ -1,6 +1,6 @@
 //! The name of a certificate through its renewals, safe as a file name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -32,29 +32,15 @@ impl Known {
     fn has(&self, names: &BTreeSet<Identifier>) -> bool {
         self.wanted == *names || self.issued == *names
     }
+
+    /// Whether it has the name of the certificate for the second key of `first`.
+    fn bears(&self, first: &Lineage) -> bool {
+        KINDS.iter().any(|kind| first.beside(kind) == self.lineage)
+    }
 }
 
 /// The kinds of keys, which name the certificates for the second of two.
 pub(crate) const KINDS: [&str; 2] = ["ecdsa", "rsa"];
-
-/// The certificate for the second key of `first`, which may have been renamed.
-pub(crate) fn second_of<'k>(first: &Known, known: &'k [Known]) -> Option<&'k Known> {
-    if first.is_second || first.kinds.len() < 2 {
-        return None;
-    }
-    let mut seconds = known
-        .iter()
-        .filter(|one| one.is_second && (one.has(&first.wanted) || one.has(&first.issued)));
-    let bears = |name: &Lineage, of: &Lineage| KINDS.iter().any(|kind| of.beside(kind) == *name);
-    let is_anothers = |one: &&Known| {
-        let mut firsts = known.iter().filter(|other| !other.is_second);
-        firsts.any(|other| other.lineage != first.lineage && bears(&one.lineage, &other.lineage))
-    };
-    let own = seconds
-        .clone()
-        .find(|one| bears(&one.lineage, &first.lineage));
-    own.or_else(|| seconds.find(|one| !is_anothers(one)))
-}
 
 /// The certificate that names without a name of its own mean.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,6 +73,82 @@ pub(crate) fn meant<'k>(names: &[Identifier], known: &'k [Known]) -> Meant<'k> {
         Some(one) if grows(one) => Meant::Known(&one.lineage),
         Some(one) => Meant::Lacks(one),
         None => best(&|one| !one.issued.is_disjoint(&set)).map_or(Meant::New, Meant::Lacks),
+    }
+}
+
+/// Many certificates, found by the names in them: only those that share a name with a request
+/// can be meant by it.
+pub(crate) struct ByName<'k> {
+    known: &'k [Known],
+    by_name: BTreeMap<&'k Identifier, Vec<usize>>,
+    by_lineage: BTreeMap<&'k Lineage, usize>,
+}
+
+impl<'k> ByName<'k> {
+    pub(crate) fn new(known: &'k [Known]) -> Self {
+        let mut by_name: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (place, one) in known.iter().enumerate() {
+            for name in one.wanted.union(&one.issued) {
+                by_name.entry(name).or_default().push(place);
+            }
+        }
+        let lineages = known.iter().enumerate();
+        Self {
+            known,
+            by_name,
+            by_lineage: lineages.map(|(place, one)| (&one.lineage, place)).collect(),
+        }
+    }
+
+    /// The one of that name.
+    pub(crate) fn named(&self, lineage: &Lineage) -> Option<&'k Known> {
+        let place = self.by_lineage.get(lineage)?;
+        self.known.get(*place)
+    }
+
+    /// The certificate for the second key of `first`, which may have been renamed.
+    pub(crate) fn second_of(&self, first: &Known) -> Option<&'k Known> {
+        if first.is_second || first.kinds.len() < 2 {
+            return None;
+        }
+        let names: Vec<Identifier> = first.wanted.union(&first.issued).cloned().collect();
+        let near = self.near(&names);
+        let near = near.filter(|one| one.is_second);
+        let seconds = near.filter(|one| one.has(&first.wanted) || one.has(&first.issued));
+        let seconds: Vec<&Known> = seconds.collect();
+        let own = seconds.iter().find(|one| one.bears(&first.lineage));
+        let own = own.copied();
+        own.or_else(|| {
+            let is_anothers = |one: &&Known| {
+                let mut firsts = self.named_by(&one.lineage);
+                firsts.any(|it| {
+                    !it.is_second && it.lineage != first.lineage && one.bears(&it.lineage)
+                })
+            };
+            seconds.into_iter().find(|one| !is_anothers(one))
+        })
+    }
+
+    /// Those whose names the name of a second certificate may come from: a name that was cut
+    /// does not show it.
+    fn named_by(&self, second: &Lineage) -> impl Iterator<Item = &'k Known> {
+        let text = second.as_str();
+        let bases = KINDS
+            .iter()
+            .filter_map(|kind| text.strip_suffix(kind)?.strip_suffix('_'));
+        let bases = bases.filter_map(|base| self.named(&Lineage::parse(base).ok()?));
+        let cut = (text.len() == LONGEST_LINEAGE).then_some(self.known);
+        bases.chain(cut.into_iter().flatten())
+    }
+
+    /// Those that `names` may mean, in the order of all.
+    pub(crate) fn near(&self, names: &[Identifier]) -> impl Iterator<Item = &'k Known> {
+        let shared = names.iter().filter_map(|name| self.by_name.get(name));
+        let mut near: BTreeSet<usize> = shared.flatten().copied().collect();
+        let first = names.first().map(Lineage::of);
+        near.extend(first.and_then(|first| self.by_lineage.get(&first)));
+        let known = self.known;
+        near.into_iter().filter_map(|place| known.get(place))
     }
 }
 
@@ -189,6 +251,43 @@ mod tests {
     }
 
     #[test]
+    fn names_mean_the_same_among_those_nearby_as_among_all() {
+        let set = |names: &[usize]| -> BTreeSet<Identifier> {
+            let names = names.iter().map(|n| format!("n{n}.example"));
+            names
+                .map(|name| Identifier::parse(&name).unwrap())
+                .collect()
+        };
+        // Every certificate shares names with its neighbours, and some have another's name.
+        let known: Vec<Known> = (0..60)
+            .map(|n| Known {
+                lineage: Lineage::parse(&format!("n{}.example", (n * 7) % 60)).unwrap(),
+                wanted: set(&[n, n + 1, n + n % 3]),
+                issued: if n % 4 == 0 {
+                    BTreeSet::new()
+                } else {
+                    set(&[n, n + n % 2])
+                },
+                is_second: n % 5 == 0,
+                kinds: vec!["ecdsa"],
+            })
+            .collect();
+        let index = ByName::new(&known);
+        for first in 0..62 {
+            for other in [first, first + 1, first + 2, 61 - first.min(61)] {
+                let names = [set(&[first]), set(&[other])].into_iter().flatten();
+                let names: Vec<Identifier> = names.collect();
+                let near: Vec<Known> = index.near(&names).cloned().collect();
+                assert_eq!(meant(&names, &near), meant(&names, &known), "{names:?}");
+            }
+        }
+        let near = index.near(&["n3.example".parse().unwrap()]).count();
+        assert!(near < 8, "{near} of 60");
+        let named = index.named(&known[9].lineage).unwrap();
+        assert_eq!(named, &known[9]);
+    }
+
+    #[test]
     fn meant_is_the_same_set_or_a_smaller_one_in_any_order() {
         let set = |names: &str| -> Vec<Identifier> {
             names
@@ -260,13 +359,14 @@ mod tests {
             known("old_rsa", true),
         ];
         let second = |first: &Known| {
-            let found = second_of(first, &all);
+            let index = ByName::new(&all);
+            let found = index.second_of(first);
             found.map(|one| one.lineage.to_string())
         };
         assert_eq!(second(&a).as_deref(), Some("a_rsa"));
         // It was renamed, and its second certificate not.
         assert_eq!(second(&b).as_deref(), Some("old_rsa"));
-        assert_eq!(second_of(&new, &all[..3]), None);
+        assert_eq!(ByName::new(&all[..3]).second_of(&new), None);
     }
 
     #[test]

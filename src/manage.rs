@@ -36,8 +36,8 @@ pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use same_names::SameNames;
 pub(crate) use services::{
-    Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, Outcome, Progress,
-    Services, Wanted, is_registered,
+    Certificate, FallbackCa, FreshKeys, Keeper, Keys, Looks, Maintenance, OrderSettings, Outcome,
+    Progress, Services, SharedServices, Wanted, is_registered,
 };
 pub(crate) use session::Trigger;
 

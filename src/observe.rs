@@ -3,9 +3,11 @@
 //! anything or reads a secret.
 
 pub(crate) mod admin;
+mod board;
 pub(crate) mod metrics;
 pub(crate) mod probe;
 pub(crate) mod status;
 
+pub(crate) use board::{Board, Obstacles, Read};
 pub(crate) use metrics::{Metrics, Tokens};
-pub(crate) use status::{Board, ExcludedName, Obstacles, Proof, ProofState, RequestedBy, Status};
+pub(crate) use status::{ExcludedName, Proof, ProofState, RequestedBy, Status};

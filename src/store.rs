@@ -40,6 +40,14 @@ pub enum StoreError {
     Seal { path: String, detail: String },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
+    #[error(
+        "{subject} is of format {found}, and this version of certs reads formats up to {known}"
+    )]
+    Newer {
+        subject: String,
+        found: u32,
+        known: u32,
+    },
     #[error("{subject} was changed by another process (it is at revision {found})")]
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]

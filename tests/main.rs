@@ -48,6 +48,7 @@ mod language;
 mod life;
 mod links;
 mod manners;
+mod many;
 mod oddities;
 mod orphans;
 mod partial;

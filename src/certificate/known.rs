@@ -2,7 +2,7 @@
 //! check of their dates. It keeps a digest, the chain and the fields of the leaf,
 //! never a key.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -13,9 +13,32 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
-/// The pair that was last checked, for each lineage. Clones share the cache.
+/// The pair that was last checked, for each of the latest lineages. Clones share the cache.
 #[derive(Clone, Debug, Default)]
-pub struct BundleCache(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
+pub struct BundleCache(Arc<Mutex<Latest>>);
+
+/// A pair is checked several times in one pass, and seldom between two.
+const LATEST: usize = 1000;
+
+#[derive(Debug, Default)]
+struct Latest {
+    pairs: BTreeMap<Lineage, Accepted>,
+    /// In the order in which they came.
+    order: VecDeque<Lineage>,
+}
+
+impl Latest {
+    fn insert(&mut self, lineage: &Lineage, pair: Accepted) {
+        if self.pairs.insert(lineage.clone(), pair).is_none() {
+            self.order.push_back(lineage.clone());
+        }
+        if self.order.len() > LATEST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.pairs.remove(&oldest);
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Accepted {
@@ -28,8 +51,7 @@ impl BundleCache {
     /// Adds a pair that was just issued and checked.
     pub fn accept(&self, lineage: &Lineage, bundle: &Bundle) {
         let digest = digest(&bundle.key_pem, &bundle.chain_pem());
-        self.lock()
-            .insert(lineage.clone(), Accepted::of(digest, bundle));
+        self.lock().insert(lineage, Accepted::of(digest, bundle));
     }
 
     /// The stored pair of `lineage`, checked as [`Bundle::new`] does with
@@ -47,7 +69,7 @@ impl BundleCache {
     ) -> Result<Bundle, BundleError> {
         let digest = digest(&key_pem, chain_pem);
         let mut known = self.lock();
-        if let Some(accepted) = known.get(lineage)
+        if let Some(accepted) = known.pairs.get(lineage)
             && accepted.digest == digest
             && accepted.facts.identifiers == *identifiers
         {
@@ -60,11 +82,11 @@ impl BundleCache {
             });
         }
         let bundle = Bundle::new(key_pem, chain_pem, identifiers, now, Freshness::Stored)?;
-        known.insert(lineage.clone(), Accepted::of(digest, &bundle));
+        known.insert(lineage, Accepted::of(digest, &bundle));
         Ok(bundle)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Lineage, Accepted>> {
+    fn lock(&self) -> MutexGuard<'_, Latest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -110,6 +132,32 @@ mod tests {
         let lineage = Lineage::of(&identifier);
         let key = Secret::new(key.serialize_pem());
         (key, chain, [identifier].into(), lineage)
+    }
+
+    #[test]
+    fn cache_keeps_the_latest_pairs_and_no_more() {
+        let (known, now) = (
+            BundleCache::default(),
+            Timestamp::from_seconds(1_800_000_000),
+        );
+        let (key, chain, names, _) = made("example.com", now);
+        let first = known.bundle(
+            &Lineage::of(&"a.example".parse().unwrap()),
+            key,
+            &chain,
+            &names,
+            now,
+        );
+        for number in 0..2 * LATEST {
+            let lineage = Lineage::parse(&format!("n{number}")).unwrap();
+            known.accept(&lineage, first.as_ref().unwrap());
+        }
+        let kept = known.lock();
+        assert_eq!((kept.pairs.len(), kept.order.len()), (LATEST, LATEST));
+        assert!(
+            kept.pairs
+                .contains_key(&Lineage::parse(&format!("n{}", 2 * LATEST - 1)).unwrap())
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{remote, revoke};
 use crate::acme::{AccountChange, AccountState, Client, ForeignKey, foreign_account};
 use crate::acme::{is_registered, is_same_account};
 use crate::config::{
-    ACCOUNT, CaSettings, CertificateSettings, KeyOptions, Options, Settings, UPDATE,
+    ACCOUNT, CaSettings, CertificateSettings, KeyOptions, Options, Settings, SharedSettings, UPDATE,
 };
 use crate::failure::Failure;
 use crate::lineage::Lineage;
@@ -304,10 +304,9 @@ async fn remember_email(
             continue;
         };
         let mut is_changed = false;
-        for ca in [Some(&mut own.ca), own.fallback.as_mut()]
-            .into_iter()
-            .flatten()
-        {
+        let shared: &mut SharedSettings = &mut own;
+        let cas = [Some(&mut shared.ca), shared.fallback.as_mut()];
+        for ca in cas.into_iter().flatten() {
             let is_it = ca.directory.identity() == identity && ca.email.is_some();
             if is_it && ca.email.as_deref() != Some(email) {
                 (ca.email, is_changed) = (Some(email.to_owned()), true);

@@ -1,45 +1,21 @@
 //! The known certificates: those of the configuration, and stored ones with their stored
 //! settings. It orders nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::inventory::Inventory;
+pub(super) use super::inventory::{existing_store, open_store};
 use crate::config::{
-    CertificateSettings, DirectoryUrl, OutputSettings, Remembered, Settings, Sources,
+    CertificateSettings, Configured, OutputSettings, Recollection, Remembered, Settings, Sources,
     USUAL_DATA_DIR,
 };
 use crate::deploy::confirmed::{Confirmed, Right};
 use crate::failure::{Failure, hint_for};
 use crate::files::trust;
 use crate::lineage::Lineage;
-use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
-
-pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
-    check_old_place(&directory)?;
-    FileStore::open(directory).map_err(Failure::on("store"))
-}
-
-/// The store, for reading; `None` if nothing is stored.
-pub(super) fn existing_store(directory: PathBuf) -> Result<Option<FileStore>, Failure> {
-    check_old_place(&directory)?;
-    FileStore::existing(directory).map_err(Failure::on("store"))
-}
-
-/// Earlier packages kept the data directory one level below.
-fn check_old_place(directory: &Path) -> Result<(), Failure> {
-    let (old, shown) = (directory.join("data"), directory.display());
-    let is_old = old.join("records").is_dir() && !directory.join("records").is_dir();
-    if !is_old {
-        return Ok(());
-    }
-    let old = old.display();
-    Err(Failure::usage(
-        format!("{shown} has no certificates, but {old} does: an earlier package kept them there"),
-        format!("stop certs run and move them: mv {old}/* {shown}/ && rmdir {old}"),
-    ))
-}
 
 /// Where else certificates may be, for a command that found none in `data_dir`.
 pub(super) fn none_in(data_dir: &Path) -> String {
@@ -64,7 +40,9 @@ pub(super) fn still_imported(
     if let Some(stored) = stored {
         let lasting = stored.asked_by().filter(|origin| origin.lasts());
         settings.origin = lasting.or(settings.origin);
-        settings.imported = settings.imported.or(stored.imported);
+        if settings.imported.is_none() {
+            settings.imported.clone_from(&stored.imported);
+        }
     }
     settings
 }
@@ -91,18 +69,16 @@ pub(super) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
 
 /// Every stored certificate that `configured` does not name, with its stored
 /// settings. A damaged one does not affect the others.
-pub(super) async fn recall(
-    sources: &Sources,
-    configured: &Settings,
-) -> Result<Vec<Recalled>, Failure> {
-    let stored = unconfigured(configured).await;
-    let stored = stored.map_err(Failure::on("store"))?;
-    let confirmed = confirmed(configured)?;
-    let recalled = stored.into_iter().map(|(lineage, stored)| {
-        let stored = stored.map_err(Failure::on(lineage.as_str()));
+pub(super) fn recall(sources: &Sources, configured: &Settings) -> Result<Vec<Recalled>, Failure> {
+    let stored = Inventory::read(&configured.data_dir)?.unconfigured(configured);
+    let mut recollection = Recollection::new(sources);
+    let mut denial = Denial::new(sources, configured)?;
+    let recalled = stored.into_iter().map(|one| {
+        let lineage = one.lineage;
+        let stored = one.settings.map_err(Failure::on(lineage.as_str()));
         let settings = stored.and_then(|stored| {
-            let mut settings = sources.remembered(&stored)?;
-            deny_unconfirmed(sources, configured, &confirmed, &mut settings);
+            let mut settings = recollection.of(&stored)?;
+            denial.deny(&mut settings);
             Ok(settings)
         });
         (lineage, settings)
@@ -135,17 +111,15 @@ pub(super) async fn with_stored(
 
 /// Denies what only the store names to the certificates of a command.
 pub(super) fn deny_stored(sources: &Sources, settings: &mut Settings) -> Result<(), Failure> {
-    let confirmed = confirmed(settings)?;
-    let mut certificates = std::mem::take(&mut settings.certificates);
-    for certificate in &mut certificates {
-        deny_unconfirmed(sources, settings, &confirmed, certificate);
+    let mut denial = Denial::new(sources, settings)?;
+    for certificate in &mut settings.certificates {
+        denial.deny(certificate);
     }
-    settings.certificates = certificates;
     Ok(())
 }
 
 /// The rights that the administrator has confirmed for stored certificates.
-fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
+pub(super) fn confirmed(settings: &Settings) -> Result<Confirmed, Failure> {
     read_confirmed(&Confirmed::file_for(&settings.data_dir))
 }
 
@@ -164,24 +138,20 @@ fn read_confirmed(file: &Path) -> Result<Confirmed, Failure> {
     })
 }
 
-/// The rights that these stored settings lack.
-pub(super) fn denied(
-    sources: &Sources,
-    process: &Settings,
-    settings: &CertificateSettings,
-) -> Result<Vec<String>, Failure> {
-    let mut settings = settings.clone();
-    deny_unconfirmed(sources, process, &Confirmed::default(), &mut settings);
-    if settings.unconfirmed.is_empty() {
-        return Ok(Vec::new());
-    }
-    deny_unconfirmed(sources, process, &confirmed(process)?, &mut settings);
-    Ok(lacking(&settings.unconfirmed))
-}
-
 /// Rights that a certificate lacks, as a user reads them.
 pub(super) fn lacking(rights: &BTreeSet<Right>) -> Vec<String> {
     rights.iter().map(ToString::to_string).collect()
+}
+
+/// Whether a certificate that was made with these settings has all rights that they need.
+pub(super) fn is_permitted(
+    sources: &Sources,
+    process: &Settings,
+    made_with: &CertificateSettings,
+) -> Result<bool, Failure> {
+    let mut usual = Denial::without_confirmed(sources, process);
+    Ok(usual.lacks(made_with).is_empty()
+        || Denial::new(sources, process)?.lacks(made_with).is_empty())
 }
 
 /// The right that `certs delete` lacks to remove the files of a certificate that was made
@@ -192,24 +162,76 @@ pub(super) fn denied_output(
     made_with: &CertificateSettings,
 ) -> Result<Option<Right>, Failure> {
     let mut settings = made_with.clone();
-    deny_unconfirmed(sources, configured, &confirmed(configured)?, &mut settings);
+    Denial::new(sources, configured)?.deny(&mut settings);
     let mut output = settings.output.iter().flat_map(OutputSettings::rights);
     Ok(output.find(|right| settings.unconfirmed.contains(right)))
 }
 
 /// Denies the rights that only the store names.
-fn deny_unconfirmed(
-    sources: &Sources,
-    configured: &Settings,
-    confirmed: &Confirmed,
-    settings: &mut CertificateSettings,
-) {
-    let own = sources.own_rights(settings);
-    let usual: BTreeSet<Right> = configured.output.rights().collect();
-    settings.unconfirmed = settings.rights();
-    settings
-        .unconfirmed
-        .retain(|right| !confirmed.has(right) && !own.contains(right) && !usual.contains(right));
+pub(super) struct Denial<'s> {
+    sources: &'s Sources,
+    configured: Configured,
+    /// Those of the usual output.
+    usual: BTreeSet<Right>,
+    confirmed: Confirmed,
+    /// What the sources alone make of a certificate from each CA that no table is for.
+    own: BTreeMap<String, CertificateSettings>,
+}
+
+impl<'s> Denial<'s> {
+    /// But for what is confirmed beside the data directory.
+    pub(super) fn new(sources: &'s Sources, process: &Settings) -> Result<Self, Failure> {
+        Ok(Self {
+            confirmed: confirmed(process)?,
+            ..Self::without_confirmed(sources, process)
+        })
+    }
+
+    /// Also what is confirmed.
+    pub(super) fn without_confirmed(sources: &'s Sources, process: &Settings) -> Self {
+        Self {
+            sources,
+            configured: sources.index(),
+            usual: process.output.rights().collect(),
+            confirmed: Confirmed::default(),
+            own: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn deny(&mut self, settings: &mut CertificateSettings) {
+        let mut denied = settings.rights();
+        denied.retain(|right| !self.confirmed.has(right) && !self.usual.contains(right));
+        if !denied.is_empty() {
+            let own = self.own_rights(settings);
+            denied.retain(|right| !own.contains(right));
+        }
+        // A change would be memory for this one alone.
+        if settings.unconfirmed != denied {
+            settings.unconfirmed = denied;
+        }
+    }
+
+    /// The rights that these stored settings lack.
+    pub(super) fn lacks(&mut self, settings: &CertificateSettings) -> BTreeSet<Right> {
+        let mut settings = settings.clone();
+        self.deny(&mut settings);
+        settings.unconfirmed.clone()
+    }
+
+    /// The rights that the sources alone grant to the certificate, whatever is stored.
+    fn own_rights(&mut self, of: &CertificateSettings) -> BTreeSet<Right> {
+        if self.configured.has(&of.lineage) {
+            return self.sources.own_settings(of).rights();
+        }
+        let ca = of.ca.directory.identity().to_owned();
+        let own = self.own.entry(ca);
+        let own = own.or_insert_with(|| self.sources.own_settings(of));
+        CertificateSettings {
+            lineage: of.lineage.clone(),
+            ..own.clone()
+        }
+        .rights()
+    }
 }
 
 /// Those of `rights` that may be confirmed. A program that another user can change does not
@@ -254,15 +276,14 @@ pub(super) fn confirm(data_dir: &Path, rights: BTreeSet<Right>) -> Result<(), Fa
 
 /// The stored settings of every certificate that `configured` does not name, if they are
 /// readable.
-pub(super) async fn as_stored(
-    sources: &Sources,
-    configured: &Settings,
-) -> Vec<CertificateSettings> {
-    let stored = unconfigured(configured).await.unwrap_or_default();
-    let confirmed = confirmed(configured).unwrap_or_default();
-    let stored = stored.into_iter().filter_map(|(_, stored)| match stored {
+pub(super) fn as_stored(sources: &Sources, configured: &Settings) -> Vec<CertificateSettings> {
+    let stored = Inventory::read(&configured.data_dir).unwrap_or_default();
+    let mut denial = Denial::without_confirmed(sources, configured);
+    denial.confirmed = confirmed(configured).unwrap_or_default();
+    let stored = stored.unconfigured(configured).into_iter();
+    let stored = stored.filter_map(|one| match one.settings {
         Ok(Remembered::Whole(mut settings)) => {
-            deny_unconfirmed(sources, configured, &confirmed, &mut settings);
+            denial.deny(&mut settings);
             Some(*settings)
         }
         _ => None,
@@ -270,54 +291,15 @@ pub(super) async fn as_stored(
     stored.collect()
 }
 
-/// What is stored of every certificate that `configured` does not name.
-async fn unconfigured(
-    configured: &Settings,
-) -> Result<Vec<(Lineage, Result<Remembered, StoreError>)>, StoreError> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone())? else {
-        return Ok(Vec::new());
-    };
-    let certificates = configured.certificates.iter();
-    let named: BTreeSet<&Lineage> = certificates.map(|one| &one.lineage).collect();
-    let mut found = Vec::new();
-    for lineage in store.list().await? {
-        if !named.contains(&lineage) {
-            let stored = remembered(&store, &lineage).await;
-            found.push((lineage, stored));
-        }
-    }
-    Ok(found)
-}
-
-async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {
-    let corrupt = |what: &str, detail: String| StoreError::Corrupt {
-        subject: format!("the stored {what} of {lineage}"),
-        detail,
-    };
-    if let Some(json) = store.options(lineage).await? {
-        let settings = CertificateSettings::stored_as(lineage, &json);
-        let settings = settings.map_err(|error| corrupt("options", error.to_string()))?;
-        return Ok(Remembered::Whole(Box::new(settings)));
-    }
-    let record = store.load(lineage).await?;
-    let (record, _) = record.ok_or_else(|| corrupt("record", "no such file".to_owned()))?;
-    Ok(Remembered::Record {
-        lineage: lineage.clone(),
-        names: record.identifiers.into_iter().collect(),
-        directory: record.ca.parse::<DirectoryUrl>().ok(),
-        profile: record.profile,
-    })
-}
-
 /// `settings` with all stored certificates added: those that this process may have to
 /// work on.
-pub(super) async fn all_known(sources: &Sources, settings: &Settings) -> Result<Settings, Failure> {
+pub(super) fn all_known(sources: &Sources, settings: &Settings) -> Result<Settings, Failure> {
     // A command can still renew a certificate that is no longer configured.
     let mut known = settings.clone();
-    let stored = recall(sources, settings).await?.into_iter();
+    let stored = recall(sources, settings)?.into_iter();
     let stored = stored.filter_map(|(_, stored)| stored.ok());
     // This process's environment and options may differ from those of the command.
-    let raw = as_stored(sources, settings).await;
+    let raw = as_stored(sources, settings);
     let all = stored.chain(raw).map(CertificateSettings::stripped);
     known.certificates.extend(all);
     Ok(known)

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::Call;
-use super::catalog::{as_stored, denied, denied_output, existing_store, recall};
+use super::catalog::{as_stored, denied_output, existing_store, is_permitted, recall};
 use super::factory::{emptied, outputs_for, publish_by};
 use super::labels::Labels;
 use super::meant;
@@ -112,7 +112,7 @@ async fn other_key_note(settings: &Settings, lineage: &Lineage) -> Result<Option
 
 /// The outputs of all certificates, stored or configured.
 async fn others(call: &Call, settings: &Settings) -> Result<Outputs, Failure> {
-    let mut all = as_stored(&call.sources, settings).await;
+    let mut all = as_stored(&call.sources, settings);
     let configured = call.sources.settings(&Purpose::All);
     // What is invalid is reported by the commands that use it.
     all.extend(configured.into_iter().flat_map(|read| read.certificates));
@@ -143,7 +143,7 @@ async fn remove_answers(
         .lease(lineage)
         .await
         .map_err(Failure::on(lineage.as_str()))?;
-    let is_permitted = denied(&call.sources, settings, made_with)?.is_empty();
+    let is_permitted = is_permitted(&call.sources, settings, made_with)?;
     let solver = made_with.challenge.solver(&Responses::default());
     let removals = record.answers.iter().map(async |answer| {
         let removal = timeout(ANSWERS_WITHIN, remove_left(solver.as_ref(), answer));
@@ -231,13 +231,14 @@ async fn withdraw(
     let file = Confirmed::file_for(&settings.data_dir);
     let withdrawn = async {
         let configured = call.sources.settings(&Purpose::All)?;
-        let stored = recall(&call.sources, settings).await?;
+        let stored = recall(&call.sources, settings)?;
         let mut others = configured.certificates;
         for (_, stored) in stored.into_iter().filter(|(name, _)| name != lineage) {
             others.push(stored?);
         }
         for one in &others {
-            rights.retain(|right| !one.rights().contains(right));
+            let theirs = one.rights();
+            rights.retain(|right| !theirs.contains(right));
         }
         let withdrawn = Confirmed::withdraw(&file, &rights);
         withdrawn.map_err(|error| Failure::store(error.to_string()))

@@ -1,16 +1,18 @@
 //! Builds services from settings: shared services once, and one client for each
 //! distinct CA, so that certificates can be added while the process runs.
 
+mod builder;
 mod client;
 mod outputs;
 mod targets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryFutureExt;
 
+pub(super) use self::builder::Builder;
 pub(super) use self::client::{account_of, invalid, proxy_to, reached_by, ways_of};
 pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
@@ -41,8 +43,8 @@ use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::rename::rename;
 use crate::manage::{
-    Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, Outcome, Probes,
-    SPACING, SPREAD, SameNames, Services, VERIFY_WITHIN, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keeper, Looks, Maintenance, ManageError, OrderSettings,
+    Outcome, Probes, SPACING, SPREAD, SameNames, Services, SharedServices, VERIFY_WITHIN, Wanted,
 };
 use crate::net::dns::lookup::Resolver;
 use crate::net::proxy::Ways;
@@ -157,11 +159,15 @@ impl Factory {
     /// The same, and gives the published files to their readers, which may have changed.
     pub(super) fn open_published(&self, settings: &CertificateSettings) -> Result<(), Failure> {
         self.publish_by(settings)?;
+        self.open_files_of(settings);
+        Ok(())
+    }
+
+    fn open_files_of(&self, settings: &CertificateSettings) {
         if let Err(error) = self.outputs.open_published(&settings.lineage) {
             // The next deployment reports it.
             tracing::debug!("{error}");
         }
-        Ok(())
     }
 
     fn certificate_for(
@@ -184,17 +190,19 @@ impl Factory {
         });
         Ok(Certificate {
             wanted: wanted(settings),
-            issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
-            fallback: fallback.transpose()?,
             targets: self.targets(settings),
-            endpoints: settings.verify.clone(),
             keeper: match settings.asked_by() {
                 Some(origin) if origin.lasts() || origin == Origin::Install => Keeper::Command,
                 _ => Keeper::Settings,
             },
-            cannot_order: { settings.cannot_order.clone() }
-                .or_else(|| self.refused.cause(settings)),
-            program: settings.challenge.program().map(Path::to_owned),
+            shared: Arc::new(SharedServices {
+                issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
+                fallback: fallback.transpose()?,
+                endpoints: settings.verify.clone(),
+                cannot_order: { settings.cannot_order.clone() }
+                    .or_else(|| self.refused.cause(settings)),
+                program: settings.challenge.program().map(Path::to_owned),
+            }),
         })
     }
 
@@ -239,7 +247,9 @@ impl Factory {
 
     /// Reads the files of all CAs in `known`, as long as this process may.
     pub(super) fn prepare_issuers(&self, known: &Settings) {
-        for settings in &known.certificates {
+        let mut seen = BTreeSet::new();
+        let distinct = |one: &&CertificateSettings| seen.insert(Arc::as_ptr(&one.shared));
+        for settings in known.certificates.iter().filter(distinct) {
             for ca in [Some(&settings.ca), settings.fallback.as_ref()]
                 .into_iter()
                 .flatten()
@@ -250,10 +260,12 @@ impl Factory {
         }
     }
 
-    /// Stores the settings of all configured certificates, for when they are no longer
-    /// configured.
-    pub(super) async fn remember_all(&self, settings: &Settings) {
-        for certificate in &settings.certificates {
+    /// Stores the settings of configured certificates, for when they are no longer configured.
+    pub(super) async fn remember_all(
+        &self,
+        certificates: impl Iterator<Item = &CertificateSettings>,
+    ) {
+        for certificate in certificates {
             if let Err(failure) = remember(self.services.store.as_ref(), certificate).await {
                 tracing::warn!("{}", failure.in_a_line());
             }
@@ -431,16 +443,18 @@ pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect(),
-        ca: settings.ca.directory.identity().to_owned(),
-        terms: Terms {
-            key: settings.key_type(),
-            reuse_key: settings.reuse_key,
-            profile: settings.profile.clone(),
-            preferred_chain: settings.ca.preferred_chain.clone(),
-            lifetime: settings.lifetime,
-            request: settings.request.as_ref().map(SigningRequest::fingerprint),
-        },
-        request: settings.request.clone(),
-        partial: settings.partial,
+        order: Arc::new(OrderSettings {
+            ca: settings.ca.directory.identity().to_owned(),
+            terms: Terms {
+                key: settings.key_type(),
+                reuse_key: settings.reuse_key,
+                profile: settings.profile.clone(),
+                preferred_chain: settings.ca.preferred_chain.clone(),
+                lifetime: settings.lifetime,
+                request: settings.request.as_ref().map(SigningRequest::fingerprint),
+            },
+            request: settings.request.clone(),
+            partial: settings.partial,
+        }),
     }
 }

@@ -92,7 +92,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         insists: !options.keys.is_empty(),
         confirms_in: (!dry_run).then(|| settings.data_dir.clone()),
         now: SystemClock.now(),
-        known: meant::stored(&settings.data_dir).await?,
+        known: meant::stored(&settings.data_dir)?,
     };
     work.import(found).await;
     work.next_steps(&settings).await;
@@ -284,7 +284,7 @@ impl Work<'_> {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
                 options: serde_json::to_string_pretty(&settings)?,
-                profile: settings.profile,
+                profile: settings.profile.clone(),
                 bundle: one.bundle,
                 insists: self.insists,
             })

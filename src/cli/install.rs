@@ -207,7 +207,7 @@ impl Work<'_> {
     /// to be served there.
     async fn forget(&self, undone: &[Undone]) {
         let names: BTreeSet<&str> = undone.iter().map(|one| &*one.subject.name).collect();
-        let stored = as_stored(&self.call.sources, self.settings).await;
+        let stored = as_stored(&self.call.sources, self.settings);
         for mut settings in stored {
             let live = absolute(&self.settings.output_of(&settings).directory);
             let live = live.join("live").join(settings.lineage.as_str());
@@ -234,7 +234,7 @@ impl Work<'_> {
     /// Names the certificates that are still renewed, through an nginx that no longer answers
     /// their challenges.
     async fn say_renewed(&self, undone: &[Undone]) -> Result<(), Failure> {
-        let stored = meant::stored(&self.settings.data_dir).await?;
+        let stored = meant::stored(&self.settings.data_dir)?;
         let is_of = |known: &&Known| {
             let mut names = undone.iter().map(|one| &one.subject.name);
             names.any(|name| *name == known.lineage.as_str())

@@ -197,7 +197,7 @@ pub(crate) async fn work(
             // While this process may give files to their readers; an error is reported later.
             let _ = factory.open_published(certificate);
         }
-        let known = all_known(&call.sources, settings).await?;
+        let known = all_known(&call.sources, settings)?;
         factory.prepare_issuers(&known);
         factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     }

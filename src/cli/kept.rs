@@ -3,19 +3,21 @@
 //! that names it, and is orphaned afterwards: shown, looked at, and no longer renewed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use super::catalog::{as_stored, existing_store, recall, remember};
+use super::catalog::{Denial, existing_store, remember};
+use super::inventory::{Inventory, StoredCertificate};
 use super::labels::Labels;
 use super::meant;
-use crate::config::{CertificateSettings, Origin, Settings, Sources, shared_file};
+use crate::config::{
+    CertificateSettings, Configured, Origin, Recollection, Remembered, Settings, Sources, written,
+};
 use crate::control;
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
-use crate::identifier::Identifier;
-use crate::lineage::{Lineage, second_of};
+use crate::lineage::{ByName, Lineage};
 use crate::observe::RequestedBy;
-use crate::record::Record;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// A stored certificate that nothing keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +31,21 @@ pub(super) struct Orphan {
 /// Settings of an earlier version do not name an origin: they count as made by a command,
 /// so that nothing in use expires.
 pub(super) fn orphaned(
-    sources: &Sources,
+    configured: &Configured,
     settings: &CertificateSettings,
     requested_by: Option<&RequestedBy>,
 ) -> Option<&'static str> {
     let is_requested = requested_by.is_some_and(|requested| !requested.stopped);
-    if settings.orphaned.as_deref() == Some(KEY_DROPPED) && !is_configured(sources, settings) {
+    if settings.orphaned.as_deref() == Some(KEY_DROPPED) && !configured.names(settings) {
         return Some(KEY_DROPPED);
     }
     match (settings.asked_by(), requested_by) {
-        _ if is_configured(sources, settings) || is_requested => None,
+        _ if configured.names(settings) || is_requested => None,
         (Some(origin), _) if origin.lasts() => None,
         // Another machine may have it in its configuration, or in a container there.
-        (Some(origin), _) if sources.is_in_fleet() && origin != Origin::Install => None,
+        (Some(origin), _) if configured.is_in_fleet && origin != Origin::Install => None,
         (Some(Origin::Install), _) => Some(UNFINISHED),
-        (Some(Origin::Configuration), _) if names_its_first(sources, settings) => {
+        (Some(Origin::Configuration), _) if configured.names_first_of(settings) => {
             Some(KEY_NOT_CONFIGURED)
         }
         (Some(Origin::Configuration), _) => Some("the configuration no longer names it"),
@@ -52,33 +54,16 @@ pub(super) fn orphaned(
     }
 }
 
-/// Whether the configuration names the certificate, or one of the same names.
-pub(super) fn is_configured(sources: &Sources, settings: &CertificateSettings) -> bool {
-    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
-    let mut known = sources.known().into_iter();
-    known.any(|one| {
-        let same = one.is_second == settings.is_second;
-        one.lineage == settings.lineage || same && one.wanted.iter().eq(names.iter().copied())
-    })
-}
-
-/// Whether the configuration has one key for the names of this certificate for the second.
-fn names_its_first(sources: &Sources, settings: &CertificateSettings) -> bool {
-    let names: BTreeSet<&Identifier> = settings.names.iter().collect();
-    let mut known = sources.known().into_iter();
-    settings.is_second && known.any(|one| one.wanted.iter().eq(names.iter().copied()))
-}
-
 /// The certificates for the second keys of those whose settings have one key now, with these.
 pub(super) async fn dropped_keys(settings: &Settings) -> Result<Vec<(Lineage, Lineage)>, Failure> {
-    let stored = meant::stored(&settings.data_dir).await?;
+    let stored = meant::stored(&settings.data_dir)?;
+    let index = ByName::new(&stored);
     let single = settings.certificates.iter();
     let by_command = |one: &&CertificateSettings| one.origin == Some(Origin::Command);
     let single = single.filter(by_command);
     let single = single.filter(|one| !one.is_second && one.key.second().is_none());
     let dropped = single.filter_map(|one| {
-        let first = stored.iter().find(|known| known.lineage == one.lineage)?;
-        let second = second_of(first, &stored)?;
+        let second = index.second_of(index.named(&one.lineage)?)?;
         Some((one.lineage.clone(), second.lineage.clone()))
     });
     Ok(dropped.collect())
@@ -119,6 +104,8 @@ pub(super) struct NotKept {
     pub(super) orphans: Vec<Orphan>,
     /// Those that cannot be used, and why.
     pub(super) unusable: BTreeMap<Lineage, String>,
+    /// The settings of all of them, without what is denied: a command may still renew one.
+    pub(super) known: Vec<CertificateSettings>,
 }
 
 impl NotKept {
@@ -135,72 +122,143 @@ pub(super) async fn keep_stored(
     sources: &Sources,
     configured: &mut Settings,
     labels: &Labels,
+    stored: Inventory,
 ) -> Result<NotKept, Failure> {
     let requests = labels.requests();
     let granted = labels.certificates(sources, configured);
-    let granted: BTreeSet<&Lineage> = granted.iter().map(|one| &one.lineage).collect();
-    let whole = as_stored(sources, configured).await;
-    let mut not_kept = NotKept::default();
-    for (lineage, settings) in recall(sources, configured).await? {
-        let mut settings = match settings {
-            // The options of this process are for others; an import leaves room for them, and
-            // a certificate of another machine.
-            Ok(settings) if settings.imported.is_some() || sources.is_in_fleet() => settings,
-            Ok(settings) => {
-                let mut whole = whole.iter().filter(|one| one.lineage == lineage);
-                let cannot_order = settings.cannot_order.clone();
-                CertificateSettings {
-                    cannot_order,
-                    ..whole.next().cloned().unwrap_or(settings)
-                }
-            }
+    let granted: BTreeSet<Lineage> = granted.into_iter().map(|one| one.lineage).collect();
+    let index = sources.index();
+    let mut recall = Recall {
+        is_in_fleet: index.is_in_fleet,
+        recollection: Recollection::new(sources),
+        denial: Denial::new(sources, configured)?,
+    };
+    let mut files = Files::of(&configured.certificates);
+    let (mut not_kept, mut marked) = (NotKept::default(), Vec::new());
+    for one in stored.unconfigured(configured) {
+        let lineage = one.lineage.clone();
+        let whole = recall.whole(&one);
+        let settings = recall.settings(one.settings, &lineage, whole.as_ref());
+        let record = one.record.map_err(Failure::on(lineage.as_str()));
+        let (settings, record) = match settings.and_then(|settings| Ok((settings, record?))) {
+            Ok(both) => both,
             Err(failure) => {
                 not_kept.refuse(lineage, &failure);
+                not_kept.known.extend(whole);
                 continue;
             }
         };
-        let record = match record(configured, &lineage).await {
-            Ok(record) => record,
-            Err(failure) => {
-                not_kept.refuse(lineage, &failure);
-                continue;
-            }
-        };
-        let is_issued = record
-            .as_ref()
-            .is_some_and(|record| record.issued.is_some());
-        let is_ordered = record.is_some_and(|record| record.order.is_some());
-        match orphaned(sources, &settings, requests.get(&lineage)) {
-            _ if granted.contains(&lineage) => {}
+        match orphaned(&index, &settings, requests.get(&lineage)) {
+            _ if granted.contains(&lineage) => continue,
             // It may go on at this moment.
             Some(UNFINISHED) => {
                 tracing::info!(%lineage, "not managed: {UNFINISHED}; hint: {}", finish(&lineage));
             }
-            Some(why) if is_issued => {
-                let before = settings.orphaned.replace(why.to_owned());
+            Some(why) if record.is_issued => {
+                let mut settings = settings.clone();
+                let before = settings.orphaned.clone();
+                settings.orphaned = Some(why.to_owned());
                 if before.as_deref() != Some(why) {
-                    mark(configured, &settings).await;
+                    marked.push(settings.clone());
                 }
                 not_kept.orphans.push(Orphan { settings, why });
             }
-            None if is_issued || is_ordered => {
-                let settings = without_shared_files(settings, configured);
-                configured.certificates.push(settings);
+            None if record.is_issued || record.is_ordered => {
+                configured.certificates.push(files.add(settings));
+                continue;
             }
             _ => {
                 tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: certs issue retries, certs delete {lineage} forgets it");
             }
         }
+        not_kept.known.extend(whole);
+        not_kept.known.push(settings);
     }
+    let known = std::mem::take(&mut not_kept.known).into_iter();
+    not_kept.known = known.map(CertificateSettings::stripped).collect();
+    mark(configured, &marked).await;
     Ok(not_kept)
 }
 
-/// Stores that `certs run` does not keep the certificate: commands may not see the
+/// Makes the settings of stored certificates.
+struct Recall<'s> {
+    is_in_fleet: bool,
+    recollection: Recollection<'s>,
+    denial: Denial<'s>,
+}
+
+impl Recall<'_> {
+    /// The settings as they are stored, without what is denied.
+    fn whole(&mut self, stored: &StoredCertificate) -> Option<CertificateSettings> {
+        let mut whole = stored.whole()?.clone();
+        self.denial.deny(&mut whole);
+        Some(whole)
+    }
+
+    fn settings(
+        &mut self,
+        stored: Result<Remembered, StoreError>,
+        lineage: &Lineage,
+        whole: Option<&CertificateSettings>,
+    ) -> Result<CertificateSettings, Failure> {
+        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+        let mut settings = self.recollection.of(&stored)?;
+        self.denial.deny(&mut settings);
+        // The options of this process are for others; an import leaves room for them, and a
+        // certificate of another machine.
+        let takes_options = settings.imported.is_some() || self.is_in_fleet;
+        let Some(whole) = whole.filter(|_| !takes_options) else {
+            return Ok(settings);
+        };
+        let mut whole = whole.clone();
+        if settings.cannot_order.is_some() {
+            whole.cannot_order.clone_from(&settings.cannot_order);
+        }
+        Ok(whole)
+    }
+}
+
+/// The files that certificates are written to, and whose each is: two certificates must not
+/// write the same one.
+struct Files(BTreeMap<PathBuf, Lineage>);
+
+impl Files {
+    fn of(certificates: &[CertificateSettings]) -> Self {
+        let all = certificates.iter();
+        let all = all.flat_map(|one| written(one).map(|path| (path, one.lineage.clone())));
+        Self(all.collect())
+    }
+
+    /// The settings without those that another certificate writes.
+    fn add(&mut self, mut settings: CertificateSettings) -> CertificateSettings {
+        let lineage = settings.lineage.clone();
+        let paths: Vec<PathBuf> = written(&settings).collect();
+        for path in paths {
+            let owner = self.0.entry(path.clone());
+            let owner = owner.or_insert_with(|| lineage.clone());
+            if *owner == lineage {
+                continue;
+            }
+            tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
+            let writes_it =
+                |spec: &DeployTarget| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
+            settings.deploy.retain(|spec| !writes_it(spec));
+        }
+        settings
+    }
+}
+
+/// Stores that `certs run` does not keep these certificates: commands may not see the
 /// configuration of the sidecar.
-async fn mark(configured: &Settings, settings: &CertificateSettings) {
+async fn mark(configured: &Settings, orphans: &[CertificateSettings]) {
     let marked = async {
+        if orphans.is_empty() {
+            return Ok(());
+        }
         if let Some(store) = existing_store(configured.data_dir.clone())? {
-            remember(&store, settings).await?;
+            for settings in orphans {
+                remember(&store, settings).await?;
+            }
         }
         Ok::<_, Failure>(())
     };
@@ -209,43 +267,19 @@ async fn mark(configured: &Settings, settings: &CertificateSettings) {
     }
 }
 
-async fn record(configured: &Settings, lineage: &Lineage) -> Result<Option<Record>, Failure> {
-    let Some(store) = existing_store(configured.data_dir.clone())? else {
-        return Ok(None);
-    };
-    let stored = store.load(lineage).await;
-    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
-    Ok(stored.map(|(record, _)| record))
-}
-
-/// Two certificates must not write the same file.
-fn without_shared_files(
-    mut settings: CertificateSettings,
-    configured: &Settings,
-) -> CertificateSettings {
-    let lineage = settings.lineage.clone();
-    while let Some((path, owner)) = shared_file(&settings, configured.certificates.iter()) {
-        tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
-        let writes_it =
-            |spec: &DeployTarget| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
-        settings.deploy.retain(|spec| !writes_it(spec));
-    }
-    settings
-}
-
 /// Why nothing keeps the certificate, as a command sees it. The sidecar knows its own
 /// configuration; a command without any relies on what the sidecar found last.
 pub(super) fn orphaned_for_command(
-    sources: &Sources,
+    configured: &Configured,
     settings: &CertificateSettings,
     requested_by: Option<&RequestedBy>,
     sidecar_runs: bool,
 ) -> Option<String> {
     let is_unfinished = settings.asked_by() == Some(Origin::Install);
-    if !is_unfinished && (sidecar_runs || sources.known().is_empty()) {
+    if !is_unfinished && (sidecar_runs || configured.is_empty()) {
         return settings.orphaned.clone();
     }
-    orphaned(sources, settings, requested_by).map(str::to_owned)
+    orphaned(configured, settings, requested_by).map(str::to_owned)
 }
 
 /// Takes the orphaned certificates out of `settings`, and says so.
@@ -255,9 +289,10 @@ pub(super) async fn skip_orphans(
 ) -> Result<(), Failure> {
     let requests = Labels::open(&settings.data_dir)?.requests();
     let sidecar_runs = control::is_running(&settings.data_dir).await?;
+    let index = sources.index();
     settings.certificates.retain(|one| {
         let lineage = &one.lineage;
-        let why = orphaned_for_command(sources, one, requests.get(lineage), sidecar_runs);
+        let why = orphaned_for_command(&index, one, requests.get(lineage), sidecar_runs);
         if let Some(why) = &why {
             tracing::warn!(%lineage, "{}", notice(lineage, why));
         }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::catalog::{deny_stored, existing_store, with_stored};
+use super::inventory::Inventory;
 use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::lineage::{Known, Lineage, Meant, meant, second_of};
-use crate::store::Store;
+use crate::lineage::{ByName, Known, Lineage, Meant, meant};
 use crate::text::shell_word;
 
 /// The settings of the certificate that a command names, else of all of them. What is
@@ -20,7 +20,7 @@ pub(super) async fn named(sources: &Sources) -> Result<Settings, Failure> {
         return settings(sources, &Purpose::Named).await;
     };
     let data_dir = process.data_dir;
-    let stored = stored(&data_dir).await?;
+    let stored = stored(&data_dir)?;
     let lineage = match meant(names, &stored) {
         Meant::Known(lineage) if !sources.names_itself(own) => lineage,
         _ => own,
@@ -37,13 +37,20 @@ pub(super) async fn named(sources: &Sources) -> Result<Settings, Failure> {
 /// The settings for `purpose`, with each certificate under its stored name.
 pub(super) async fn settings(sources: &Sources, purpose: &Purpose) -> Result<Settings, Failure> {
     let mut settings = sources.settings(purpose)?;
-    relate(sources, &mut settings).await?;
+    if !settings.certificates.is_empty() {
+        let stored = Inventory::read(&settings.data_dir)?;
+        relate(sources, &mut settings, &stored);
+    }
     Ok(settings)
 }
 
 /// Gives each certificate of `settings` the name under which it is stored.
-pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result<(), Failure> {
-    let stored = stored(&settings.data_dir).await?;
+pub(super) fn relate(sources: &Sources, settings: &mut Settings, stored: &Inventory) {
+    if settings.certificates.is_empty() {
+        return;
+    }
+    let (known, index) = (stored.known(), sources.index());
+    let stored = ByName::new(&known);
     let mut taken: BTreeSet<Lineage> = lineages(settings).collect();
     let mut names_of_first = BTreeMap::new();
     let mut is_turned = false;
@@ -58,15 +65,16 @@ pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result
             taken.insert(certificate.lineage.clone());
             continue;
         }
-        if sources.names_itself(&own) {
+        if index.names_itself(&own) {
             is_turned = keep_order(certificate, &stored);
             continue;
         }
         let is_free = |one: &&Known| one.lineage == own || !taken.contains(&one.lineage);
-        let free: Vec<Known> = stored.iter().filter(is_free).cloned().collect();
+        let near = stored.near(&certificate.names);
+        let free: Vec<Known> = near.filter(is_free).cloned().collect();
         match meant(&certificate.names, &free) {
             Meant::Known(lineage) => certificate.lineage = lineage.clone(),
-            Meant::Lacks(stored) if stored.lineage == own && sources.configures(&own) => {
+            Meant::Lacks(stored) if stored.lineage == own && index.has(&own) => {
                 let names: BTreeSet<_> = certificate.names.iter().collect();
                 let lacks = stored.issued.iter().filter(|name| !names.contains(name));
                 let lacks = list(lacks, ", ");
@@ -79,24 +87,20 @@ pub(super) async fn relate(sources: &Sources, settings: &mut Settings) -> Result
         let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
         names_of_first.insert(names, certificate.lineage.clone());
     }
-    Ok(())
 }
 
 /// Keeps the kinds of keys of two stored certificates, in whatever order they are requested:
 /// a server reads each by its name. Returns whether they are turned.
-fn keep_order(certificate: &mut CertificateSettings, stored: &[Known]) -> bool {
-    let lineage = &certificate.lineage;
-    let mut first = stored.iter().filter(|one| one.lineage == *lineage);
-    let Some((first, second)) = first
-        .next()
-        .and_then(|one| Some((one, second_of(one, stored)?)))
-    else {
+fn keep_order(certificate: &mut CertificateSettings, stored: &ByName<'_>) -> bool {
+    let requested = certificate.key.kinds(false);
+    let first = stored.named(&certificate.lineage);
+    let Some(first) = first.filter(|one| requested.len() == 2 && one.kinds != requested) else {
         return false;
     };
-    let requested = certificate.key.kinds(false);
-    if requested.len() < 2 || requested == first.kinds {
+    let Some(second) = stored.second_of(first) else {
         return false;
-    }
+    };
+    let lineage = certificate.lineage.clone();
     certificate.key = certificate.key.turned();
     let (kinds, key) = (&first.kinds, certificate.key);
     tracing::warn!(%lineage, "the order of the two keys is kept: {lineage} has the {} key, {} the {} one; hint: write {key}", kinds[0], second.lineage, kinds[1]);
@@ -107,26 +111,23 @@ fn keep_order(certificate: &mut CertificateSettings, stored: &[Known]) -> bool {
 /// the second key of the same names is stored.
 fn second(
     certificate: &CertificateSettings,
-    stored: &[Known],
+    stored: &ByName<'_>,
     firsts: &BTreeMap<BTreeSet<Identifier>, Lineage>,
     taken: &BTreeSet<Lineage>,
 ) -> Lineage {
     let names: BTreeSet<Identifier> = certificate.names.iter().cloned().collect();
     let own = &certificate.lineage;
     let is_its = |one: &&Known| one.is_second && (one.wanted == names || one.issued == names);
-    let mut its = stored.iter().filter(is_its).map(|one| &one.lineage);
+    let near = stored.near(&certificate.names);
+    let its: Vec<&Lineage> = near.filter(is_its).map(|one| &one.lineage).collect();
     let kind = certificate.key_type().kind();
     let first = firsts.get(&names).map(|first| first.beside(kind));
     let expected = first.unwrap_or_else(|| own.clone());
-    let is_stored = its.clone().any(|one| *one == expected);
+    let is_stored = its.contains(&&expected);
     // Not that of a certificate of its own, which only has the name.
-    let is_free = |name: &Lineage| {
-        stored
-            .iter()
-            .all(|one| one.lineage != *name || one.is_second)
-    };
+    let is_free = |name: &Lineage| stored.named(name).is_none_or(|one| one.is_second);
     let numbered = (2..).map_while(|number| Lineage::parse(&format!("{expected}-{number}")).ok());
-    match its.find(|one| !taken.contains(*one)) {
+    match its.into_iter().find(|one| !taken.contains(*one)) {
         Some(renamed) if !is_stored => renamed.clone(),
         _ if is_free(&expected) => expected,
         _ => numbered.into_iter().find(is_free).unwrap_or(expected),
@@ -147,13 +148,13 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
     };
     let lineage = &certificate.lineage;
     if sources.names_a_lineage {
-        refuse_second(certificate, &stored(&settings.data_dir).await?)?;
+        refuse_second(certificate, &stored(&settings.data_dir)?)?;
     }
     if sources.names_a_lineage || sources.configures_names(lineage, &certificate.names) {
         return Ok(());
     }
     let mut known = sources.known();
-    known.extend(stored(&settings.data_dir).await?);
+    known.extend(stored(&settings.data_dir)?);
     match meant(&certificate.names, &known) {
         Meant::Lacks(other) => Err(refusal(certificate, other, &known)),
         Meant::Known(_) | Meant::New => Ok(()),
@@ -164,8 +165,8 @@ pub(super) async fn check_command(sources: &Sources, settings: &Settings) -> Res
 /// made beside it.
 fn refuse_second(certificate: &CertificateSettings, stored: &[Known]) -> Result<(), Failure> {
     let lineage = &certificate.lineage;
-    let mut firsts = stored.iter();
-    let of = firsts.find(|one| second_of(one, stored).is_some_and(|it| it.lineage == *lineage));
+    let (mut firsts, index) = (stored.iter(), ByName::new(stored));
+    let of = firsts.find(|one| { index.second_of(one) }.is_some_and(|it| it.lineage == *lineage));
     let Some(first) = of else {
         return Ok(());
     };
@@ -185,10 +186,10 @@ pub(super) async fn other_key(
     data_dir: &Path,
     lineage: &Lineage,
 ) -> Result<Option<Lineage>, Failure> {
-    let stored = stored(data_dir).await?;
-    let mut pairs = stored
-        .iter()
-        .filter_map(|first| Some((&first.lineage, &second_of(first, &stored)?.lineage)));
+    let stored = stored(data_dir)?;
+    let (firsts, index) = (stored.iter(), ByName::new(&stored));
+    let mut pairs =
+        firsts.filter_map(|first| Some((&first.lineage, &index.second_of(first)?.lineage)));
     let pair = pairs.find(|(first, second)| *first == lineage || *second == lineage);
     Ok(pair.map(|(first, second)| if first == lineage { second } else { first }.clone()))
 }
@@ -237,25 +238,28 @@ fn list<'n>(names: impl IntoIterator<Item = &'n Identifier>, between: &str) -> S
 /// # Errors
 /// When there is none.
 pub(super) async fn selected(data_dir: &Path, name: &str) -> Result<Vec<Lineage>, Failure> {
-    let listed = match existing_store(data_dir.to_owned())? {
-        Some(store) => store.list().await.map_err(Failure::on("store"))?,
-        None => Vec::new(),
-    };
-    if let Some(lineage) = listed.into_iter().find(|one| one.as_str() == name) {
+    if let (Ok(lineage), Some(store)) = (Lineage::parse(name), existing_store(data_dir.to_owned())?)
+        && store.has(&lineage)
+    {
         return Ok(vec![lineage]);
     }
     let identifier = Identifier::parse(name).ok();
     let identifier = identifier.as_ref();
     let has = |one: &Known| identifier.is_some_and(|it| one.wanted.contains(it));
-    let stored = stored(data_dir).await?.into_iter();
+    let stored = stored(data_dir)?.into_iter();
     let selected: Vec<Lineage> = stored.filter(has).map(|one| one.lineage).collect();
     match selected.is_empty() {
-        true => Err(Failure::usage(
-            format!("unknown certificate {}", name.escape_debug()),
-            "certs status lists the stored ones; certs issue obtains a new one",
-        )),
+        true => Err(unknown(name)),
         false => Ok(selected),
     }
+}
+
+/// The failure when no certificate has that name.
+pub(super) fn unknown(name: &str) -> Failure {
+    Failure::usage(
+        format!("unknown certificate {}", name.escape_debug()),
+        "certs status lists the stored ones; certs issue obtains a new one",
+    )
 }
 
 /// The one stored certificate that `name` selects, for a command after which it is `done`.
@@ -277,27 +281,6 @@ pub(super) async fn one(data_dir: &Path, name: &str, done: &str) -> Result<Linea
 }
 
 /// The stored certificates. An unreadable record is reported where it is used.
-pub(super) async fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
-    let Some(store) = existing_store(data_dir.to_owned())? else {
-        return Ok(Vec::new());
-    };
-    let listed = store.list().await.map_err(Failure::on("store"))?;
-    let mut known = Vec::new();
-    for lineage in listed {
-        if let Ok(Some((record, _))) = store.load(&lineage).await {
-            let issued = record.issued.map(|issued| issued.facts.identifiers);
-            let made_with = store.options(&lineage).await.ok().flatten();
-            let made_with =
-                made_with.and_then(|json| CertificateSettings::stored_as(&lineage, &json).ok());
-            let key = made_with.map(|made_with| (made_with.key, made_with.is_second));
-            known.push(Known {
-                lineage,
-                wanted: record.identifiers,
-                issued: issued.unwrap_or_default(),
-                is_second: key.is_some_and(|(_, is_second)| is_second),
-                kinds: key.map_or_else(Vec::new, |(key, is_second)| key.kinds(is_second)),
-            });
-        }
-    }
-    Ok(known)
+pub(super) fn stored(data_dir: &Path) -> Result<Vec<Known>, Failure> {
+    Ok(Inventory::read(data_dir)?.known())
 }

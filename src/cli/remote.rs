@@ -20,12 +20,12 @@ pub(super) type KnownCas = BTreeMap<String, CaSettings>;
 /// The CAs of all configured and stored certificates.
 async fn known(call: &Call, settings: &Settings) -> Result<KnownCas, Failure> {
     let mut certificates = call.sources.settings(&Purpose::All)?.certificates;
-    for (_, stored) in recall(&call.sources, settings).await? {
+    for (_, stored) in recall(&call.sources, settings)? {
         certificates.extend(stored.ok());
     }
     let cas = certificates
         .into_iter()
-        .flat_map(|one| [Some(one.ca), one.fallback])
+        .flat_map(|one| [Some(one.ca.clone()), one.fallback.clone()])
         .flatten()
         .map(|ca| (ca.directory.identity().to_owned(), ca));
     Ok(cas.collect())

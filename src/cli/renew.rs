@@ -66,7 +66,7 @@ async fn selected(call: &Call, selection: &Selection<'_>, task: Task) -> Result<
     let never_orders = matches!(task, Task::Pass(trigger) if trigger.never_orders());
     let mut settings = meant::settings(&call.sources, &Purpose::All).await?;
     let mut unusable = Vec::new();
-    for (lineage, recalled) in recall(&call.sources, &settings).await? {
+    for (lineage, recalled) in recall(&call.sources, &settings)? {
         match recalled {
             Ok(certificate) => settings.certificates.push(certificate),
             Err(failure) => unusable.push((lineage, failure)),

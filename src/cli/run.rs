@@ -18,12 +18,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use self::following::follow;
-use self::managed::{ManagedCertificates, with_labels};
+use self::managed::{AtStart, ManagedCertificates, read_stored, remember_new, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::all_known;
-use super::factory::{Factory, proxy_to};
-use super::kept::keep_stored;
+use super::factory::{Builder, Factory, proxy_to};
+use super::kept::{NotKept, keep_stored};
 use super::labels::Labels;
 use super::listener::{Refused, listeners};
 use super::meant;
@@ -31,13 +30,14 @@ use super::volume;
 use crate::challenge::listen::Listener;
 use crate::challenge::protocol::Protocol;
 use crate::challenge::responses::Responses;
-use crate::config::{Origin, Purpose, Settings};
+use crate::config::{CertificateSettings, Origin, Purpose, Settings};
 use crate::control::Control;
 use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::net::listen::{self, Socket};
 use crate::net::systemd::Notifier;
+use crate::observe::Board;
 use crate::observe::admin::{self, HostNames, Shown};
 use crate::sandbox;
 use crate::store::Store;
@@ -53,18 +53,16 @@ const LEAVING: Duration = Duration::from_secs(2);
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let notifier = Arc::new(Notifier::connect(&call.environment));
-    let mut configured = meant::settings(&call.sources, &Purpose::All).await?;
-    let labels = Labels::open(&configured.data_dir)?;
-    let not_kept = keep_stored(&call.sources, &mut configured, &labels).await?;
-    let mut settings = with_labels(&call.sources, &configured, &labels);
-    settings.gives_up_root = sandbox::gives_up_root(&settings);
+    let board = Board::default();
+    let (configured, labels, mut not_kept, mut settings) = all(&call, &board).await?;
     let mut bound = Bound::new(&call, &settings).await?;
-    let factory = factory(&call, &settings, &mut bound).await?;
-    let shown = shown(&factory);
+    let known = std::mem::take(&mut not_kept.known);
+    let factory = factory(&call, &settings, known, &mut bound)?;
+    let shown = shown(&factory, board);
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
     let mut managed = ManagedCertificates {
         sources: call.sources.clone(),
-        at_start: configured.clone(),
+        at_start: AtStart::of(&configured),
         configured,
         labels,
         factory: factory.clone(),
@@ -78,7 +76,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     };
     let started = supervisor.keep(managed.certificates()?).await;
     started.map_err(Failure::on("certs run"))?;
-    factory.remember_all(&settings).await;
+    remember_new(&factory, &settings).await;
     warn_if_empty(&settings);
     let supervising = tokio::spawn(supervisor.run());
 
@@ -97,6 +95,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
+    // The memory of thousands of settings is for what is kept of them.
+    settings.certificates = Vec::new();
     if let Some(schedule) = settings.renew.schedule.clone() {
         serving.spawn(cron::run(schedule, handle.clone(), clock));
     }
@@ -113,6 +113,21 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     ended.and(supervised.map_err(failed))
 }
 
+/// The certificates that are configured and kept of the store, the labels of containers, what is
+/// not kept of the store, and the certificates with those of the labels.
+type All = (Settings, Labels, NotKept, Settings);
+
+async fn all(call: &Call, board: &Board) -> Result<All, Failure> {
+    let mut configured = call.sources.settings(&Purpose::All)?;
+    let stored = read_stored(&configured.data_dir, board)?;
+    meant::relate(&call.sources, &mut configured, &stored);
+    let labels = Labels::open(&configured.data_dir)?;
+    let not_kept = keep_stored(&call.sources, &mut configured, &labels, stored).await?;
+    let mut settings = with_labels(&call.sources, &configured, &labels);
+    settings.gives_up_root = sandbox::gives_up_root(&settings);
+    Ok((configured, labels, not_kept, settings))
+}
+
 /// Another machine of the fleet does the scheduled work from now on.
 async fn leave(call: &Call) {
     if let Some(fleet) = &call.fleet {
@@ -121,11 +136,11 @@ async fn leave(call: &Call) {
 }
 
 /// What the admin endpoints show of a process that has just begun.
-fn shown(factory: &Factory) -> Shown {
+fn shown(factory: &Factory, board: Board) -> Shown {
     Shown {
+        board,
         metrics: factory.services.metrics.clone(),
         process: factory.sandbox.check(),
-        ..Shown::default()
     }
 }
 
@@ -220,25 +235,44 @@ impl Bound {
 }
 
 /// Builds the services and sandboxes this process.
-async fn factory(
+fn factory(
     call: &Call,
     settings: &Settings,
+    not_kept: Vec<CertificateSettings>,
     bound: &mut Bound,
 ) -> Result<Arc<Factory>, Failure> {
     let (store, responses) = (bound.store.clone(), bound.responses.clone());
     let mut factory = Factory::new(call, settings, store, responses)?;
     factory.refused = std::mem::take(&mut bound.refused);
     factory.services.output.prepare();
+    let mut builder = Builder::new(&factory);
     for certificate in &settings.certificates {
         // While this process may give files to their readers; an error is reported later.
-        let _ = factory.open_published(certificate);
+        let _ = builder.open_published(certificate);
     }
     // After the listeners: sockets from the service manager are ours by now.
-    let known = all_known(&call.sources, settings).await?;
+    let known = distinct(settings, not_kept);
     announce_proxies(&known);
     factory.prepare_issuers(&known);
     factory.confine(sandbox::confine(&call.surroundings(), settings, &known)?);
     Ok(Arc::new(factory))
+}
+
+/// `settings` with the stored certificates that are not kept. Of those with the same settings
+/// one is enough, unless a path may have their names in it.
+fn distinct(settings: &Settings, not_kept: Vec<CertificateSettings>) -> Settings {
+    let mut known = Settings {
+        certificates: Vec::new(),
+        ..settings.clone()
+    };
+    let mut seen = BTreeSet::new();
+    let all = settings.certificates.iter().chain(&not_kept);
+    let distinct = all.filter(|one| {
+        let is_new = seen.insert(Arc::as_ptr(&one.shared));
+        is_new || !one.deploy.is_empty()
+    });
+    known.certificates = distinct.cloned().collect();
+    known
 }
 
 /// Says through which proxy each CA is reached.
@@ -307,8 +341,8 @@ async fn retry_refused(
         serving.spawn(counted(listener, &managed.factory).serve());
     }
     if is_new {
-        match managed.certificates() {
-            Ok(certificates) => handle.replace(certificates).await,
+        match managed.restock().await {
+            Ok(certificates) => handle.update(certificates).await,
             Err(failure) => tracing::error!("{}", failure.in_a_line()),
         }
     }
@@ -344,7 +378,7 @@ async fn obey(
             }
             Some(reply) = reloads.recv() => {
                 match managed.restock().await {
-                    Ok(certificates) => handle.replace(certificates).await,
+                    Ok(certificates) => handle.update(certificates).await,
                     Err(failure) => tracing::error!("{}", failure.in_a_line()),
                 }
                 // The caller may have gone.
@@ -355,7 +389,7 @@ async fn obey(
             }
             listing = newest(&mut listings) => {
                 if let Some(certificates) = managed.listed(&listing).await {
-                    handle.replace(certificates).await;
+                    handle.update(certificates).await;
                 }
             }
             _ = serving.join_next() => {

@@ -1,30 +1,28 @@
 //! `certs status`: the state of every certificate.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fmt;
+mod rows;
 
-use serde::Serialize;
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
 use serde_json::Value;
 
+use self::rows::{Reader, Row, Rows, Seen};
 use super::Call;
 use super::args::Health;
-use super::catalog::{denied, existing_store, none_in};
+use super::catalog::{existing_store, none_in};
 use super::fleet;
-use super::kept::{is_configured, notice, orphaned_for_command};
+use super::kept::notice;
 use super::labels::Labels;
 use super::meant;
 use super::output::{Terminal, replacing, say, say_json};
 use crate::ca_state::Outage;
-use crate::config::{CertificateSettings, DirectoryUrl, Origin, Remembered, Settings};
+use crate::config::DirectoryUrl;
 use crate::control;
 use crate::failure::Failure;
-use crate::lineage::Lineage;
-use crate::manage;
-use crate::observe::{RequestedBy, Status, probe};
-use crate::random::SystemRandom;
-use crate::renew::rate_limits::{self, Left};
-use crate::store::Store;
+use crate::observe::{Status, probe};
+use crate::renew::rate_limits::Left;
 use crate::store::fs::FileStore;
 use crate::text::printable_lines;
 use crate::time::{Clock, SystemClock, Timestamp};
@@ -34,34 +32,35 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
     let settings = call.sources.process_settings()?;
     let store = existing_store(settings.data_dir.clone())?;
     let mut requests = Labels::open(&settings.data_dir)?.requests();
-    let lineages = match (only, &store) {
-        (Some(name), _) => meant::selected(&settings.data_dir, name).await?,
-        (None, Some(store)) => {
-            let listed = store.list().await;
-            listed.map_err(Failure::on("store"))?
-        }
-        (None, None) => Vec::new(),
-    };
-    let sidecar = match store.is_some() && control::is_running(&settings.data_dir).await? {
-        true => Some(control::stuck(&settings.data_dir).await),
-        false => None,
-    };
     let now = SystemClock.now();
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
-    for lineage in lineages {
-        let requested_by = requests.remove(&lineage);
-        let known = (requested_by, &sidecar);
-        match row(call, store.as_ref(), &settings, &lineage, known, now).await {
-            Ok((mut row, denied)) => {
-                row.made_with.take_if(|_| only.is_none());
-                rows.push(row);
-                // The same file for all of them.
-                if let (Err(failure), true) = (denied, ended.is_ok()) {
-                    failure.show(&call.terminal);
-                    ended = Err(failure.code_only());
+    let seen = match (only, &store) {
+        (Some(name), None) => return Err(meant::unknown(name)),
+        (_, Some(store)) => seen(store, &settings.data_dir, only, now).await?,
+        (None, None) => Vec::new(),
+    };
+    if let Some(store) = &store {
+        let sidecar = match control::is_running(&settings.data_dir).await? {
+            true => Some(control::stuck(&settings.data_dir).await),
+            false => None,
+        };
+        let mut all = Rows::new(call, &settings, store, sidecar, only.is_some());
+        for seen in seen {
+            let read = match seen {
+                Ok(seen) => {
+                    let requested_by = requests.remove(seen.name());
+                    all.row(seen, requested_by, now).await
                 }
-            }
-            Err(failure) => {
+                Err(failure) => Err(failure),
+            };
+            let failed = match read {
+                Ok((row, denied)) => {
+                    rows.push(row);
+                    denied.err()
+                }
+                Err(failure) => Some(failure),
+            };
+            if let Some(failure) = failed {
                 failure.show(&call.terminal);
                 ended = ended.and(Err(failure.code_only()));
             }
@@ -84,6 +83,23 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         fleet::show(&nodes, now);
     }
     ended
+}
+
+/// The stored certificates, or those that a name selects.
+async fn seen(
+    store: &FileStore,
+    data_dir: &Path,
+    only: Option<&str>,
+    now: Timestamp,
+) -> Result<Vec<Result<Seen, Failure>>, Failure> {
+    let mut reader = Reader::default();
+    let Some(name) = only else {
+        let all = store.together(|one| reader.see(one, now));
+        return all.map_err(Failure::on("store"));
+    };
+    let lineages = meant::selected(data_dir, name).await?.into_iter();
+    let stored = lineages.filter_map(|lineage| store.one(lineage));
+    Ok(stored.map(|one| reader.see(one, now)).collect())
 }
 
 /// Queries the admin endpoints of the running process. It reads no stored state, so
@@ -115,97 +131,6 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
         body.lines().for_each(say);
     }
     Ok(())
-}
-
-/// What the running sidecar cannot renew, and why.
-type Stuck = BTreeMap<Lineage, String>;
-
-async fn row(
-    call: &Call,
-    store: Option<&FileStore>,
-    process: &Settings,
-    lineage: &Lineage,
-    (requested_by, sidecar): (Option<RequestedBy>, &Option<Stuck>),
-    now: Timestamp,
-) -> Result<(Row, Result<(), Failure>), Failure> {
-    let unknown = || {
-        let message = format!("unknown certificate {lineage}");
-        Failure::usage(message, "certs status without a name lists them")
-    };
-    let store = store.ok_or_else(unknown)?;
-    let stored = store.load(lineage).await;
-    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
-    let (record, _) = stored.ok_or_else(unknown)?;
-    let known = store.ca_state(&record.ca).await;
-    let (state, _) = known.map_err(Failure::on(&record.ca))?;
-    let rules = rate_limits::rules(&record.ca);
-    let mut status = manage::status::status(&record, now, &SystemRandom);
-    let made_with = store.options(lineage).await;
-    let made_with = made_with.map_err(Failure::on(lineage.as_str()))?;
-    // Damaged settings fail the renewal, which names them.
-    let made_with: Option<CertificateSettings> =
-        made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
-    let requested = requested_by.as_ref();
-    let sidecar_runs = sidecar.is_some();
-    let why = made_with
-        .as_ref()
-        .and_then(|own| orphaned_for_command(&call.sources, own, requested, sidecar_runs));
-    status.orphaned = why.is_some();
-    status.orphaned_why = why;
-    status.requested_by = requested_by;
-    let lasts = |own: &&CertificateSettings| own.asked_by().is_none_or(Origin::lasts);
-    let own = made_with.as_ref().filter(lasts);
-    // The configuration grants the rights of its own certificates.
-    let own = own.filter(|own| !is_configured(&call.sources, own));
-    let stored = own.map(|own| Remembered::Whole(Box::new(own.clone())));
-    let stored = stored.and_then(|stored| call.sources.remembered(&stored).ok());
-    let cause = stored.and_then(|stored| stored.cannot_order);
-    let stuck = sidecar
-        .as_ref()
-        .and_then(|stuck| stuck.get(lineage).cloned());
-    status.not_renewable = stuck.or_else(|| cause.map(|cause| cause.shown()));
-    let lacks = own.map(|own| denied(&call.sources, process, own));
-    let lacks = lacks.unwrap_or_else(|| Ok(Vec::new()));
-    let lacks = lacks.map(|denied| status.denied = denied);
-    let row = Row {
-        has_request: { made_with.as_ref() }.is_some_and(|own| own.request.is_some()),
-        made_with: made_with.map(|own| shown(own, process)).transpose()?,
-        status,
-        budget: rate_limits::left(&state, rules, &record.identifiers, now),
-        outage: state.outage,
-        served_by: BTreeMap::new(),
-    };
-    Ok((row, lacks))
-}
-
-/// One certificate, with its CA's state.
-#[derive(Serialize)]
-struct Row {
-    #[serde(flatten)]
-    status: Status,
-    /// The tokens left of the CA's rate limits for a new certificate of these names.
-    budget: Vec<Left>,
-    /// The CA's current outage.
-    outage: Option<Outage>,
-    /// The machines of the fleet, and the generation that each was last seen to serve.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    served_by: BTreeMap<String, Option<u64>>,
-    /// Whether its key is that of a signing request.
-    #[serde(skip)]
-    has_request: bool,
-    /// The settings that it was made with, which its renewals use; only for one certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    made_with: Option<Value>,
-}
-
-/// Stored settings with their output's whole path, and without the secrets of targets.
-fn shown(mut settings: CertificateSettings, process: &Settings) -> Result<Value, Failure> {
-    settings.output = Some(process.output_of(&settings));
-    let targets = settings.deploy.iter().map(ToString::to_string);
-    let targets: Vec<String> = targets.collect();
-    let mut json = serde_json::to_value(settings)?;
-    json["deploy"] = targets.into();
-    Ok(json)
 }
 
 const COLUMNS: [&str; 8] = [

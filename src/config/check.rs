@@ -58,6 +58,27 @@ pub(super) fn certificate(
     }
 }
 
+/// Whether the names of `wanted` have no problem: all else is the same for every certificate
+/// with these settings.
+pub(super) fn names_fit(wanted: &CertificateSettings) -> bool {
+    let mut problems = Problems::default();
+    let mut check = Check {
+        wanted,
+        origin: &SettingOrigin::Nowhere,
+        known: KnownCa::Yes,
+        data_dir: &PathBuf::new,
+        problems: &mut problems,
+    };
+    check.names();
+    for ca in [Some(&wanted.ca), wanted.fallback.as_ref()] {
+        if let Some(ca) = ca.filter(|ca| ca.directory.is_public()) {
+            let profile = wanted.profile.as_deref();
+            check.public_names(ca, profile);
+        }
+    }
+    problems.is_empty()
+}
+
 /// The `problems` that prevent the order of one certificate, if it has any.
 pub(super) fn cannot_order(
     stored: &CertificateSettings,
@@ -106,23 +127,27 @@ pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &
     }
 }
 
+/// The files to which this certificate alone is written.
+pub(crate) fn written(one: &CertificateSettings) -> impl Iterator<Item = PathBuf> {
+    let specs = one.deploy.iter().map(|spec| spec.for_lineage(&one.lineage));
+    let specs = specs.filter(DeployTarget::is_for_one);
+    specs.filter_map(|spec| spec.writes())
+}
+
 /// A file that both `certificate` and one of `others` are written to, and that other
 /// certificate.
-pub(crate) fn shared_file<'a>(
+pub(super) fn shared_file<'a>(
     certificate: &CertificateSettings,
-    others: impl Iterator<Item = &'a CertificateSettings>,
+    mut others: impl Iterator<Item = &'a CertificateSettings>,
 ) -> Option<(PathBuf, Lineage)> {
-    let files = |one: &CertificateSettings| -> BTreeSet<PathBuf> {
-        let specs = one.deploy.iter().map(|spec| spec.for_lineage(&one.lineage));
-        let specs = specs.filter(DeployTarget::is_for_one);
-        specs.filter_map(|spec| spec.writes()).collect()
-    };
-    let ours = files(certificate);
-    let mut others = others.filter(|other| other.lineage != certificate.lineage);
+    let ours: BTreeSet<PathBuf> = written(certificate).collect();
+    if ours.is_empty() {
+        return None;
+    }
     others.find_map(|other| {
-        let theirs = files(other);
-        let both = ours.intersection(&theirs).next()?;
-        Some((both.clone(), other.lineage.clone()))
+        let is_other = other.lineage != certificate.lineage;
+        let both = written(other).find(|path| is_other && ours.contains(path))?;
+        Some((both, other.lineage.clone()))
     })
 }
 

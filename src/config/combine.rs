@@ -12,7 +12,7 @@ use super::read::{Entry, Strength};
 use super::resolve::Sources;
 use super::{
     CaSettings, CertificateSettings, ConfigProblem, DEPLOY_HINT, DeployWhen, LogFormat,
-    OutputSettings, Settings,
+    OutputSettings, Settings, SharedSettings,
 };
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
@@ -156,7 +156,8 @@ impl Sources {
         settings.is_second = entry.is_second;
         settings.request = value(pick(&layers, |layer| &layer.request));
         // A stored one ends by that word.
-        for text in [&mut settings.profile, &mut settings.ca.preferred_chain] {
+        let own: &mut SharedSettings = &mut settings;
+        for text in [&mut own.profile, &mut own.ca.preferred_chain] {
             text.take_if(|text| text == NONE);
         }
         settings.lifetime.take_if(|lifetime| lifetime.is_none());
@@ -172,7 +173,8 @@ impl Sources {
         self.check_draft(&layers, problems);
         settings.deploy = self.deploy(&layers, problems);
         if entry.strength == Strength::Stored && pick(&layers, |layer| &layer.deploy).is_none() {
-            settings.deploy = self.stored_targets(std::mem::take(&mut settings.deploy));
+            let stored = std::mem::take(&mut settings.deploy);
+            settings.deploy = self.stored_targets(stored);
         }
         settings.output = Some(self.output(entry));
         settings

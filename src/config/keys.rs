@@ -6,7 +6,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -462,6 +464,14 @@ pub(crate) struct CertificateSettings {
     pub lineage: Lineage,
     /// The names in it, in the order in which they were given.
     pub names: Vec<Identifier>,
+    /// All others, which thousands of certificates may share.
+    #[serde(flatten)]
+    pub shared: Arc<SharedSettings>,
+}
+
+/// The settings of a certificate but for its names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SharedSettings {
     pub ca: CaSettings,
     #[serde(default)]
     pub fallback: Option<CaSettings>,
@@ -507,6 +517,20 @@ pub(crate) struct CertificateSettings {
     pub cannot_order: Option<CannotOrder>,
 }
 
+impl Deref for CertificateSettings {
+    type Target = SharedSettings;
+    fn deref(&self) -> &SharedSettings {
+        &self.shared
+    }
+}
+
+impl DerefMut for CertificateSettings {
+    /// A change is for this certificate alone.
+    fn deref_mut(&mut self) -> &mut SharedSettings {
+        Arc::make_mut(&mut self.shared)
+    }
+}
+
 impl CertificateSettings {
     /// Reads what is stored for `lineage`: a rename moves what is stored and does not change
     /// it.
@@ -526,24 +550,14 @@ impl CertificateSettings {
         Self {
             lineage,
             names,
-            ca: CaSettings::default(),
-            fallback: None,
-            profile: None,
-            lifetime: None,
-            key: KeyTypes::default(),
-            is_second: false,
-            reuse_key: false,
-            request: None,
-            partial: false,
-            challenge: ChallengeSettings::default(),
-            deploy: Vec::new(),
-            verify: Vec::new(),
-            output: None,
-            imported: None,
-            origin: None,
-            orphaned: None,
-            unconfirmed: BTreeSet::new(),
-            cannot_order: None,
+            shared: Arc::default(),
+        }
+    }
+
+    /// Shares the memory of `other` if only the names differ.
+    pub(crate) fn share(&mut self, other: &Self) {
+        if self.shared == other.shared {
+            self.shared = other.shared.clone();
         }
     }
 

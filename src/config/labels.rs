@@ -53,16 +53,20 @@ impl Sources {
         let Some(docker) = &configured.docker else {
             return granted;
         };
+        if requests.is_empty() {
+            return granted;
+        }
+        let tables = Tables::of(configured);
         let mut asked = Vec::new();
         for request in requests {
-            let (others, tables) = (&granted.certificates, &configured.certificates);
-            let request = &with_a_free_name(request, others, tables);
+            let (others, all) = (&granted.certificates, &configured.certificates);
+            let request = &with_a_free_name(request, others, all);
             let Some(lineage) = request.lineage() else {
                 continue;
             };
             let origin = origin_of(request, &request.label);
             let mut problems = Problems::default();
-            if self.is_taken(request, &lineage, configured, &granted, &mut problems) {
+            if is_taken(request, &lineage, &tables, &granted, &mut problems) {
                 granted.refused.extend(problems.sorted());
                 continue;
             }
@@ -104,39 +108,6 @@ impl Sources {
         }
         share_addresses(&mut granted, configured, asked);
         granted
-    }
-
-    /// Whether a certificate with that name or for the same names exists already. If it
-    /// has the name and other names in it, that is a problem.
-    fn is_taken(
-        &self,
-        request: &Request,
-        lineage: &Lineage,
-        configured: &Settings,
-        granted: &Granted,
-        problems: &mut Problems,
-    ) -> bool {
-        let same =
-            |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == request.set();
-        let all = configured.certificates.iter();
-        let all = all.chain(&granted.certificates);
-        if all.clone().any(same) {
-            return true;
-        }
-        let mut all = all.filter(|one| one.lineage == *lineage);
-        let Some(other) = all.next() else {
-            return false;
-        };
-        let names: Vec<String> = other.names.iter().map(ToString::to_string).collect();
-        let whose = match configured.certificates.contains(other) {
-            true => "the configuration",
-            false => "another container",
-        };
-        let names = names.join(", ");
-        let message = format!("{whose} has a certificate {lineage}, for {names}");
-        let hint = "put another name first, or request the same names";
-        problems.add(&origin_of(request, &request.label), message, hint);
-        true
     }
 
     fn requested(
@@ -218,6 +189,52 @@ impl Sources {
     }
 }
 
+/// The configured certificates, found by name and by the names in them.
+struct Tables<'c> {
+    by_lineage: BTreeMap<&'c Lineage, &'c CertificateSettings>,
+    names: BTreeSet<BTreeSet<&'c Identifier>>,
+}
+
+impl<'c> Tables<'c> {
+    fn of(configured: &'c Settings) -> Self {
+        let all = configured.certificates.iter();
+        Self {
+            by_lineage: all.clone().map(|one| (&one.lineage, one)).collect(),
+            names: all.map(|one| one.names.iter().collect()).collect(),
+        }
+    }
+}
+
+/// Whether a certificate with that name or for the same names exists already. If it
+/// has the name and other names in it, that is a problem.
+fn is_taken(
+    request: &Request,
+    lineage: &Lineage,
+    tables: &Tables<'_>,
+    granted: &Granted,
+    problems: &mut Problems,
+) -> bool {
+    let set = request.set();
+    let mut others = granted.certificates.iter();
+    let same = |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == set;
+    if tables.names.contains(&set) || others.clone().any(same) {
+        return true;
+    }
+    let table = tables.by_lineage.get(lineage).copied();
+    let other = others.find(|one| one.lineage == *lineage);
+    let (other, whose) = match (table, other) {
+        (Some(table), _) => (table, "the configuration"),
+        (None, Some(other)) => (other, "another container"),
+        (None, None) => return false,
+    };
+    let names: Vec<String> = other.names.iter().map(ToString::to_string).collect();
+    let names = names.join(", ");
+    let message = format!("{whose} has a certificate {lineage}, for {names}");
+    let hint = "put another name first, or request the same names";
+    problems.add(&origin_of(request, &request.label), message, hint);
+    true
+}
+
 /// The request, under the first of its names that no other certificate has, if its own first
 /// name is that of a container's certificate with other names.
 fn with_a_free_name(
@@ -265,9 +282,10 @@ fn share_addresses(
     for (_, lineage, request) in asked {
         let mut certificates = granted.certificates.iter_mut();
         let found = certificates.find(|one| one.lineage == lineage);
-        let Some((own, ca)) =
-            found.and_then(|one| Some((one.ca.email.as_mut()?, &one.ca.directory)))
-        else {
+        let Some((own, ca)) = found.and_then(|one| {
+            let ca = &mut one.ca;
+            Some((ca.email.as_mut()?, &ca.directory))
+        }) else {
             continue;
         };
         let first = (lineage, own.clone());

@@ -1,10 +1,15 @@
 //! The stored settings of a certificate, as a source: they replace a table of the file.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
 use super::key::KeyTable;
 use super::keys::CertificateLayer;
 use super::problem::{Given, SettingOrigin};
 use super::read::{Entry, Strength};
-use super::{CertificateSettings, DirectoryUrl};
+use super::{CertificateSettings, DirectoryUrl, SharedSettings};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
@@ -73,5 +78,99 @@ impl CertificateLayer {
                 }
             }
         }
+    }
+}
+
+/// Reads the stored settings of many certificates. Those that differ only by their names are
+/// read once, and share their memory.
+#[derive(Debug, Default)]
+pub(crate) struct StoredSettings(BTreeMap<String, Arc<SharedSettings>>);
+
+/// Further kinds of settings are read, and not kept.
+const MOST_KINDS: usize = 1000;
+
+impl StoredSettings {
+    /// Reads what is stored for `lineage`, as [`CertificateSettings::stored_as`] does.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(crate) fn read(
+        &mut self,
+        lineage: &Lineage,
+        json: &str,
+    ) -> serde_json::Result<CertificateSettings> {
+        let whole = |json| CertificateSettings::stored_as(lineage, json);
+        let Some((names, rest)) = split(json) else {
+            return whole(json);
+        };
+        if let Some(shared) = self.0.get(rest) {
+            return Ok(CertificateSettings {
+                lineage: lineage.clone(),
+                names,
+                shared: shared.clone(),
+            });
+        }
+        let settings = whole(json)?;
+        if self.0.len() < MOST_KINDS {
+            self.0.insert(rest.to_owned(), settings.shared.clone());
+        }
+        Ok(settings)
+    }
+}
+
+/// The names in stored settings, and all that follows them, if the text is as we write it: no
+/// line break is inside a string.
+fn split(json: &str) -> Option<(Vec<Identifier>, &str)> {
+    #[derive(Deserialize)]
+    struct Head {
+        names: Vec<Identifier>,
+    }
+    let (name, names) = json.strip_prefix("{\n  \"lineage\": ")?.split_once('\n')?;
+    names.strip_prefix("  \"names\": [\n")?;
+    let (names, rest) = names.split_once("\n  ],\n")?;
+    let head: Head = serde_json::from_str(&format!("{{\"lineage\": {name}{names}]}}")).ok()?;
+    Some((head.names, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(names: &[&str], email: &str) -> (Lineage, String) {
+        let names: Vec<Identifier> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let lineage = Lineage::of(&names[0]);
+        let mut settings = CertificateSettings::new(lineage.clone(), names);
+        settings.ca.email = Some(email.to_owned());
+        (lineage, serde_json::to_string_pretty(&settings).unwrap())
+    }
+
+    #[test]
+    fn stored_settings_share_memory_and_are_read_as_one_by_one() {
+        let mut all = StoredSettings::default();
+        let tricky = "a@example.com\"\n  ],\n";
+        let cases = [
+            stored(&["a.example"], "a@example.com"),
+            stored(&["b.example", "*.b.example"], "a@example.com"),
+            stored(&["c.example"], tricky),
+        ];
+        let read = cases.each_ref().map(|(lineage, json)| {
+            let read = all.read(lineage, json).unwrap();
+            assert_eq!(read, CertificateSettings::stored_as(lineage, json).unwrap());
+            read
+        });
+        assert!(Arc::ptr_eq(&read[0].shared, &read[1].shared));
+        assert!(!Arc::ptr_eq(&read[0].shared, &read[2].shared));
+        // Written by a person, in another order, or with one change.
+        let (lineage, json) = &cases[0];
+        let compact = serde_json::from_str::<serde_json::Value>(json).unwrap();
+        assert_eq!(all.read(lineage, &compact.to_string()).unwrap(), read[0]);
+        let changed = json.replace("a@example.com", "b@example.com");
+        let changed = all.read(lineage, &changed).unwrap();
+        assert_eq!(changed.ca.email.as_deref(), Some("b@example.com"));
+        assert!(all.read(lineage, &json.replace("a.example", "-")).is_err());
+        // A change of one is none of the others.
+        let mut own = read[0].clone();
+        own.partial = true;
+        assert!(!read[1].partial && !read[0].partial);
     }
 }

@@ -1,15 +1,12 @@
 //! A command that names a stored certificate again: what no source sets stays as it is
 //! stored. No right follows from that.
 
-use std::collections::BTreeSet;
-
 use super::keys::CertificateLayer;
 use super::problem::{Given, Problems};
 use super::read::{Entry, Strength};
 use super::remembered::Remembered;
 use super::resolve::Sources;
 use super::{CertificateSettings, DirectoryUrl};
-use crate::deploy::confirmed::Right;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
@@ -49,8 +46,8 @@ impl Sources {
         self
     }
 
-    /// The rights that the sources alone grant to the certificate, whatever is stored.
-    pub(crate) fn own_rights(&self, of: &CertificateSettings) -> BTreeSet<Right> {
+    /// What the sources alone make of the certificate, whatever is stored.
+    pub(crate) fn own_settings(&self, of: &CertificateSettings) -> CertificateSettings {
         let bare = Remembered::Record {
             lineage: of.lineage.clone(),
             names: of.names.clone(),
@@ -59,8 +56,7 @@ impl Sources {
         };
         let entry = self.with_own(&Entry::remembered(&bare));
         // Their problems are reported with the certificate.
-        let own = self.certificate(&entry, &mut Problems::default());
-        own.rights()
+        self.certificate(&entry, &mut Problems::default())
     }
 
     /// The option of the command line that chooses the key, if one does.

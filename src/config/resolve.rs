@@ -131,12 +131,16 @@ impl Sources {
         let mut problems = self.problems.clone();
         let entries = self.entries(purpose, &mut problems);
         let mut settings = self.process(&mut problems);
+        let index = self.index();
         for entry in &entries {
             let mut certificate = self.checked(entry, &mut problems);
-            certificate.origin = Some(match self.configures(&entry.lineage) {
+            certificate.origin = Some(match index.has(&entry.lineage) {
                 true => Origin::Configuration,
                 false => Origin::Command,
             });
+            if let Some(last) = settings.certificates.last() {
+                certificate.share(last);
+            }
             settings.certificates.push(certificate);
         }
         check::copies(&settings.certificates, &entries, &mut problems);
@@ -306,6 +310,11 @@ impl Sources {
             return self.each_key(&self.with_own(named)).collect();
         }
         let mut entries = self.document.entries.clone();
+        let mut places: BTreeMap<Lineage, usize> = BTreeMap::new();
+        for (place, entry) in entries.iter().enumerate() {
+            places.entry(entry.lineage.clone()).or_insert(place);
+        }
+        let own = self.own_layers();
         let mut seen = BTreeSet::new();
         for entry in &self.domains {
             if !seen.insert(entry.lineage.clone()) {
@@ -315,8 +324,12 @@ impl Sources {
             }
         }
         for entry in self.domains.iter().chain(&self.named) {
-            let entry = self.with_own(entry);
-            match entries.iter_mut().find(|old| old.lineage == entry.lineage) {
+            let mut entry = entry.clone();
+            if let Some(layer) = own.get(&entry.lineage) {
+                entry.layer = layer.clone();
+            }
+            let place = *places.entry(entry.lineage.clone()).or_insert(entries.len());
+            match entries.get_mut(place) {
                 Some(old) => *old = entry,
                 None => entries.push(entry),
             }
@@ -327,7 +340,7 @@ impl Sources {
         }
         let each: Vec<Entry> = entries.iter().flat_map(|one| self.each_key(one)).collect();
         for entry in each.iter().filter(|entry| entry.is_second) {
-            if entries.iter().any(|other| other.lineage == entry.lineage) {
+            if places.contains_key(&entry.lineage) {
                 let message = format!(
                     "`{}` is the certificate for the other key too",
                     entry.lineage
@@ -337,6 +350,17 @@ impl Sources {
             }
         }
         each
+    }
+
+    /// The keys that the file sets for each certificate alone.
+    fn own_layers(&self) -> BTreeMap<Lineage, CertificateLayer> {
+        let all = self.document.entries.iter();
+        let all = all.flat_map(|entry| self.each_key(entry));
+        let mut layers = BTreeMap::new();
+        for entry in all {
+            layers.entry(entry.lineage).or_insert(entry.layer);
+        }
+        layers
     }
 
     /// `entry`, with the keys that the file sets for this certificate alone.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Component;
 
-use super::{CertificateSettings, OutputSettings};
+use super::{CertificateSettings, OutputSettings, SharedSettings};
 use crate::challenge::ChallengeSettings;
 use crate::deploy::confirmed::Right;
 
@@ -45,6 +45,9 @@ impl CertificateSettings {
 
     /// Without what needs an unconfirmed right.
     pub(crate) fn stripped(mut self) -> Self {
+        if self.unconfirmed.is_empty() {
+            return self;
+        }
         let denied = std::mem::take(&mut self.unconfirmed);
         let lineage = self.lineage.clone();
         self.deploy.retain(|spec| {
@@ -60,10 +63,9 @@ impl CertificateSettings {
         if answers.chain(program).any(|right| denied.contains(&right)) {
             self.challenge = ChallengeSettings::default();
         }
-        for ca in [Some(&mut self.ca), self.fallback.as_mut()]
-            .into_iter()
-            .flatten()
-        {
+        let own: &mut SharedSettings = &mut self;
+        let cas = [Some(&mut own.ca), own.fallback.as_mut()];
+        for ca in cas.into_iter().flatten() {
             for file in [&mut ca.root, &mut ca.eab_hmac_file] {
                 *file = file
                     .take()

@@ -189,7 +189,11 @@ fn stored_settings_that_became_invalid_have_own_problems() {
     let case = Case::new("");
     let remembered = |stored: &CertificateSettings| {
         let stored = Remembered::Whole(Box::new(stored.clone()));
-        case.sources().remembered(&stored).unwrap().cannot_order
+        case.sources()
+            .remembered(&stored)
+            .unwrap()
+            .cannot_order
+            .clone()
     };
     let cause = remembered(&stored).unwrap();
     assert!(cause.why.contains("/nowhere/at/all"), "{cause:?}");

@@ -34,7 +34,8 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
-    Certificate, FreshKeys, Keeper, Probes, SameNames, Services, VERIFY_WITHIN, Wanted,
+    Certificate, FreshKeys, Keeper, OrderSettings, Probes, SameNames, Services, SharedServices,
+    VERIFY_WITHIN, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -95,14 +96,16 @@ impl Setup {
         };
         let endpoint: Endpoint = address.to_string().parse().map_err(Failure::unexpected)?;
         let certificate = |(wanted, target)| Certificate {
-            fallback: None,
             targets: vec![Arc::new(Timed(target, tally.clone()))],
             wanted,
-            issuer: issuer.clone(),
-            endpoints: vec![endpoint.clone()],
             keeper: Keeper::default(),
-            cannot_order: None,
-            program: None,
+            shared: Arc::new(SharedServices {
+                issuer: issuer.clone(),
+                fallback: None,
+                endpoints: vec![endpoint.clone()],
+                cannot_order: None,
+                program: None,
+            }),
         };
         let certificates = wanted.into_iter().zip(targets).map(certificate);
         Ok(Self {
@@ -206,10 +209,12 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
     Ok(Wanted {
         lineage: Lineage::of(&identifiers[0]),
         identifiers: identifiers.into_iter().collect(),
-        ca: ca.to_owned(),
-        terms: Terms::default(),
-        request: None,
-        partial: false,
+        order: Arc::new(OrderSettings {
+            ca: ca.to_owned(),
+            terms: Terms::default(),
+            request: None,
+            partial: false,
+        }),
     })
 }
 

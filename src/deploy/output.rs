@@ -270,13 +270,15 @@ impl Output {
             && contents.iter().all(|(file, mode, _)| is_given(file, *mode))
     }
 
+    /// Whether readers are configured.
+    pub(super) fn has_readers(&self) -> bool {
+        self.owner != Owner::default()
+    }
+
     /// Gives the published files to the configured readers, which may have changed since they
     /// were written.
     pub(super) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
-        let Some(generation) = self
-            .live(lineage)?
-            .filter(|_| self.owner != Owner::default())
-        else {
+        let Some(generation) = self.live(lineage)?.filter(|_| self.has_readers()) else {
             return Ok(());
         };
         let top = self.top()?;

@@ -15,7 +15,7 @@ use crate::record::Generation;
 use crate::time::Timestamp;
 
 /// An output, and the owner that its files get from its directory.
-type Owned = (Arc<Output>, DirectoryOwner);
+pub(crate) type Owned = (Arc<Output>, DirectoryOwner);
 
 /// The usual output, and the others by certificate.
 #[derive(Debug)]
@@ -42,21 +42,29 @@ impl Outputs {
     }
 
     /// Publishes `lineage` in `own` from now on.
-    pub(crate) fn set(&self, lineage: Lineage, own: Output, owner: DirectoryOwner) {
+    pub(crate) fn set(&self, lineage: Lineage, own: Owned) {
         let mut all = self.own.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(lineage, (Arc::new(own), owner));
+        all.insert(lineage, own);
     }
 
     /// Gives what is published of `lineage` to the readers that are configured now.
     pub(crate) fn open_published(&self, lineage: &Lineage) -> Result<(), OutputError> {
-        self.within(lineage, |own| own.open_published(lineage))
+        let (output, _) = self.of(lineage);
+        match output.has_readers() {
+            true => self.within(lineage, |own| own.open_published(lineage)),
+            false => Ok(()),
+        }
+    }
+
+    /// The output of `lineage`, and the owner that its files get.
+    fn of(&self, lineage: &Lineage) -> Owned {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.get(lineage).unwrap_or(&self.usual).clone()
     }
 
     /// Works in the output of `lineage`, as its owner.
     fn within<T>(&self, lineage: &Lineage, work: impl FnOnce(&Output) -> T) -> T {
-        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
-        let (output, owner) = own.get(lineage).unwrap_or(&self.usual).clone();
-        drop(own);
+        let (output, owner) = self.of(lineage);
         let _acting = owner.act();
         work(&output)
     }
@@ -79,6 +87,26 @@ impl Outlet for Outputs {
 
     fn live(&self, lineage: &Lineage) -> Result<Option<Generation>, OutputError> {
         self.within(lineage, |own| own.live(lineage))
+    }
+
+    fn live_of_all(
+        &self,
+        lineages: &[Lineage],
+    ) -> BTreeMap<Lineage, Result<Option<Generation>, OutputError>> {
+        let mut by_output: BTreeMap<usize, (Owned, Vec<&Lineage>)> = BTreeMap::new();
+        for lineage in lineages {
+            let own = self.of(lineage);
+            let address = Arc::as_ptr(&own.0) as usize;
+            let group = by_output.entry(address);
+            group.or_insert((own, Vec::new())).1.push(lineage);
+        }
+        let groups = by_output.into_values();
+        let live = groups.flat_map(|((output, owner), group)| {
+            let _acting = owner.act();
+            let live = group.into_iter().map(|one| (one.clone(), output.live(one)));
+            live.collect::<Vec<_>>()
+        });
+        live.collect()
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {

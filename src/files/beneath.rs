@@ -174,7 +174,8 @@ impl Directory {
 
     /// The content of a regular file of at most `largest` bytes.
     pub(crate) fn read(&self, name: impl AsRef<OsStr>, largest: u64) -> io::Result<Vec<u8>> {
-        let mut content = Vec::new();
+        // Most files are read by one call, and one more finds their end.
+        let mut content = Vec::with_capacity(4096);
         let file = self.file(name)?;
         let length = file.take(largest + 1).read_to_end(&mut content)?;
         match length as u64 > largest {

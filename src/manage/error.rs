@@ -116,6 +116,9 @@ impl ManageError {
             Self::Store(StoreError::Corrupt { .. }) => {
                 "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays".into()
             }
+            Self::Store(StoreError::Newer { .. }) => {
+                "run the version of certs that wrote it, or a newer one; nothing was changed".into()
+            }
             Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
             Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
             Self::Store(StoreError::Leased { .. }) => {
@@ -190,6 +193,12 @@ impl ManageError {
             Cause::Protocol(_) => *phase == Phase::Directory,
             _ => false,
         }
+    }
+
+    /// Whether the CA has refused it because of a rate limit.
+    #[must_use]
+    pub(super) fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Acme(error) if matches!(error.cause, Cause::RateLimited { .. }))
     }
 
     /// Whether the CA has processed and rejected the order. An overloaded CA, or a gateway

@@ -20,7 +20,8 @@ use crate::certificate::{Bundle, Facts, Freshness, Secret, key_fingerprint};
 use crate::record::{PendingOrder, Record};
 use crate::renew::clock::{Evidence, decided_at, signed_at};
 use crate::renew::decide::{Plan, due, is_due};
-use crate::renew::policy::{CLOCK_READING, RECHECK};
+use crate::renew::policy::{CLOCK_READING, MOST_ORDERING, ORDERING, RECHECK};
+use crate::renew::rate_limits;
 use crate::time::Timestamp;
 
 type Sent = Result<(Bundle, Timestamp), ManageError>;
@@ -51,6 +52,7 @@ impl Pass<'_> {
         }
         let services = self.services;
         services.metrics.issuance(source.ca, ended.is_ok());
+        self.pace(source.ca, &ended);
         if ended.as_ref().err().is_none_or(ManageError::is_verdict) {
             let operation = Operation::Order(None);
             ca_state::note_available(services, source.ca, operation).await;
@@ -69,6 +71,17 @@ impl Pass<'_> {
                     .await;
                 Err(error)
             }
+        }
+    }
+
+    /// Orders more or fewer certificates at a time from now on.
+    fn pace(&self, ca: &str, ended: &Sent) {
+        match ended {
+            Ok(_) if rate_limits::rules(ca).is_empty() => self.permit.succeeded(MOST_ORDERING),
+            // The limits that a CA publishes leave no room to find others.
+            Ok(_) => self.permit.succeeded(ORDERING),
+            Err(error) if error.is_outage() || error.is_rate_limit() => self.permit.refused(),
+            _ => {}
         }
     }
 

@@ -69,16 +69,19 @@ mod tests {
         Wanted {
             lineage: Lineage::of(&name),
             identifiers: BTreeSet::from([name]),
-            ca: "https://ca".into(),
-            terms: Terms::default(),
-            request: None,
-            partial: false,
+            order: std::sync::Arc::new(crate::manage::OrderSettings {
+                ca: "https://ca".into(),
+                terms: Terms::default(),
+                request: None,
+                partial: false,
+            }),
         }
     }
 
     fn record(renewed_at: Timestamp) -> Record {
         let wanted = wanted();
-        let mut record = Record::new(wanted.lineage, wanted.identifiers.clone(), wanted.ca);
+        let ca = wanted.ca.clone();
+        let mut record = Record::new(wanted.lineage, wanted.identifiers.clone(), ca);
         record.issued = Some(Issued {
             generation: Generation(1),
             facts: Facts {

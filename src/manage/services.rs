@@ -2,6 +2,7 @@
 //! certificate. The simulation replaces them. No flow is started here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,20 +88,41 @@ pub(crate) struct Looks {
 pub(crate) struct Certificate {
     /// The wanted names, CA and key.
     pub wanted: Wanted,
+    /// The servers to deploy to.
+    pub targets: Vec<Arc<dyn Target>>,
+    /// What keeps it.
+    pub keeper: Keeper,
+    /// What thousands of certificates may share.
+    pub shared: Arc<SharedServices>,
+}
+
+/// The services of certificates with the same settings.
+#[derive(Clone)]
+pub(crate) struct SharedServices {
     /// The CA.
     pub issuer: Arc<dyn Issuer>,
     /// The fallback CA, if the operator names one.
     pub fallback: Option<FallbackCa>,
-    /// The servers to deploy to.
-    pub targets: Vec<Arc<dyn Target>>,
     /// The endpoints to verify.
     pub endpoints: Vec<Endpoint>,
-    /// What keeps it.
-    pub keeper: Keeper,
-    /// Why it cannot be ordered. It is deployed and looked at nevertheless.
+    /// Why they cannot be ordered. They are deployed and looked at nevertheless.
     pub cannot_order: Option<CannotOrder>,
-    /// The program that presents its challenge answers.
+    /// The program that presents their challenge answers.
     pub program: Option<PathBuf>,
+}
+
+impl Deref for Certificate {
+    type Target = SharedServices;
+    fn deref(&self) -> &SharedServices {
+        &self.shared
+    }
+}
+
+impl DerefMut for Certificate {
+    /// A change is for this certificate alone.
+    fn deref_mut(&mut self) -> &mut SharedServices {
+        Arc::make_mut(&mut self.shared)
+    }
 }
 
 /// What keeps a certificate.
@@ -207,6 +229,29 @@ impl Certificate {
             .chain(fallback)
     }
 
+    /// Whether a pass over `other` would do the same: only what made them may be new.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let fallback = |one: &Self| {
+            let fallback = one.fallback.as_ref();
+            fallback.map(|it| (it.ca.clone(), Arc::as_ptr(&it.issuer).cast::<()>()))
+        };
+        let (one, another) = (&self.shared, &other.shared);
+        let same_services = Arc::ptr_eq(one, another)
+            || Arc::ptr_eq(&one.issuer, &another.issuer)
+                && fallback(self) == fallback(other)
+                && one.endpoints == another.endpoints
+                && one.cannot_order == another.cannot_order
+                && one.program == another.program;
+        let names = |one: &Self| one.targets.iter().map(|it| it.name()).collect::<Vec<_>>();
+        let (wanted, others) = (&self.wanted, &other.wanted);
+        self.keeper == other.keeper
+            && wanted.identifiers == others.identifiers
+            && wanted.order == others.order
+            && same_services
+            && self.targets.len() == other.targets.len()
+            && names(self) == names(other)
+    }
+
     /// The targets with their names in records; a second target of the same name gets a
     /// number.
     pub(crate) fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {
@@ -230,6 +275,13 @@ pub(crate) struct Wanted {
     pub lineage: Lineage,
     /// The names that the certificate must have.
     pub identifiers: BTreeSet<Identifier>,
+    /// What thousands of certificates may share.
+    pub order: Arc<OrderSettings>,
+}
+
+/// The settings of orders but for their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OrderSettings {
     /// The CA's directory URL.
     pub ca: String,
     /// The other settings of its orders.
@@ -238,6 +290,20 @@ pub(crate) struct Wanted {
     pub request: Option<SigningRequest>,
     /// Whether names that fail may be excluded, so that the others are still issued.
     pub partial: bool,
+}
+
+impl Deref for Wanted {
+    type Target = OrderSettings;
+    fn deref(&self) -> &OrderSettings {
+        &self.order
+    }
+}
+
+impl DerefMut for Wanted {
+    /// A change is for this certificate alone.
+    fn deref_mut(&mut self) -> &mut OrderSettings {
+        Arc::make_mut(&mut self.order)
+    }
 }
 
 /// The result of a successful pass.

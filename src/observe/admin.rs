@@ -14,8 +14,9 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 
+use super::board::Board;
 use super::metrics::{CONTENT_TYPE, Metrics};
-use super::status::{Board, ProofState, Status};
+use super::status::{ProofState, Status};
 use crate::failure::Check;
 use crate::net::listen::Limits;
 use crate::record::Generation;
@@ -123,23 +124,50 @@ pub(crate) fn router(shown: Shown, hosts: HostNames) -> Router {
         .layer(guard)
 }
 
+/// More lines help no reader, and a load balancer asks often.
+const MOST_LINES: usize = 1000;
+
 async fn readyz(State(shown): State<Shown>) -> Response {
-    let all = shown.board.all();
-    let complaints = all.iter().filter_map(|status| {
-        let complaint = in_a_line(&complaint(status)?);
-        Some(format!("{}: {complaint}\n", status.name))
+    let (mut complaints, mut remarked) = (Lines::default(), Lines::default());
+    let process = shown.process.as_ref().and_then(|check| check());
+    complaints.extend(process.map(|why| format!("{why}\n")));
+    shown.board.each(|status| {
+        let complaint = complaint(&status).map(|why| in_a_line(&why));
+        complaints.extend(complaint.map(|why| format!("{}: {why}\n", status.name)));
+        remarked.extend(remarks(&status));
     });
     let unmanaged = shown.board.obstacles().unmanaged.into_iter();
-    let unmanaged =
-        unmanaged.map(|(lineage, why)| format!("{lineage}: not managed: {}\n", in_a_line(&why)));
-    let process = shown.process.as_ref().and_then(|check| check());
-    let process = process.map(|why| format!("{why}\n")).into_iter();
-    let complaints: String = process.chain(complaints).chain(unmanaged).collect();
-    if complaints.is_empty() {
-        let remarks: String = all.iter().flat_map(remarks).collect();
-        format!("ready\n{remarks}").into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, complaints).into_response()
+    complaints.extend(
+        unmanaged.map(|(lineage, why)| format!("{lineage}: not managed: {}\n", in_a_line(&why))),
+    );
+    match complaints.all {
+        0 => format!("ready\n{}", remarked.text()).into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, complaints.text()).into_response(),
+    }
+}
+
+/// The first of many lines, and how many there are.
+#[derive(Default)]
+struct Lines {
+    first: String,
+    all: usize,
+}
+
+impl Lines {
+    fn extend(&mut self, lines: impl IntoIterator<Item = String>) {
+        for line in lines {
+            if self.all < MOST_LINES {
+                self.first.push_str(&line);
+            }
+            self.all += 1;
+        }
+    }
+
+    fn text(self) -> String {
+        match self.all.saturating_sub(MOST_LINES) {
+            0 => self.first,
+            more => format!("{}and {more} more\n", self.first),
+        }
     }
 }
 
@@ -203,13 +231,22 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 }
 
 async fn certificates(State(shown): State<Shown>) -> Response {
-    axum::Json(shown.board.all()).into_response()
+    let mut json = Vec::from(b"[");
+    shown.board.each(|status| {
+        if json.len() > 1 {
+            json.push(b',');
+        }
+        // A status has no key that is not a text.
+        let _ = serde_json::to_writer(&mut json, &status);
+    });
+    json.push(b']');
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
 async fn page(State(shown): State<Shown>) -> Response {
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
-    let (all, now) = (shown.board.all(), SystemClock.now());
-    let rows: String = all.iter().map(|status| row(status, now)).collect();
+    let (mut rows, now) = (String::new(), SystemClock.now());
+    shown.board.each(|status| rows.push_str(&row(&status, now)));
     let body = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=30>\
          <meta name=viewport content='width=device-width'><title>certs</title><style>{STYLE}</style>\

@@ -3,9 +3,11 @@
 //! Nothing here is stored.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::status::{Board, ProofState};
+use super::board::Board;
+use super::status::ProofState;
 use crate::time::Timestamp;
 
 /// The `Content-Type` of the text.
@@ -118,47 +120,51 @@ impl Metrics {
         let counters = counters.clone();
         let mut text = String::new();
         for family in [ISSUANCES, DEPLOYMENTS, REQUESTS, CHALLENGES] {
-            write(&mut text, &counters, family, "counter", "_total");
+            family_of(&mut text, &counters, family, "counter", "_total");
         }
-        let mut gauges = gauges(board);
+        let mut tokens_left = Values::new();
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         for (ca, tokens_at) in limits.iter() {
             for tokens in tokens_at(now) {
                 let (limit, subject) = (&*tokens.limit, &*tokens.subject);
                 let labels = text_of(&[("ca", ca), ("limit", limit), ("subject", subject)]);
-                let values = gauges.entry(TOKENS).or_default();
+                let values = tokens_left.entry(TOKENS).or_default();
                 values.insert(labels, tokens.left.into());
             }
         }
-        let families = [
-            TOKENS,
-            NOT_AFTER,
-            SERVED,
-            PROOF,
-            EXCLUDED,
-            REQUESTED,
-            NEXT_ACTION,
-        ];
-        for family in families {
-            write(&mut text, &gauges, family, "gauge", "");
+        family_of(&mut text, &tokens_left, TOKENS, "gauge", "");
+        for (family, lines) in gauges(board) {
+            if !lines.is_empty() {
+                head(&mut text, family, "gauge");
+                text.push_str(&lines);
+            }
         }
         text + "# EOF\n"
     }
 }
 
-fn gauges(board: &Board) -> Values {
-    let mut gauges = Values::new();
-    let mut set = |family, labels: &[(&str, &str)], value| {
-        let values = gauges.entry(family).or_default();
-        values.insert(text_of(labels), value);
-    };
-    for status in board.all() {
+/// The lines of each family about certificates, in the order of their names: no state is kept
+/// for them.
+fn gauges(board: &Board) -> [(Family, String); 6] {
+    let families = [NOT_AFTER, SERVED, PROOF, EXCLUDED, REQUESTED, NEXT_ACTION];
+    let mut gauges = families.map(|family| (family, String::new()));
+    board.each(|status| {
         let name = ("name", status.name.as_str());
+        let mut set = |family: Family, labels: &[(&str, &str)], value: i64| {
+            let lines = gauges.iter_mut().find(|(known, _)| *known == family);
+            if let Some((_, lines)) = lines {
+                line(lines, family, "", &text_of(labels), value);
+            }
+        };
         if let Some(instant) = status.not_after {
             set(NOT_AFTER, &[name], instant.seconds());
         }
-        set(NEXT_ACTION, &[name], status.next_at.seconds());
-        for (state, proof) in ProofState::ALL {
+        for (endpoint, seen) in &status.served {
+            if let Some(instant) = seen.not_after {
+                set(SERVED, &[name, ("endpoint", endpoint)], instant.seconds());
+            }
+        }
+        for (state, proof) in ProofState::ALL.into_iter().rev() {
             let applies = state == status.proof.state;
             set(PROOF, &[name, ("proof", proof)], applies.into());
         }
@@ -169,26 +175,30 @@ fn gauges(board: &Board) -> Values {
                 set(REQUESTED, &labels, request.gone_since.is_none().into());
             }
         }
-        for (endpoint, seen) in &status.served {
-            if let Some(instant) = seen.not_after {
-                set(SERVED, &[name, ("endpoint", endpoint)], instant.seconds());
-            }
-        }
-    }
+        set(NEXT_ACTION, &[name], status.next_at.seconds());
+    });
     gauges
 }
 
+fn head(text: &mut String, (name, description): Family, kind: &str) {
+    let _ = write!(
+        text,
+        "# HELP certs_{name} {description}.\n# TYPE certs_{name} {kind}\n"
+    );
+}
+
+fn line(text: &mut String, (name, _): Family, suffix: &str, labels: &str, value: i64) {
+    let _ = writeln!(text, "certs_{name}{suffix}{{{labels}}} {value}");
+}
+
 /// Appends a family, unless it has no values.
-fn write(text: &mut String, values: &Values, family: Family, kind: &str, suffix: &str) {
-    let (name, description) = family;
+fn family_of(text: &mut String, values: &Values, family: Family, kind: &str, suffix: &str) {
     let Some(values) = values.get(&family) else {
         return;
     };
-    text.push_str(&format!(
-        "# HELP certs_{name} {description}.\n# TYPE certs_{name} {kind}\n"
-    ));
+    head(text, family, kind);
     for (labels, value) in values {
-        text.push_str(&format!("certs_{name}{suffix}{{{labels}}} {value}\n"));
+        line(text, family, suffix, labels, *value);
     }
 }
 

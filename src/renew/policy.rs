@@ -28,6 +28,9 @@ pub(crate) const SPREAD: Duration = MINUTE.saturating_mul(5);
 pub(crate) const MANY: usize = 100;
 /// See [`MANY`].
 pub(crate) const SPREAD_OF_MANY: Duration = HOUR;
+/// After a start or a reload, the passes over more than [`MANY`] certificates that need nothing
+/// begin at this distance. Ours: twenty a second are a small part of one processor.
+pub(crate) const RESTING_PAUSE: Duration = Duration::from_millis(50);
 /// A renewal that is due within this time may become due before its pass ends. Ours.
 pub(crate) const PREFLIGHT_MARGIN: Duration = MINUTE.saturating_mul(5);
 /// The age up to which an order is resumed. Source: Let's Encrypt's orders expire after seven
@@ -163,8 +166,11 @@ pub(crate) const LONG_LEASED: u32 = 50;
 /// How long passes in progress may take to end at a stop. Source: `docker stop` kills
 /// after ten seconds.
 pub(crate) const STOP_GRACE: Duration = SECOND.saturating_mul(8);
-/// Certificates ordered at the same time. Ours.
+/// Certificates ordered at the same time at first, and at a CA with known limits. Ours.
 pub(crate) const ORDERING: usize = 4;
+/// Certificates ordered at the same time at most, at a CA whose limits are unknown. Ours: more
+/// are not faster at any CA that was measured.
+pub(crate) const MOST_ORDERING: usize = 32;
 /// Passes in progress at the same time, including those that deploy. Each holds a record
 /// and a pair, and one connection while it verifies. Ours.
 pub(crate) const SIDE_BY_SIDE: usize = 32;

@@ -25,8 +25,8 @@ use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::{
-    Certificate, Keeper, Keys, ManageError, Probes, SPACING, SPREAD, SameNames, Services,
-    VERIFY_WITHIN, Wanted,
+    Certificate, Keeper, Keys, ManageError, OrderSettings, Probes, SPACING, SPREAD, SameNames,
+    Services, SharedServices, VERIFY_WITHIN, Wanted,
 };
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
@@ -257,25 +257,29 @@ impl World {
         };
         let lineages = self.lineages.iter();
         let certificates = lineages.map(|(lineage, identifiers, lifetime)| Certificate {
-            fallback: None,
             wanted: Wanted {
-                partial: false,
                 lineage: lineage.clone(),
                 identifiers: identifiers.clone(),
-                ca: DIRECTORY.to_owned(),
-                terms: Terms::default(),
-                request: None,
+                order: Arc::new(OrderSettings {
+                    ca: DIRECTORY.to_owned(),
+                    terms: Terms::default(),
+                    request: None,
+                    partial: false,
+                }),
             },
-            issuer: Arc::new(NodeIssuer {
-                node: node.clone(),
-                random: random.clone(),
-                lifetime: *lifetime,
-            }),
             targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
-            endpoints: vec![self.endpoint.clone()],
             keeper: Keeper::default(),
-            cannot_order: None,
-            program: None,
+            shared: Arc::new(SharedServices {
+                issuer: Arc::new(NodeIssuer {
+                    node: node.clone(),
+                    random: random.clone(),
+                    lifetime: *lifetime,
+                }),
+                fallback: None,
+                endpoints: vec![self.endpoint.clone()],
+                cannot_order: None,
+                program: None,
+            }),
         });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {

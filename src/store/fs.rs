@@ -1,7 +1,7 @@
 //! The store as files in a private directory:
 //!
 //! ```text
-//! records/NAME/record.json   the record and its revision, replaced by rename
+//! records/NAME/record.json   the record, its revision and format, replaced by rename
 //! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
 //! records/NAME/options.json  the user's options
 //! records/NAME/lock          locked only during a compare-and-swap
@@ -15,6 +15,7 @@
 //! on the calling thread.
 
 mod single;
+mod together;
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -24,9 +25,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use self::single::{
-    at, locked, make_directory, open_lock, read_json, read_text, remove_directory, replace,
-    write_json,
+    at, check_format, locked, make_directory, open_lock, read_json, read_text, remove_directory,
+    replace, write_json,
 };
+pub use self::together::Together;
 use super::{Lease, Store, StoreError, check_account, check_save, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
@@ -46,19 +48,35 @@ pub struct FileStore {
     owner: DirectoryOwner,
 }
 
+/// The format of the files that this version writes, and the newest that it reads. A version that
+/// changes the meaning of what is stored counts on. Earlier versions wrote none, and ignore it.
+const FORMAT: u32 = 1;
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
+    #[serde(default)]
+    format: u32,
     revision: Revision,
     record: Record,
 }
 
 #[derive(Serialize, Deserialize)]
 struct StoredCa {
+    #[serde(default)]
+    format: u32,
     /// For an operator that reads the file.
     ca: String,
     revision: Revision,
     #[serde(rename = "authority")]
     state: CaState,
+}
+
+impl Stored {
+    /// Its record under the name of its directory: a rename moves that only.
+    fn of(mut self, lineage: &Lineage) -> (Record, Revision) {
+        self.record.lineage = lineage.clone();
+        (self.record, self.revision)
+    }
 }
 
 /// How the file of a CA names it.
@@ -107,6 +125,14 @@ impl FileStore {
             true => path,
             false => self.spelled_otherwise(part, ca).unwrap_or(path),
         }
+    }
+
+    /// Whether there is a record of `lineage`. An unreadable one is one: its load says why.
+    #[must_use]
+    pub fn has(&self, lineage: &Lineage) -> bool {
+        let _acting = self.owner.act();
+        let record = self.directory(lineage).join("record.json");
+        record.try_exists().unwrap_or(true)
     }
 
     /// Whether an account of `ca` is stored.
@@ -193,7 +219,11 @@ impl FileStore {
             self.write_pair(&record.lineage, issued.generation, pair)?;
         }
         let record = record.clone();
-        let stored = Stored { revision, record };
+        let stored = Stored {
+            format: FORMAT,
+            revision,
+            record,
+        };
         write_json(&directory.join("record.json"), &stored)?;
         if before.is_none() {
             self.flush_directories(&directory)?;
@@ -248,11 +278,7 @@ impl Store for FileStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
         let _acting = self.owner.act();
         let stored: Option<Stored> = read_json(&self.directory(lineage).join("record.json"))?;
-        Ok(stored.map(|mut stored| {
-            // A rename moves the directory only.
-            stored.record.lineage = lineage.clone();
-            (stored.record, stored.revision)
-        }))
+        Ok(stored.map(|stored| stored.of(lineage)))
     }
 
     async fn save(
@@ -286,6 +312,7 @@ impl Store for FileStore {
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
         let _acting = self.owner.act();
         let directory = self.directory(lineage);
+        check_format(&directory.join("record.json"))?;
         make_directory(&directory)?;
         replace(&directory.join("options.json"), json.as_bytes())
     }
@@ -343,12 +370,7 @@ impl Store for FileStore {
         for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
             let name = entry.map_err(at("read", &records))?.file_name();
             let lineage = name.to_str().and_then(|name| Lineage::parse(name).ok());
-            // An unreadable record is one: its load says why it cannot be read.
-            let has_record = |one: &Lineage| {
-                let record = self.directory(one).join("record.json");
-                record.try_exists().unwrap_or(true)
-            };
-            lineages.extend(lineage.filter(has_record));
+            lineages.extend(lineage.filter(|one| self.has(one)));
         }
         lineages.sort();
         Ok(lineages)
@@ -439,6 +461,7 @@ impl Store for FileStore {
         let revision = next_revision(format!("the state of CA {ca}"), expected, found)?;
         let (ca, state) = (ca.to_owned(), state.clone());
         let stored = StoredCa {
+            format: FORMAT,
             ca,
             revision,
             state,

@@ -2,6 +2,7 @@
 //! costs the same for one certificate as for thousands. Nothing is launched here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -79,10 +80,12 @@ pub(super) struct Agenda {
     idle: BTreeSet<(Timestamp, u32, Lineage)>,
     /// Idle, with a user waiting.
     requested: BTreeSet<Lineage>,
-    /// Waiting for the end of a CA's outage.
-    waiting_for_ca: BTreeSet<Lineage>,
+    /// Waiting for the end of a CA's outage, by the CA's directory URL.
+    waiting_for_ca: BTreeMap<String, BTreeSet<Lineage>>,
     /// Waiting for a token of a rate limit, and when each gets one.
     queues: BTreeMap<Line, BTreeMap<Lineage, Timestamp>>,
+    /// The queue of each of these.
+    queued: BTreeMap<Lineage, Line>,
 }
 
 impl Agenda {
@@ -127,10 +130,18 @@ impl Agenda {
         self.entries.retain(|lineage, entry| change(lineage, entry));
         (self.idle, self.requested, self.waiting_for_ca) = Default::default();
         self.queues.clear();
+        self.queued.clear();
         for (lineage, entry) in std::mem::take(&mut self.entries) {
             self.index(&lineage, Position::of(&entry), true);
             self.entries.insert(lineage, entry);
         }
+    }
+
+    /// Takes no more memory than its entries need: a tree to which they came in order is half
+    /// empty.
+    pub(super) fn compact(&mut self) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        self.idle = std::mem::take(&mut self.idle).into_iter().collect();
     }
 
     /// Makes a pass over every certificate due `now`.
@@ -159,9 +170,9 @@ impl Agenda {
         self.idle.first().map(|(due, ..)| *due)
     }
 
-    /// The certificates that wait for the end of a CA's outage.
-    pub(super) fn waiting_for_a_ca(&self) -> BTreeSet<Lineage> {
-        self.waiting_for_ca.clone()
+    /// The certificates that wait for the end of the outage of `ca`.
+    pub(super) fn waiting_for(&self, ca: &str) -> BTreeSet<Lineage> {
+        self.waiting_for_ca.get(ca).cloned().unwrap_or_default()
     }
 
     /// The managed certificates.
@@ -170,11 +181,21 @@ impl Agenda {
         managed.map(|entry| &entry.certificate)
     }
 
-    /// The managed certificates that are deployed and idle.
-    pub(super) fn deployed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
-        let entry = self.entries.values();
+    /// Of the next `count` certificates after `last`, those that are managed, deployed and idle;
+    /// and where to go on. After the last one it begins again.
+    pub(super) fn deployed_after(
+        &self,
+        last: Option<&Lineage>,
+        count: usize,
+    ) -> (Vec<&Arc<Certificate>>, Option<Lineage>) {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.entries.range((from, Bound::Unbounded)).take(count);
+        let last = next.clone().last().map(|(lineage, _)| lineage.clone());
+        let entry = next.map(|(_, entry)| entry);
         let at_rest = entry.filter(|entry| entry.managed && entry.deployed && !entry.busy);
-        at_rest.map(|entry| &entry.certificate)
+        let at_rest = at_rest.map(|entry| &entry.certificate);
+        let ends = self.entries.last_key_value().map(|(lineage, _)| lineage);
+        (at_rest.collect(), last.filter(|last| Some(last) != ends))
     }
 
     /// When `lineage`, which met `error` and waits for `until`, is checked again: within an
@@ -204,14 +225,20 @@ impl Agenda {
             return latest;
         }
         slots.insert(lineage.clone(), slot);
+        self.queued.insert(lineage.clone(), (**line).clone());
         slot
     }
 
     fn leave_queues(&mut self, lineage: &Lineage) {
-        self.queues.retain(|_, slots| {
+        let Some(line) = self.queued.remove(lineage) else {
+            return;
+        };
+        if let Some(slots) = self.queues.get_mut(&line) {
             slots.remove(lineage);
-            !slots.is_empty()
-        });
+            if slots.is_empty() {
+                self.queues.remove(&line);
+            }
+        }
     }
 
     /// Enters `lineage` into the indexes at `position`, or removes it.
@@ -228,18 +255,22 @@ impl Agenda {
         if position.requested {
             set(&mut self.requested, lineage.clone(), enters);
         }
-        if position.waiting_for_ca {
-            set(&mut self.waiting_for_ca, lineage.clone(), enters);
+        for ca in position.waiting_for {
+            let waiting = self.waiting_for_ca.entry(ca.clone()).or_default();
+            set(waiting, lineage.clone(), enters);
+            if waiting.is_empty() {
+                self.waiting_for_ca.remove(&ca);
+            }
         }
     }
 }
 
 /// The place of an entry in the indexes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Position {
     idle: Option<(Timestamp, u32)>,
     requested: bool,
-    waiting_for_ca: bool,
+    waiting_for: Vec<String>,
 }
 
 impl Position {
@@ -248,7 +279,10 @@ impl Position {
         Self {
             idle: (entry.managed && !entry.busy).then_some((due, outages)),
             requested: !entry.busy && !entry.waiting.is_empty(),
-            waiting_for_ca: entry.waits_for_ca,
+            waiting_for: match entry.waits_for_ca {
+                true => entry.certificate.cas().map(|(ca, _)| ca.clone()).collect(),
+                false => Vec::new(),
+            },
         }
     }
 }

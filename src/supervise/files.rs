@@ -8,8 +8,10 @@ use tokio::task::JoinSet;
 
 use super::agenda::Agenda;
 use crate::deploy::Outlet;
+use crate::deploy::output::OutputError;
 use crate::lineage::Lineage;
 use crate::manage::Certificate;
+use crate::record::Generation;
 use crate::renew::policy::CLOCK_READING;
 use crate::time::Timestamp;
 
@@ -20,7 +22,12 @@ pub(super) struct Files {
     looked: Option<Timestamp>,
     /// Whether there are files to check.
     any: bool,
+    /// The last certificate of the check before; `None`: the next one is about the first.
+    last: Option<Lineage>,
 }
+
+/// A check is about so many certificates at most: a minute's work must not grow with all.
+const EACH: usize = 1000;
 
 impl Files {
     /// Watches the copies of `certificates` and the files of `output` from now on.
@@ -37,9 +44,11 @@ impl Files {
         }
         self.looked = Some(now);
         let shared = output.is_shared();
-        let deployed = agenda.deployed();
+        let (deployed, last) = agenda.deployed_after(self.last.as_ref(), EACH);
+        let deployed = deployed.into_iter();
         let deployed = deployed.filter(|one| shared || has_copies(one));
         let deployed: Vec<Arc<Certificate>> = deployed.cloned().collect();
+        self.last = last;
         if !deployed.is_empty() {
             self.looking.spawn(gone(deployed, output.clone()));
         }
@@ -61,8 +70,8 @@ fn has_copies(certificate: &Certificate) -> bool {
 }
 
 /// Files that cannot be looked at are not missing.
-fn is_missing(output: &dyn Outlet, lineage: &Lineage) -> bool {
-    match output.live(lineage) {
+fn is_missing(lineage: &Lineage, live: Result<Option<Generation>, OutputError>) -> bool {
+    match live {
         Ok(live) => live.is_none(),
         Err(error) => {
             tracing::warn!(%lineage, "the live files cannot be examined: {error}");
@@ -77,10 +86,12 @@ async fn gone(deployed: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<L
         .map(|one| one.wanted.lineage.clone())
         .collect();
     let live = tokio::task::spawn_blocking(move || {
-        let looked = lineages.into_iter();
-        looked
-            .filter(|lineage| output.is_shared() && is_missing(output.as_ref(), lineage))
-            .collect()
+        if !output.is_shared() {
+            return Vec::new();
+        }
+        let live = output.live_of_all(&lineages).into_iter();
+        let gone = live.filter_map(|(lineage, live)| is_missing(&lineage, live).then_some(lineage));
+        gone.collect()
     });
     // The next pass checks again after a failure.
     let mut gone: Vec<Lineage> = live.await.unwrap_or_default();

@@ -15,10 +15,17 @@ pub(crate) type Ended = Result<Outcome, ManageError>;
 #[derive(Clone, Debug)]
 pub(crate) struct Handle(mpsc::Sender<Command>);
 
+/// Which certificates get a pass when they are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passes {
+    All,
+    Changed,
+}
+
 /// A command to the supervisor.
 pub(super) enum Command {
     Sweep,
-    Replace(Vec<Certificate>),
+    Replace(Vec<Certificate>, Passes),
     Work(Box<Certificate>, Trigger, oneshot::Sender<Ended>),
     Manages(Lineage, oneshot::Sender<bool>),
     Requeue(Vec<Lineage>),
@@ -41,7 +48,13 @@ impl Handle {
     /// Manages `certificates` and no others from now on. A pass in progress over another
     /// certificate is finished.
     pub(crate) async fn replace(&self, certificates: Vec<Certificate>) {
-        self.send(Command::Replace(certificates)).await;
+        self.send(Command::Replace(certificates, Passes::All)).await;
+    }
+
+    /// The same, without a pass over those whose settings and records are as they were.
+    pub(crate) async fn update(&self, certificates: Vec<Certificate>) {
+        let changed = Passes::Changed;
+        self.send(Command::Replace(certificates, changed)).await;
     }
 
     /// Runs one pass over `certificate`, managed or not.

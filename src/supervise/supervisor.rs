@@ -11,16 +11,20 @@ use tokio::task::{JoinError, JoinSet};
 use super::agenda::{Agenda, Entry, difference};
 use super::clock::Watch;
 use super::files::Files;
-use super::handle::{Command, Ended, Handle};
+use super::handle::{Command, Ended, Handle, Passes};
 use super::pass::{Finished, Recheck, log_failure, one_pass};
+use crate::deploy::output::OutputError;
 use crate::lineage::Lineage;
 use crate::manage::ca_state::show_stored;
 use crate::manage::concurrency::Concurrency;
 use crate::manage::status::status;
 use crate::manage::{Certificate, Keeper, ManageError, Services, Trigger, stored, stored_or_new};
-use crate::observe::Board;
+use crate::observe::{Board, Read};
+use crate::record::Generation;
 use crate::renew::backoff::local_pause;
-use crate::renew::policy::{CLOCK_READING, MANY, SIDE_BY_SIDE, SPREAD_OF_MANY, STOP_GRACE};
+use crate::renew::policy::{
+    CLOCK_READING, MANY, RESTING_PAUSE, SIDE_BY_SIDE, SPREAD_OF_MANY, STOP_GRACE,
+};
 use crate::time::Timestamp;
 
 /// Manages certificates until it is stopped.
@@ -70,6 +74,14 @@ impl Supervisor {
     /// The first failure to write a placeholder or to read a record, if all certificates
     /// failed.
     pub(crate) async fn keep(&mut self, certificates: Vec<Certificate>) -> Result<(), ManageError> {
+        self.take(certificates, Passes::All).await
+    }
+
+    async fn take(
+        &mut self,
+        certificates: Vec<Certificate>,
+        passes: Passes,
+    ) -> Result<(), ManageError> {
         let lineages: BTreeSet<Lineage> = certificates
             .iter()
             .map(|certificate| certificate.wanted.lineage.clone())
@@ -89,58 +101,117 @@ impl Supervisor {
         for ca in cas.map(|(ca, _)| ca).collect::<BTreeSet<_>>() {
             show_stored(&self.services, ca).await;
         }
+        let mut live = self.live(&certificates);
         let (mut first, mut prepared) = (None, certificates.is_empty());
+        let mut resting = 0;
         for certificate in certificates {
-            match self.prepare(&certificate).await {
+            let lineage = &certificate.wanted.lineage;
+            let read = self.board.take_read(lineage);
+            let live = live.remove(lineage).unwrap_or(Ok(None));
+            let found = live.as_ref().ok().copied().flatten();
+            match self.prepare(&certificate, read.is_none(), live).await {
                 Ok(()) => prepared = true,
                 Err(error) => {
-                    log_failure(&certificate.wanted.lineage, &error);
+                    log_failure(lineage, &error);
                     first = first.or(Some(error));
                 }
             }
-            self.adopt(certificate);
+            let is_as_read = passes == Passes::Changed && read == Some(Read::Known);
+            let due = self.first_pass(&certificate, found, &mut resting);
+            self.adopt(certificate, is_as_read, due);
         }
+        self.agenda.compact();
+        self.board.compact();
         match first {
             Some(error) if !prepared => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn adopt(&mut self, certificate: Certificate) {
-        let now = self.services.clock.now();
-        let lineage = certificate.wanted.lineage.clone();
-        let certificate = Arc::new(certificate);
-        let known = self.agenda.change(&lineage, |entry| {
-            entry.certificate = certificate.clone();
-            entry.managed = true;
-            entry.restart(now);
-        });
-        if known.is_none() {
-            self.agenda.insert(Entry::new(certificate, now, true));
+    /// The live generations of those that are kept.
+    fn live(
+        &self,
+        certificates: &[Certificate],
+    ) -> BTreeMap<Lineage, Result<Option<Generation>, OutputError>> {
+        let kept = certificates.iter().filter(|one| !one.is_orphaned());
+        let kept: Vec<Lineage> = kept.map(|one| one.wanted.lineage.clone()).collect();
+        self.services.output.live_of_all(&kept)
+    }
+
+    /// When the first pass over a certificate is due that `live` is published of. Of many that a
+    /// command made, those that need nothing come one after the other: all at once, they would
+    /// keep the machine busy for minutes after each start.
+    fn first_pass(
+        &self,
+        certificate: &Certificate,
+        live: Option<Generation>,
+        resting: &mut u32,
+    ) -> Timestamp {
+        let (wanted, now) = (&certificate.wanted, self.services.clock.now());
+        let rests_until = self.board.rests_until(&wanted.lineage, live, now);
+        let is_kept_as_it_is = certificate.keeper == Keeper::Command;
+        match rests_until.filter(|_| is_kept_as_it_is) {
+            Some(until) => {
+                *resting = resting.saturating_add(1);
+                let behind = resting.saturating_sub(MANY as u32);
+                (now + RESTING_PAUSE.saturating_mul(behind)).min(until)
+            }
+            None => now,
         }
     }
 
-    async fn prepare(&self, certificate: &Certificate) -> Result<(), ManageError> {
+    /// Manages the certificate. One that is managed already and `is_as_read` goes on as before,
+    /// unless its settings are new; the pass over any other is `due`.
+    fn adopt(&mut self, certificate: Certificate, is_as_read: bool, due: Timestamp) {
+        let lineage = certificate.wanted.lineage.clone();
+        let certificate = Arc::new(certificate);
+        let known = self.agenda.change(&lineage, |entry| {
+            let goes_on = is_as_read && entry.managed && entry.certificate.is_same(&certificate);
+            entry.certificate = certificate.clone();
+            entry.managed = true;
+            if !goes_on {
+                entry.restart(due);
+            }
+        });
+        if known.is_none() {
+            self.agenda.insert(Entry::new(certificate, due, true));
+        }
+    }
+
+    /// Shows what is stored of the certificate, unless the board has `read` it, and publishes it
+    /// where nothing is live.
+    async fn prepare(
+        &self,
+        certificate: &Certificate,
+        is_unread: bool,
+        live: Result<Option<Generation>, OutputError>,
+    ) -> Result<(), ManageError> {
         let wanted = &certificate.wanted;
         let (lineage, now) = (&wanted.lineage, self.services.clock.now());
-        let (record, _) = stored_or_new(&self.services, wanted).await?;
-        let random = self.services.random.as_ref();
-        let status = status(&record, now, random);
-        match self.services.looks {
-            Some(_) => self.board.post_stored(status),
-            None => self.board.post(status),
+        let mut known = None;
+        if is_unread {
+            let (record, _) = stored_or_new(&self.services, wanted).await?;
+            let status = status(&record, now, self.services.random.as_ref());
+            match self.services.looks {
+                Some(_) => self.board.post_stored(status),
+                None => self.board.post(status),
+            }
+            known = Some(record);
         }
-        if certificate.is_orphaned() {
+        if certificate.is_orphaned() || live?.is_some() {
             return Ok(());
         }
-        let output = &self.services.output;
-        if output.live(lineage)?.is_none()
-            && let Some((generation, facts)) = record.to_be_served(now)
+        let record = match known {
+            Some(record) => record,
+            None => stored_or_new(&self.services, wanted).await?.0,
+        };
+        if let Some((generation, facts)) = record.to_be_served(now)
             && let Ok(bundle) = stored(&self.services, lineage, generation, facts).await
         {
             // On a new volume the stored pair is better than a placeholder.
             self.services.publish(lineage, generation, &bundle).await?;
         }
+        let output = &self.services.output;
         // Without the user's key there is nothing to serve yet.
         if wanted.request.is_none() && output.placeholder(lineage, &wanted.identifiers, now)? {
             tracing::info!(%lineage, "a placeholder is live until the certificate is issued");
@@ -182,9 +253,9 @@ impl Supervisor {
     async fn obey(&mut self, command: Command) {
         match command {
             Command::Sweep => self.agenda.restart(self.services.clock.now()),
-            Command::Replace(certificates) => {
+            Command::Replace(certificates, passes) => {
                 // Each failure was logged; the passes retry.
-                let _ = self.keep(certificates).await;
+                let _ = self.take(certificates, passes).await;
             }
             Command::Work(certificate, trigger, reply) => {
                 self.enqueue(*certificate, trigger, reply)
@@ -346,11 +417,9 @@ impl Supervisor {
     /// `ca` is working: makes the certificates that wait for it due now.
     fn wake_waiting(&mut self, ca: &str) {
         let now = self.services.clock.now();
-        for lineage in self.agenda.waiting_for_a_ca() {
+        for lineage in self.agenda.waiting_for(ca) {
             self.agenda.change(&lineage, |entry| {
-                if entry.certificate.cas().any(|(known, _)| known == ca) {
-                    (entry.waits_for_ca, entry.due) = (false, now);
-                }
+                (entry.waits_for_ca, entry.due) = (false, now);
             });
         }
     }

@@ -80,6 +80,19 @@ impl Sidecar {
         stream.map_or(0, |stream| status(&stream, "close"))
     }
 
+    /// The CPU time that it has used.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let stat = format!("/proc/{}/stat", self.running.id());
+        let stat = std::fs::read_to_string(stat).unwrap();
+        // utime and stime, by proc(5), after the name in brackets.
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
+        let ticks = fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<f64>().unwrap());
+        ticks.sum::<f64>() / 100.0
+    }
+
     /// Ends it as a service manager does.
     pub(crate) fn stop(mut self) {
         self.running.signal(Signal::TERM);

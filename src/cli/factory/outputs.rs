@@ -1,8 +1,10 @@
 //! The outputs of settings, with the owners of their files.
 
+use std::sync::Arc;
+
 use crate::config::{CertificateSettings, OutputSettings, Settings};
 use crate::deploy::output::Output;
-use crate::deploy::outputs::Outputs;
+use crate::deploy::outputs::{Outputs, Owned};
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
@@ -21,12 +23,23 @@ pub(in super::super) fn publish_by(
     process: &Settings,
     settings: &CertificateSettings,
 ) -> Result<(), Failure> {
-    let own = process.output_of(settings);
-    if own != process.output {
-        let owner = owner_of(&own, process);
-        outputs.set(settings.lineage.clone(), output_for(&own, process)?, owner);
+    if let Some(own) = own(process, settings)? {
+        outputs.set(settings.lineage.clone(), own);
     }
     Ok(())
+}
+
+/// The output of these settings; `None` if it is the usual one.
+pub(super) fn own(
+    process: &Settings,
+    settings: &CertificateSettings,
+) -> Result<Option<Owned>, Failure> {
+    let own = process.output_of(settings);
+    if own == process.output {
+        return Ok(None);
+    }
+    let owner = owner_of(&own, process);
+    Ok(Some((Arc::new(output_for(&own, process)?), owner)))
 }
 
 /// The output of a certificate that was made with these settings, for its deletion.

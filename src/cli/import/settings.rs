@@ -33,8 +33,8 @@ pub(super) fn base(call: &Call, of: Option<&Valid>) -> Result<CertificateSetting
         profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
     };
     let settings = call.sources.remembered(&stored)?;
-    match settings.cannot_order {
-        Some(cause) => Err(Failure::usage(cause.why, cause.hint)),
+    match &settings.cannot_order {
+        Some(cause) => Err(Failure::usage(cause.why.clone(), cause.hint.clone())),
         None => Ok(settings),
     }
 }

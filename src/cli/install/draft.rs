@@ -203,10 +203,10 @@ impl Work<'_> {
             return Err(Failure::unexpected("no name of a certificate"));
         };
         let own = Lineage::of(first);
-        let stored = meant::stored(&self.settings.data_dir).await?;
+        let stored = meant::stored(&self.settings.data_dir)?;
         let lineages = stored.into_iter().map(|known| known.lineage);
         let lineages: BTreeSet<Lineage> = lineages.chain([own.clone()]).collect();
-        let made_with = as_stored(&self.call.sources, self.settings).await;
+        let made_with = as_stored(&self.call.sources, self.settings);
         let mut best = Pair {
             live: PathBuf::new(),
             issued: BTreeSet::new(),

@@ -174,7 +174,7 @@ impl Work<'_> {
             let is_unfinished = one.origin == Some(Origin::Install);
             one.lineage == *lineage && (is_unfinished || one.deploy.is_empty())
         };
-        let stored = as_stored(&self.call.sources, self.settings).await;
+        let stored = as_stored(&self.call.sources, self.settings);
         let mut found = stored.into_iter().find(is_meant)?;
         if found.origin == Some(Origin::Install) {
             found.origin = Some(Origin::Command);
@@ -187,7 +187,7 @@ impl Work<'_> {
     /// The options of this command that a stored certificate is not made with, as given.
     pub(super) async fn unused(&self, lineage: &Lineage, names: &[String]) -> String {
         let (keys, options) = (&self.options.keys, &self.call.options);
-        let stored = as_stored(&self.call.sources, self.settings).await;
+        let stored = as_stored(&self.call.sources, self.settings);
         let Some(stored) = stored.iter().find(|one| one.lineage == *lineage) else {
             return String::new();
         };
@@ -235,13 +235,10 @@ fn is_by_dns(kind: ChallengeKind) -> bool {
 
 /// What a certificate is made with, without what is noted about it.
 fn made_with(settings: &CertificateSettings) -> Option<serde_json::Value> {
-    let plain = CertificateSettings {
-        origin: None,
-        orphaned: None,
-        unconfirmed: Default::default(),
-        names: Vec::new(),
-        ..settings.clone()
-    };
+    let mut plain = settings.clone();
+    plain.names.clear();
+    (plain.origin, plain.orphaned) = (None, None);
+    plain.unconfirmed.clear();
     serde_json::to_value(plain).ok()
 }
 

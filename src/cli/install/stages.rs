@@ -125,7 +125,7 @@ impl Run<'_> {
     /// Says what is stored of a certificate whose install has failed: not even `certs run`
     /// continues it.
     async fn say_stored(&self) {
-        let stored = meant::stored(&self.work.settings.data_dir).await;
+        let stored = meant::stored(&self.work.settings.data_dir);
         let Some(lineage) = &self.ordered else {
             return;
         };

@@ -2,13 +2,15 @@
 //! request. An invalid configuration is refused as a whole, and the old one stays.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::challenge::ChallengeSettings;
 use crate::challenge::protocol::{Listen, Protocol};
 use crate::cli::Call;
 use crate::cli::catalog::lacking;
-use crate::cli::factory::{Factory, proxy_to};
+use crate::cli::factory::{Builder, Factory, proxy_to};
+use crate::cli::inventory::Inventory;
 use crate::cli::kept::{NotKept, Orphan, keep_stored, notice};
 use crate::cli::labels::Labels;
 use crate::cli::meant;
@@ -16,16 +18,19 @@ use crate::config::{CertificateSettings, Origin, Purpose, Settings, Sources};
 use crate::discovery::Listing;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
+use crate::manage::status::status;
 use crate::manage::{Certificate, Keeper};
 use crate::net::proxy::Proxies;
 use crate::net::systemd::Notifier;
 use crate::observe::{Board, Obstacles};
+use crate::random::SystemRandom;
+use crate::time::{Clock, SystemClock};
 
 /// The configured certificates, and those that containers request.
 pub(super) struct ManagedCertificates<'a> {
     pub(super) call: &'a Call,
     pub(super) sources: Sources,
-    pub(super) at_start: Settings,
+    pub(super) at_start: AtStart,
     pub(super) configured: Settings,
     pub(super) labels: Labels,
     pub(super) factory: Arc<Factory>,
@@ -46,14 +51,16 @@ impl ManagedCertificates<'_> {
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
         // This process may be another user by now, with another default.
-        let sources = sources.with_default_data_dir(&self.at_start.data_dir);
-        let read = meant::settings(&sources, &Purpose::All).await;
+        let sources = sources.with_default_data_dir(&self.at_start.process.data_dir);
+        let read = sources.settings(&Purpose::All).map_err(Failure::from);
         let mut read = read.map_err(|failure| {
             let files = sources.files();
             self.factory.sandbox.cause(failure, &files)
         })?;
-        let not_kept = keep_stored(&sources, &mut read, &self.labels).await?;
-        let bound = self.at_start.listens();
+        let stored = read_stored(&read.data_dir, &self.board)?;
+        meant::relate(&sources, &mut read, &stored);
+        let not_kept = keep_stored(&sources, &mut read, &self.labels, stored).await?;
+        let bound = &self.at_start.listens;
         let is_bound = |needed: &Listen| {
             self.passed.contains(&needed.protocol) || bound.iter().any(|one| one.serves(needed))
         };
@@ -61,7 +68,7 @@ impl ManagedCertificates<'_> {
             let message = "the addresses of the challenge listeners change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
         }
-        if !same_process(&self.at_start, &read) {
+        if !same_process(&self.at_start.process, &read) {
             tracing::warn!(
                 "listeners, directories, the schedule and the Docker host change only at a restart"
             );
@@ -73,9 +80,7 @@ impl ManagedCertificates<'_> {
         // First, so that an invalid configuration changes nothing.
         let ways = &self.factory.ways;
         let before = ways.change(Arc::new(read.proxies.clone()));
-        if let Err(failure) =
-            reachable(&read).and_then(|()| certificates(&self.factory, &read, &mut BTreeMap::new()))
-        {
+        if let Err(failure) = reachable(&read).and_then(|()| check(&self.factory, &read)) {
             ways.change(before);
             return Err(failure);
         }
@@ -94,9 +99,11 @@ impl ManagedCertificates<'_> {
         configured
             .certificates
             .retain(|one| one.origin == Some(Origin::Configuration));
+        let stored = read_stored(&configured.data_dir, &self.board)?;
         // A command may have renamed one.
-        meant::relate(&self.sources, &mut configured).await?;
-        self.not_kept = keep_stored(&self.sources, &mut configured, &self.labels).await?;
+        meant::relate(&self.sources, &mut configured, &stored);
+        let kept = keep_stored(&self.sources, &mut configured, &self.labels, stored).await;
+        self.not_kept = kept?;
         self.configured = configured;
         self.certificates()
     }
@@ -134,8 +141,10 @@ impl ManagedCertificates<'_> {
         let mut unmanaged = self.not_kept.unusable.clone();
         let mut all = certificates(&self.factory, &self.configured, &mut unmanaged)?;
         self.requested = self.labels.certificates(&self.sources, &self.configured);
+        let factory = self.factory.clone();
+        let mut builder = Builder::new(&factory);
         for settings in &self.requested {
-            match published(&self.factory, settings) {
+            match builder.published(settings) {
                 Ok(certificate) => all.push(certificate),
                 Err(failure) => refuse(settings, &failure, &mut unmanaged),
             }
@@ -147,6 +156,12 @@ impl ManagedCertificates<'_> {
             unmanaged,
             not_renewable: self.not_renewable(&all),
         });
+        if self.configured.docker.is_none() {
+            // Only labels ask for their names; they are read again with the store.
+            let configured = &mut self.configured.certificates;
+            configured.retain(|one| one.origin == Some(Origin::Configuration));
+            configured.shrink_to_fit();
+        }
         Ok(all)
     }
 
@@ -176,12 +191,13 @@ impl ManagedCertificates<'_> {
             .map(|one| one.settings.lineage.clone());
         let announced = std::mem::replace(&mut self.announced, announced.collect());
         let mut watched = Vec::new();
+        let mut builder = Builder::new(&self.factory);
         for Orphan { settings, why } in &self.not_kept.orphans {
             let lineage = &settings.lineage;
             if !announced.contains(lineage) {
                 tracing::warn!(%lineage, "{}", notice(lineage, why));
             }
-            match published(&self.factory, settings) {
+            match builder.published(settings) {
                 Ok(certificate) => watched.push(Certificate {
                     keeper: Keeper::Nothing,
                     ..certificate
@@ -194,8 +210,43 @@ impl ManagedCertificates<'_> {
 
     async fn remember(&self) {
         let settings = with_labels(&self.sources, &self.configured, &self.labels);
-        self.factory.remember_all(&settings).await;
+        remember_new(&self.factory, &settings).await;
     }
+}
+
+/// The settings that hold until a restart.
+pub(super) struct AtStart {
+    process: Settings,
+    listens: Vec<Listen>,
+}
+
+impl AtStart {
+    pub(super) fn of(configured: &Settings) -> Self {
+        Self {
+            listens: configured.listens(),
+            process: Settings {
+                certificates: Vec::new(),
+                ..configured.clone()
+            },
+        }
+    }
+}
+
+/// Reads all that is stored, and shows it.
+pub(super) fn read_stored(data_dir: &Path, board: &Board) -> Result<Inventory, Failure> {
+    let now = SystemClock.now();
+    Inventory::read_with(data_dir, |record| {
+        board.post_read(status(record, now, &SystemRandom));
+    })
+}
+
+/// Stores the settings of certificates that the configuration or a label names. Those of a
+/// command are stored: they were read with the others.
+pub(super) async fn remember_new(factory: &Factory, settings: &Settings) {
+    let made_here = |one: &&CertificateSettings| !one.asked_by().is_some_and(Origin::lasts);
+    factory
+        .remember_all(settings.certificates.iter().filter(made_here))
+        .await;
 }
 
 /// The configured certificates and those that containers request.
@@ -225,6 +276,13 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
     fixed(one) == fixed(other)
 }
 
+/// Whether every configured certificate can be built.
+fn check(factory: &Factory, settings: &Settings) -> Result<(), Failure> {
+    let all = settings.certificates.iter();
+    let mut configured = all.filter(|one| one.origin == Some(Origin::Configuration));
+    configured.try_for_each(|one| factory.certificate(one).map(drop))
+}
+
 /// Whether the proxies to all CAs of the configuration can be used.
 fn reachable(settings: &Settings) -> Result<(), Failure> {
     let configured = settings.certificates.iter();
@@ -234,13 +292,6 @@ fn reachable(settings: &Settings) -> Result<(), Failure> {
         Some(ca) => proxy_to(ca, &settings.proxies).map(drop),
         None => Ok(()),
     })
-}
-
-/// The certificate, which is published in the output of its settings.
-fn published(factory: &Factory, settings: &CertificateSettings) -> Result<Certificate, Failure> {
-    let certificate = factory.certificate(settings)?;
-    factory.publish_by(settings)?;
-    Ok(certificate)
 }
 
 /// Leaves a certificate out, which does not affect the others.
@@ -270,8 +321,9 @@ fn certificates(
     unmanaged: &mut BTreeMap<Lineage, String>,
 ) -> Result<Vec<Certificate>, Failure> {
     let mut built = Vec::new();
+    let mut builder = Builder::new(factory);
     for settings in &settings.certificates {
-        match published(factory, settings) {
+        match builder.published(settings) {
             Ok(certificate) => built.push(certificate),
             // A stored one does not affect the others.
             Err(failure) if settings.origin != Some(Origin::Configuration) => {

@@ -114,7 +114,9 @@ impl Worker for Sidecar {
         }
         // Nor does its output, but a stored certificate stays in its own.
         let mut settings = settings.clone();
-        settings.output = stored.map_or(Some(factory.output().clone()), |stored| stored.output);
+        settings.output = stored.map_or(Some(factory.output().clone()), |stored| {
+            stored.output.clone()
+        });
         if let Err(mut failure) = factory.sandbox.covers(&settings) {
             failure.replace("this process started", "`certs run` started");
             return Err(failure.with_hint(APART_HINT));

@@ -79,7 +79,7 @@ fn strongest_source_names_the_kind_and_its_own_keys_say_how() {
         settings
             .certificates
             .into_iter()
-            .map(|one| one.challenge)
+            .map(|one| one.challenge.clone())
             .collect::<Vec<_>>()
     };
     let case = Case::new(file);
@@ -121,7 +121,7 @@ fn contradictions_of_one_table_prevent_its_order_alone() {
         let other = "[[certificate]]\nnames = 'b.example.com'\n";
         let case = Case::new(&format!("{file}{keys}{other}"));
         let certificates = case.settings(&Purpose::All).certificates;
-        let causes = certificates.into_iter().map(|one| one.cannot_order);
+        let causes = certificates.into_iter().map(|one| one.cannot_order.clone());
         let [Some(cause), None] = &causes.collect::<Vec<_>>()[..] else {
             panic!("{keys}");
         };
@@ -325,7 +325,7 @@ fn each_webroot_holds_for_the_names_after_it() {
         second,
         "z.example.com",
     ]);
-    let challenge = settings.unwrap().certificates.remove(0).challenge;
+    let challenge = settings.unwrap().certificates[0].challenge.clone();
     let each = [("x", first), ("y", first), ("z", second)];
     let each =
         each.map(|(name, root)| (format!("{name}.example.com").parse().unwrap(), root.into()));
@@ -334,7 +334,7 @@ fn each_webroot_holds_for_the_names_after_it() {
         ChallengeSettings::Webroot(webroot::Settings::of_each(each.into()))
     );
     let settings = parse(&["x.example.com", "--webroot", first]);
-    let challenge = settings.unwrap().certificates.remove(0).challenge;
+    let challenge = settings.unwrap().certificates[0].challenge.clone();
     assert_eq!(
         challenge,
         ChallengeSettings::Webroot(webroot::Settings::new(first.into()))

@@ -125,7 +125,8 @@ fn stored_targets_stay_and_none_is_there_twice() {
             .unwrap()
             .certificates
             .remove(0)
-            .deploy;
+            .deploy
+            .clone();
         serde_json::to_string(&deploy).unwrap()
     };
     let both = format!("{nginx}{copy}");

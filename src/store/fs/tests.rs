@@ -180,3 +180,73 @@ async fn data_of_a_ca_is_found_under_another_spelling_of_its_url() {
         assert!(store.account(other).await.unwrap().is_none(), "{other}");
     }
 }
+
+#[tokio::test]
+async fn together_is_what_each_has_alone() {
+    let (directory, store) = store();
+    for name in ["b.example", "a.example", "c.example"] {
+        let saved = store.save(&record(name), Revision(0), None).await;
+        saved.unwrap();
+    }
+    let lineage = |name: &str| Lineage::parse(name).unwrap();
+    { store.save_options(&lineage("a.example"), "{}").await }.unwrap();
+    // Options without a record make no certificate.
+    { store.save_options(&lineage("d.example"), "{}").await }.unwrap();
+    let records = directory.path().join("data/records");
+    std::fs::write(records.join("c.example/record.json"), "{").unwrap();
+    std::fs::write(records.join("not a name"), "").unwrap();
+    std::fs::write(records.join("e.example"), "").unwrap();
+    let all = store.together(|one| one).unwrap();
+    let names: Vec<_> = all.iter().map(|one| one.lineage.as_str()).collect();
+    assert_eq!(names, ["a.example", "b.example", "c.example", "e.example"]);
+    for one in all {
+        let alone = store.load(&one.lineage).await;
+        let shown = |read: Result<Option<(Record, Revision)>, StoreError>| {
+            read.map(Option::unwrap).map_err(|error| error.to_string())
+        };
+        if one.lineage.as_str() == "e.example" {
+            assert!(one.record.is_err() && alone.is_err());
+            continue;
+        }
+        assert_eq!(shown(one.record.map(Some)), shown(alone));
+        let options = store.options(&one.lineage).await.unwrap();
+        assert_eq!(one.options.unwrap(), options);
+        let again = store.one(one.lineage.clone()).unwrap();
+        assert_eq!(again.options.unwrap(), options);
+    }
+    assert!(store.one(lineage("d.example")).is_none());
+}
+
+#[tokio::test]
+async fn newer_format_is_refused_for_every_write() {
+    let (directory, store) = store();
+    let record = record("a.example");
+    let revision = store.save(&record, Revision(0), None).await.unwrap();
+    let state = CaState::default();
+    { store.save_ca_state("https://ca", &state, Revision(0)).await }.unwrap();
+    let data = directory.path().join("data");
+    let files = [
+        data.join("records/a.example/record.json"),
+        store.path_of("authorities", "https://ca"),
+    ];
+    let newer = files.clone().map(|file| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let newer = text.replacen("\"format\": 1", "\"format\": 2", 1);
+        std::fs::write(&file, &newer).unwrap();
+        newer
+    });
+    let lineage = &record.lineage;
+    let refused = |error: StoreError| assert!(matches!(error, StoreError::Newer { found: 2, .. }));
+    refused(store.load(lineage).await.unwrap_err());
+    refused(store.save(&record, revision, None).await.unwrap_err());
+    refused(store.save_options(lineage, "{}").await.unwrap_err());
+    refused(store.delete(lineage, Revision(0)).await.unwrap_err());
+    let to = Lineage::parse("b.example").unwrap();
+    refused(store.rename(lineage, &to, revision).await.unwrap_err());
+    refused(store.ca_state("https://ca").await.unwrap_err());
+    refused({ store.save_ca_state("https://ca", &state, Revision(1)).await }.unwrap_err());
+    assert_eq!(
+        files.map(|file| std::fs::read_to_string(file).unwrap()),
+        newer
+    );
+}

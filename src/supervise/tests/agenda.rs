@@ -111,7 +111,7 @@ fn agenda_order_equals_that_of_a_full_scan() {
                 let (ready, first_due, waiting_for_ca) = looked_through(&agenda, &lineages, now);
                 prop_assert_eq!(agenda.ready(now), ready);
                 prop_assert_eq!(agenda.first_due(), first_due);
-                prop_assert_eq!(agenda.waiting_for_a_ca(), waiting_for_ca);
+                prop_assert_eq!(agenda.waiting_for("https://ca"), waiting_for_ca);
             }
         }
     });

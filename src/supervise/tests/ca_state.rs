@@ -18,7 +18,7 @@ async fn outage_is_probed_by_one_certificate_for_all() {
     settled().await;
     // Only the orders in progress met the outage.
     assert_eq!(fixture.orders(), ORDERING);
-    let ca = fixture.certificate("n0.example.com").wanted.ca;
+    let ca = fixture.certificate("n0.example.com").wanted.ca.clone();
     let outage = async || fixture.services.store.ca_state(&ca).await.unwrap().0.outage;
     assert_eq!(outage().await.unwrap().since, START);
     for minute in 1_u64..=30 {
@@ -213,7 +213,7 @@ async fn exhausted_account_limit_keeps_the_order_waiting() {
 #[tokio::test]
 async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
     let fixture = Fixture::new();
-    let ca = fixture.certificate("n0.example.com").wanted.ca;
+    let ca = fixture.certificate("n0.example.com").wanted.ca.clone();
     let reach = crate::manage::ca_state::reach;
     let cut_off = fixture.services.clone();
     let other = Services {
@@ -255,7 +255,7 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
 #[tokio::test]
 async fn step_back_ignores_probe_dated_by_wrong_clock() {
     let fixture = Fixture::new();
-    let ca = fixture.certificate("n0.example.com").wanted.ca;
+    let ca = fixture.certificate("n0.example.com").wanted.ca.clone();
     let reach = crate::manage::ca_state::reach;
     let known = async || fixture.services.store.ca_state(&ca).await.unwrap();
     crate::manage::ca_state::note_outage(
@@ -425,7 +425,7 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
     // A certificate whose request failed waits for six hours.
     let asked = fixture.signer.windows.load(Ordering::SeqCst) - failed;
     assert!(asked >= 20 - met, "{asked} of 20, {met} failed");
-    let ca = fixture.certificate("n0.example.com").wanted.ca;
+    let ca = fixture.certificate("n0.example.com").wanted.ca.clone();
     let known = fixture.services.store.ca_state(&ca).await.unwrap().0;
     assert_eq!(known.outage, None);
 }

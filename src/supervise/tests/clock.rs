@@ -137,10 +137,8 @@ async fn start_probes_no_fallback_ca_and_one_reply_serves_all_clients() {
     two.pass(&handle, 10).await;
     assert_eq!(two.fallback.probes.load(Ordering::SeqCst), 0);
     // Another client of the first CA has had no reply of its own.
-    let other = Certificate {
-        issuer: two.fallback.clone(),
-        ..two.fixture.certificate("other.example.com")
-    };
+    let mut other = two.fixture.certificate("other.example.com");
+    other.issuer = two.fallback.clone();
     handle.stop().await;
     let services = two.fixture.services.clone();
     let (mut supervisor, handle) = Supervisor::new(services, two.fixture.board.clone());

@@ -20,13 +20,12 @@ impl TwoCas {
     }
 
     pub(super) fn certificate(&self, name: &str) -> Certificate {
-        Certificate {
-            fallback: Some(FallbackCa {
-                ca: FALLBACK.into(),
-                issuer: self.fallback.clone(),
-            }),
-            ..self.fixture.certificate(name)
-        }
+        let mut certificate = self.fixture.certificate(name);
+        certificate.fallback = Some(FallbackCa {
+            ca: FALLBACK.into(),
+            issuer: self.fallback.clone(),
+        });
+        certificate
     }
 
     pub(super) async fn start(&self, names: &[String]) -> Handle {
