@@ -85,7 +85,7 @@ impl SameNames {
         order.lock_owned().await
     }
 
-    /// The lease that other processes wait for; none if there is no way to get it, since the
+    /// The lease that other processes wait for; none if it cannot be had, since the
     /// check of the certificate's key does not depend on it.
     async fn lease(
         &self,

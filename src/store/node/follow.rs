@@ -113,8 +113,9 @@ impl NodeStore {
 
     async fn turn(&self, following: &mut Following) -> Result<Turn, StoreError> {
         if !following.is_probed {
-            self.shared.probe().await?;
+            // First, so that nothing is written where another fleet is.
             self.shared.claim().await?;
+            self.shared.probe().await?;
             following.is_probed = true;
         }
         let promoted = self.announce_changes(following).await?;
