@@ -24,6 +24,7 @@ mod dns01;
 mod dns_drafts;
 mod dns_providers;
 mod docs;
+mod drain;
 mod endpoints;
 mod environment;
 mod errno;
