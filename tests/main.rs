@@ -31,6 +31,7 @@ mod errno;
 mod fallback;
 mod faults;
 mod fleet;
+mod fleet_store;
 mod followed;
 mod haproxy;
 mod harden;
