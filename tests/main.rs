@@ -8,6 +8,7 @@
 mod account;
 mod admin;
 mod attacks;
+mod aws;
 mod ca;
 mod cas;
 mod clocks;
