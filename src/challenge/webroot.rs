@@ -24,6 +24,7 @@ use super::{
 };
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{HttpError, Longest, Origin};
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
@@ -309,7 +310,7 @@ async fn fetch(answer: &Answer) -> Option<Seen> {
     for address in ["127.0.0.1:80", "[::1]:80"] {
         let request = Request::get(&path).header(HOST, answer.identifier.to_string());
         let request = request.body(Full::default()).ok()?;
-        let origin = Origin::Tcp(address.to_owned());
+        let origin = Origin::Tcp(address.to_owned(), Resolver::default());
         match origin
             .send(request, FETCH_WITHIN, Longest::Cut(LARGEST as usize))
             .await

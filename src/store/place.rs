@@ -16,6 +16,8 @@ use super::node::{NodeStore, Role};
 use super::seal::Seal;
 use super::shared::SharedStore;
 use crate::files;
+use crate::net::dns::ServerAddress;
+use crate::net::dns::lookup::Resolver;
 use crate::net::url::SecretUrl;
 
 /// The longest name of a machine, as of a host.
@@ -52,11 +54,11 @@ impl StorePlace {
         }
     }
 
-    fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
+    fn documents(&self, node: &str, resolver: Resolver) -> io::Result<Arc<dyn Documents>> {
         Ok(match &self.0 {
             Kind::Directory(root) => Arc::new(DirectoryDocuments::open(root.clone(), node)?),
             Kind::Server(url) => {
-                let settings = ServerSettings::of_this_process(url.expose().to_owned());
+                let settings = ServerSettings::of_this_process(url.expose().to_owned(), resolver);
                 documents::of_server(settings).map_err(io::Error::other)?
             }
         })
@@ -153,6 +155,9 @@ pub struct FleetSettings {
     pub node: Option<NodeName>,
     /// What this machine does.
     pub role: Role,
+    /// Looks up the hosts of the store's servers, instead of the system's resolver.
+    #[serde(default)]
+    pub(crate) resolver: Option<ServerAddress>,
 }
 
 impl FleetSettings {
@@ -177,7 +182,7 @@ impl FleetSettings {
         };
         let seal = self.seal()?;
         let node = self.node_name();
-        let documents = place.documents(&node);
+        let documents = place.documents(&node, Resolver::new(self.resolver));
         let documents = documents.map_err(|source| StoreError::Io {
             operation: "open",
             subject: place.to_string(),

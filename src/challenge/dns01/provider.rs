@@ -214,7 +214,7 @@ pub(super) fn build(
     let own = KINDS.iter().find(|kind| kind.name == provider);
     let built = match own {
         Some(kind) => (kind.build)(credentials, resolver, responses),
-        None => upstream::build(provider, credentials),
+        None => upstream::build(provider, credentials, resolver),
     };
     built.map_err(|message| {
         let hint = "certs config check names what is missing or invalid";

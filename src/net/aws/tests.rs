@@ -61,7 +61,11 @@ fn role(variables: &[(&str, &str)], clock: &Arc<VirtualClock>) -> Role {
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let variables: HashMap<String, String> = pairs.collect();
-    Role::with(move |name| variables.get(name).cloned(), clock.clone())
+    Role::with(
+        move |name| variables.get(name).cloned(),
+        clock.clone(),
+        Resolver::default(),
+    )
 }
 
 fn clock() -> Arc<VirtualClock> {

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use futures_util::future::join_all;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::task::JoinSet;
 
@@ -25,7 +26,7 @@ const MOST_VALUES: usize = 200;
 const SYSTEM: &str = "/etc/resolv.conf";
 
 /// Asks resolvers and the servers of zones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resolver {
     /// Instead of the system's.
     configured: Option<ServerAddress>,

@@ -96,6 +96,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         })
     }
 

@@ -107,6 +107,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         };
         Place::of(&settings)
     }
