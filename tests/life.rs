@@ -18,7 +18,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::sidecar::{Sidecar, configured};
-use crate::support::{certs, free_port, make_script, run, until};
+use crate::support::{Running, certs, free_port, make_script, run, until};
 
 const NAME: &str = "example.com";
 const RSA: &str = "example.com_rsa";
@@ -757,4 +757,39 @@ fn named_resolver_finds_deploy_targets_stores_and_acme_dns() {
         let name = format!("{name}.lab.test.");
         assert!(asked.contains(&name), "{name}: {asked:?}");
     }
+}
+
+#[test]
+fn next_run_removes_the_webroot_answer_of_a_killed_one() {
+    let ca = EmbeddedCa::start();
+    let (webroot, data) = (ca.path("webroot"), ca.path("data"));
+    std::fs::create_dir(&webroot).unwrap();
+    let answers = || {
+        let found = std::fs::read_dir(webroot.join(".well-known/acme-challenge"));
+        found.map_or(0, Iterator::count)
+    };
+    let issue = |names: &[&str]| {
+        let mut command = verb(&ca, &["issue", "--agree-tos", "--webroot"]);
+        command
+            .arg(&webroot)
+            .arg("--ca-root")
+            .arg(ca.path("root.pem"));
+        command
+            .args(["--ca", &ca.server.directory_url()])
+            .args(names);
+        command
+    };
+    ca.script
+        .add(Endpoint::Challenge, Which::Every, Fault::HangBefore);
+    let mut issuing = Running::start(&mut issue(&[NAME]));
+    until("the answer", || answers() == 1);
+    let record = data.join("records").join(NAME).join("record.json");
+    let record = || std::fs::read_to_string(&record).unwrap();
+    assert!(record().contains("http-01"), "{}", record());
+    issuing.kill();
+    ca.script.clear();
+    assert_eq!(answers(), 1);
+    // Another order, with other tokens, whose answers no server serves.
+    run(&mut issue(&[NAME, "www.example.com"]), 5);
+    assert_eq!(answers(), 0);
 }
