@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -215,9 +215,14 @@ impl FleetSettings {
         if let Some(node) = &self.node {
             return node.as_str().to_owned();
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host: Result<NodeName, _> = host.trim().parse();
-        host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
+        // Read once, when the store is opened: the sandbox hides the file later.
+        static HOST: OnceLock<String> = OnceLock::new();
+        let host = HOST.get_or_init(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let host: Result<NodeName, _> = host.trim().parse();
+            host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
+        });
+        host.clone()
     }
 }
 
