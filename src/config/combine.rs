@@ -112,6 +112,7 @@ impl Sources {
         }
         settings.roots = self.roots.clone();
         settings.resolver = value(pick(&self.shared_layers(), |layer| &layer.resolver));
+        settings.fleet.resolver = settings.resolver;
         settings.challenge = self.challenge(&self.shared_layers());
         settings.docker = self.docker();
         settings

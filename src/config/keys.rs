@@ -117,7 +117,7 @@ layer! {
             .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "resolver", resolver: ServerAddress, parsed, TEXT
             .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
-            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies and endpoints")
+            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies, endpoints, deploy targets and stores")
             .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 

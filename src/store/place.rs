@@ -19,6 +19,8 @@ use super::seal::Seal;
 use super::shared::SharedStore;
 use crate::failure::Advised;
 use crate::files;
+use crate::net::dns::ServerAddress;
+use crate::net::dns::lookup::Resolver;
 use crate::net::url::SecretUrl;
 use crate::text::nearest;
 
@@ -70,18 +72,18 @@ impl StorePlace {
                 "name a directory that all machines mount",
             )),
             Kind::Directory(_) => Ok(()),
-            Kind::Server(url) => of_server(url).map(drop),
+            Kind::Server(url) => of_server(url, Resolver::default()).map(drop),
         }
     }
 
-    fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
+    fn documents(&self, node: &str, resolver: Resolver) -> io::Result<Arc<dyn Documents>> {
         let (kind, place) = (self.kind(), self.to_string());
         let documents: Arc<dyn Documents> = match &self.0 {
             Kind::Directory(root) => {
                 let opened = DirectoryDocuments::open(root.clone(), node);
                 Arc::new(opened.map_err(|error| kind.explained(&place, error))?)
             }
-            Kind::Server(url) => of_server(url)
+            Kind::Server(url) => of_server(url, resolver)
                 .map_err(|(message, hint)| io::Error::other(Advised { message, hint }))?,
         };
         Ok(Arc::new(NamedDocuments {
@@ -102,8 +104,11 @@ impl StorePlace {
 }
 
 /// The documents of a server; nothing is sent yet.
-fn of_server(url: &SecretUrl) -> Result<Arc<dyn Documents>, (String, &'static str)> {
-    let settings = ServerSettings::of_this_process(url.expose().to_owned());
+fn of_server(
+    url: &SecretUrl,
+    resolver: Resolver,
+) -> Result<Arc<dyn Documents>, (String, &'static str)> {
+    let settings = ServerSettings::of_this_process(url.expose().to_owned(), resolver);
     documents::of_server(settings).map_err(|message| {
         let hint = settings_hint(url.expose(), &message);
         (message, hint)
@@ -223,6 +228,9 @@ pub struct FleetSettings {
     pub node: Option<NodeName>,
     /// What this machine does.
     pub role: Role,
+    /// Looks up the hosts of the store's servers, instead of the system's resolver.
+    #[serde(default)]
+    pub(crate) resolver: Option<ServerAddress>,
 }
 
 impl FleetSettings {
@@ -247,7 +255,7 @@ impl FleetSettings {
         };
         let seal = self.seal()?;
         let node = self.node_name();
-        let documents = place.documents(&node);
+        let documents = place.documents(&node, Resolver::new(self.resolver));
         let documents = documents.map_err(|source| StoreError::Io {
             operation: "open",
             subject: "the shared store".to_owned(),

@@ -64,9 +64,10 @@ impl EtcdDocuments {
     pub(super) fn new(settings: &ServerSettings) -> Result<Self, String> {
         let roots = SystemRoots::of(&settings.environment);
         let place = Place::of(settings)?;
+        let (proxies, resolver) = (settings.proxies.clone(), settings.resolver.clone());
         let members = u32::try_from(place.members.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            pool: Pool::new(settings.proxies.clone(), None, &roots)?,
+            pool: Pool::new(proxies, resolver, &roots)?,
             place,
             within: (WITHIN / members).max(LEAST),
             member: AtomicUsize::default(),

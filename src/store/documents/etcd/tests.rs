@@ -21,6 +21,7 @@ fn documents(url: &str, variables: &[(&str, &str)]) -> EtcdDocuments {
             .map(|(name, value)| ((*name).into(), (*value).into()))
             .collect(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     EtcdDocuments::new(&settings).unwrap()
 }

@@ -24,6 +24,7 @@ fn documents(url: &str) -> PostgresDocuments {
         url: url.to_owned(),
         environment: BTreeMap::new(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     PostgresDocuments::new(&settings).unwrap()
 }
