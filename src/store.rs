@@ -36,8 +36,13 @@ pub enum StoreError {
         subject: String,
         source: std::io::Error,
     },
-    #[error("the sealing key {path}: {detail}")]
-    Seal { path: String, detail: String },
+    #[error("the sealing key {from}: {detail}")]
+    Seal {
+        /// Its file or its program.
+        from: String,
+        detail: String,
+        hint: String,
+    },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
     #[error(

@@ -274,6 +274,13 @@ fn store_of_another_fleet_is_refused_and_stays() {
     // As the hints say.
     run(&mut fleet.issue("guest", &["other.example.com"]), 0);
     assert_eq!(fleet.orders(), 2);
+    // The same key from a program, and not from both.
+    let key = fleet.ca.path("seal.key").display().to_string();
+    let mut renew = fleet.on("guest", &["renew"]);
+    renew.env("CERTS_SEAL_KEY_EXEC", format!("/bin/cat {key}"));
+    let said = run(&mut renew, 2);
+    assert!(said.contains("both set"), "{said}");
+    run(renew.env_remove("CERTS_SEAL_KEY_FILE"), 0);
 }
 
 #[test]

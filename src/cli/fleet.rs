@@ -46,7 +46,7 @@ impl Call {
         if !is_run && !is_shared && control::is_running(&data_dir).await? {
             return Ok(());
         }
-        let node = open(&fleet, &data_dir)?;
+        let node = open(&fleet, &data_dir).await?;
         let joined = match is_run {
             true => node.join().await,
             false => {
@@ -113,8 +113,8 @@ fn works(verb: &Verb) -> bool {
     )
 }
 
-fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
-    let opened = fleet.open(data_dir.to_owned());
+async fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
+    let opened = fleet.open(data_dir.to_owned()).await;
     let opened = opened.map_err(|error| of_fleet(fleet, error))?;
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
@@ -124,7 +124,7 @@ fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
 pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
     let fleet = &settings.fleet;
     let read = async {
-        let Some(shared) = fleet.shared()? else {
+        let Some(shared) = fleet.shared().await? else {
             return Ok(Vec::new());
         };
         let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
@@ -185,16 +185,8 @@ pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String 
 fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
     let place = fleet.store.as_ref().map(ToString::to_string);
     let place = place.unwrap_or_default();
-    if let StoreError::Seal { detail, .. } = &error {
-        let is_unset = detail.starts_with("no seal_key_file");
-        let hint = match is_unset {
-            true => {
-                "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file"
-            }
-            false => {
-                "the file holds the fleet's key, 32 bytes in base64; only the user of certs may read it: chown and chmod 600"
-            }
-        };
+    if let StoreError::Seal { hint, .. } = &error {
+        let hint = hint.clone();
         return Failure::usage(format!("the fleet's store at {place}: {error}"), hint);
     }
     if let StoreError::Io {

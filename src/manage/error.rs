@@ -120,7 +120,7 @@ impl ManageError {
                 "run the version of certs that wrote it, or a newer one; nothing was changed".into()
             }
             Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
-            Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
+            Self::Store(StoreError::Seal { hint, .. }) => hint.clone(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }

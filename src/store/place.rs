@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -15,11 +16,17 @@ use super::documents::{self, Documents, DocumentsError, ServerSettings};
 use super::node::{NodeStore, Role};
 use super::seal::Seal;
 use super::shared::SharedStore;
+use crate::certificate::Secret;
 use crate::files;
 use crate::net::url::SecretUrl;
+use crate::program::Call;
 
 /// The longest name of a machine, as of a host.
 const LONGEST_NAME: usize = 64;
+/// How long the program of the sealing key may take.
+const KEY_WITHIN: Duration = Duration::from_secs(30);
+const NO_KEY: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
+const KEY_HINT: &str = "the fleet's key is 32 bytes in base64; only the user of certs may read its file: chown and chmod 600";
 
 /// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
 /// password, and shows its origin only.
@@ -149,6 +156,9 @@ pub struct FleetSettings {
     pub store: Option<StorePlace>,
     /// The file with the keys that seal what the store gets.
     pub seal_key_file: Option<PathBuf>,
+    /// Instead of a file, the program that prints them, and its arguments.
+    #[serde(default)]
+    pub seal_key_exec: Option<Vec<String>>,
     /// This machine's name; `None`: its host name.
     pub node: Option<NodeName>,
     /// What this machine does.
@@ -161,8 +171,8 @@ impl FleetSettings {
     ///
     /// # Errors
     /// When the sealing key or a directory cannot be used.
-    pub fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
-        let shared = self.shared()?;
+    pub async fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
+        let shared = self.shared().await?;
         let node = shared.map(|shared| NodeStore::open(data_dir, shared, self.role));
         node.transpose()
     }
@@ -171,11 +181,11 @@ impl FleetSettings {
     ///
     /// # Errors
     /// As those of [`open`](Self::open).
-    pub fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
+    pub async fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
         let Some(place) = &self.store else {
             return Ok(None);
         };
-        let seal = self.seal()?;
+        let seal = self.seal().await?;
         let node = self.node_name();
         let documents = place.documents(&node);
         let documents = documents.map_err(|source| StoreError::Io {
@@ -186,22 +196,56 @@ impl FleetSettings {
         Ok(Some(SharedStore::new(documents, seal, node)))
     }
 
-    fn seal(&self) -> Result<Seal, StoreError> {
-        let path = { self.seal_key_file.as_ref() }.map(|path| path.display().to_string());
-        let invalid = |detail: String| StoreError::Seal {
-            path: path.clone().unwrap_or_default(),
-            detail,
+    /// What is wrong with the settings of the sealing key, and what helps.
+    #[must_use]
+    pub fn key_fault(&self) -> Option<(&'static str, &'static str)> {
+        let is_absolute = |argv: &Vec<String>| {
+            { argv.first() }.is_some_and(|program| Path::new(program).is_absolute())
         };
-        let Some(file) = &self.seal_key_file else {
-            return Err(invalid("no seal_key_file is set".to_owned()));
-        };
-        let read = files::read_short(file).map_err(|error| invalid(error.to_string()));
-        let (keys, metadata) = read?;
-        let mode = metadata.mode() & 0o7777;
-        if mode & 0o007 != 0 {
-            return Err(invalid(format!("every user can read it (mode {mode:04o})")));
+        match (&self.seal_key_file, &self.seal_key_exec) {
+            _ if self.store.is_none() => None,
+            (None, None) => Some(("neither seal_key_file nor seal_key_exec is set", NO_KEY)),
+            (Some(_), Some(_)) => Some((
+                "seal_key_file and seal_key_exec are both set",
+                "leave one of seal_key_file and seal_key_exec out, also of the environment",
+            )),
+            (None, Some(argv)) if !is_absolute(argv) => Some((
+                "seal_key_exec names no program by its absolute path",
+                "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"]",
+            )),
+            _ => None,
         }
-        Seal::new(&keys).map_err(|error| invalid(error.to_string()))
+    }
+
+    async fn seal(&self) -> Result<Seal, StoreError> {
+        let argv = self.seal_key_exec.as_deref().unwrap_or_default();
+        let from = match (&self.seal_key_file, argv.first()) {
+            (Some(file), _) => file.display().to_string(),
+            (None, program) => program.cloned().unwrap_or_default(),
+        };
+        let invalid = |detail: String, hint: &str| StoreError::Seal {
+            from: from.clone(),
+            detail,
+            hint: hint.to_owned(),
+        };
+        if let Some((detail, hint)) = self.key_fault() {
+            return Err(invalid(detail.to_owned(), hint));
+        }
+        let keys = match (&self.seal_key_file, argv) {
+            (None, [program, arguments @ ..]) => {
+                let call = Call {
+                    program: program.into(),
+                    arguments: arguments.to_vec(),
+                };
+                let printed = call.secret(KEY_WITHIN).await;
+                printed.map_err(|error| invalid(error.to_string(), error.hint()))?
+            }
+            (file, _) => {
+                let read = read_keys(file.as_deref().unwrap_or(Path::new("")));
+                read.map_err(|detail| invalid(detail, KEY_HINT))?
+            }
+        };
+        Seal::new(keys.expose()).map_err(|error| invalid(error.to_string(), KEY_HINT))
     }
 
     /// The name of this machine.
@@ -213,6 +257,15 @@ impl FleetSettings {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: Result<NodeName, _> = host.trim().parse();
         host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
+    }
+}
+
+fn read_keys(file: &Path) -> Result<Secret, String> {
+    let (keys, metadata) = files::read_short(file).map_err(|error| error.to_string())?;
+    let mode = metadata.mode() & 0o7777;
+    match mode & 0o007 {
+        0 => Ok(Secret::new(keys)),
+        _ => Err(format!("every user can read it (mode {mode:04o})")),
     }
 }
 
@@ -256,6 +309,46 @@ mod tests {
             ("ectd://10.0.0.1/x", "unknown store `ectd://`"),
         ] {
             assert_eq!(shown(text).unwrap_err(), error, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sealing_key_is_of_a_file_or_of_a_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let argv = |all: &[&str]| Some(all.iter().map(|one| (*one).to_owned()).collect());
+        let settings = FleetSettings {
+            store: Some(directory.path().display().to_string().parse().unwrap()),
+            seal_key_exec: argv(&["/bin/echo", crate::store::seal::tests::ONE]),
+            ..FleetSettings::default()
+        };
+        assert!(settings.shared().await.unwrap().is_some());
+        let file = Some(directory.path().join("absent"));
+        for (seal_key_file, seal_key_exec, said) in [
+            (None, None, "neither seal_key_file nor seal_key_exec"),
+            (file.clone(), settings.seal_key_exec.clone(), "both set"),
+            (None, argv(&["echo", "secret"]), "absolute path"),
+            (None, argv(&[]), "absolute path"),
+            (
+                None,
+                argv(&["/bin/echo", "secret"]),
+                "/bin/echo: the sealing key is not",
+            ),
+            (
+                None,
+                argv(&["/bin/sh", "-c", "echo secret; echo why >&2; exit 1"]),
+                "why",
+            ),
+            (None, argv(&["/absent/program"]), "/absent/program"),
+            (file, None, "No such file"),
+        ] {
+            let settings = FleetSettings {
+                seal_key_file,
+                seal_key_exec,
+                ..settings.clone()
+            };
+            let error = settings.shared().await.unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         }
     }
 
