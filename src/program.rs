@@ -297,7 +297,10 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>, last: LastOutput) {
 }
 
 fn last_lines(streams: &[LastOutput]) -> String {
-    let text = |last: &LastOutput| String::from_utf8_lossy(&last.take()).into_owned();
+    let text = |last: &LastOutput| {
+        let last = last.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&last).into_owned()
+    };
     let all = streams.iter().map(text).collect::<Vec<_>>();
     let lines = all.iter().flat_map(|text| text.trim_end().lines());
     let lines: Vec<String> = lines.map(printable).collect();

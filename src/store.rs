@@ -57,6 +57,12 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("{subject} was sealed with another key (its number is {number})")]
+    OtherKey { subject: String, number: String },
+    #[error("the shared store is of another fleet than the certificates of this machine")]
+    OtherFleet,
+    #[error("the shared store has an older state of {lineage} than this machine")]
+    Older { lineage: Lineage },
     #[error("this machine only serves the certificates of its fleet")]
     OnlyServes,
     #[error("{lineage} is stored already")]
@@ -68,6 +74,24 @@ pub enum StoreError {
         lineage: Lineage,
         generation: Generation,
     },
+}
+
+impl StoreError {
+    /// What helps against a document of a fleet that is refused.
+    pub(crate) const fn refusal_hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OtherKey { .. } => Some(
+                "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes",
+            ),
+            Self::OtherFleet => Some(
+                "name this fleet's own store; to join the other fleet instead, remove copies.json from the data directory",
+            ),
+            Self::Older { .. } => Some(
+                "start certs run on a machine of role full that has the certificate: it puts its newer state back",
+            ),
+            _ => None,
+        }
+    }
 }
 
 /// The exclusive right to work on one lineage; a drop or a crash releases it. It has no

@@ -121,6 +121,11 @@ impl ManageError {
             }
             Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
             Self::Store(StoreError::Seal { hint, .. }) => hint.clone(),
+            Self::Store(
+                refused @ (StoreError::OtherKey { .. }
+                | StoreError::OtherFleet
+                | StoreError::Older { .. }),
+            ) => refused.refusal_hint().unwrap_or_default().into(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }

@@ -14,7 +14,7 @@ use super::StoreError;
 use super::documents::directory::DirectoryDocuments;
 use super::documents::{self, Documents, DocumentsError, ServerSettings};
 use super::node::{NodeStore, Role};
-use super::seal::Seal;
+use super::seal::{self, Seal};
 use super::shared::SharedStore;
 use crate::certificate::Secret;
 use crate::files;
@@ -25,7 +25,10 @@ use crate::program::Call;
 const LONGEST_NAME: usize = 64;
 /// How long the program of the sealing key may take.
 const KEY_WITHIN: Duration = Duration::from_secs(30);
-const NO_KEY: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
+const NO_KEY_HINT: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
+const WHOLE_KEY_HINT: &str = "set role = \"serve\" on this machine, or give it the whole key in seal_key_file or seal_key_exec";
+const BOTH_HINT: &str = "leave seal_key_file or seal_key_exec out, also of the environment";
+const PROGRAM_HINT: &str = "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"], with the program's absolute path";
 const KEY_HINT: &str = "the fleet's key is 32 bytes in base64; only the user of certs may read its file: chown and chmod 600";
 
 /// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
@@ -196,56 +199,88 @@ impl FleetSettings {
         Ok(Some(SharedStore::new(documents, seal, node)))
     }
 
-    /// What is wrong with the settings of the sealing key, and what helps.
+    /// What is wrong with the settings of the fleet's sealing key, and what helps.
     #[must_use]
     pub fn key_fault(&self) -> Option<(&'static str, &'static str)> {
+        self.store.as_ref().and_then(|_| self.source_fault())
+    }
+
+    fn source_fault(&self) -> Option<(&'static str, &'static str)> {
         let is_absolute = |argv: &Vec<String>| {
             { argv.first() }.is_some_and(|program| Path::new(program).is_absolute())
         };
         match (&self.seal_key_file, &self.seal_key_exec) {
-            _ if self.store.is_none() => None,
-            (None, None) => Some(("neither seal_key_file nor seal_key_exec is set", NO_KEY)),
-            (Some(_), Some(_)) => Some((
-                "seal_key_file and seal_key_exec are both set",
-                "leave one of seal_key_file and seal_key_exec out, also of the environment",
+            (None, None) => Some((
+                "neither seal_key_file nor seal_key_exec is set",
+                NO_KEY_HINT,
             )),
+            (Some(_), Some(_)) => Some(("seal_key_file and seal_key_exec are both set", BOTH_HINT)),
             (None, Some(argv)) if !is_absolute(argv) => Some((
                 "seal_key_exec names no program by its absolute path",
-                "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"]",
+                PROGRAM_HINT,
             )),
             _ => None,
         }
     }
 
+    /// The lines of a key file for a machine of role serve, which open no accounts.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub async fn serve_key(&self) -> Result<Secret, StoreError> {
+        let keys = self.keys().await?;
+        seal::serve_lines(keys.expose()).map_err(|error| self.invalid(error.to_string(), KEY_HINT))
+    }
+
     async fn seal(&self) -> Result<Seal, StoreError> {
-        let argv = self.seal_key_exec.as_deref().unwrap_or_default();
-        let from = match (&self.seal_key_file, argv.first()) {
-            (Some(file), _) => file.display().to_string(),
-            (None, program) => program.cloned().unwrap_or_default(),
-        };
-        let invalid = |detail: String, hint: &str| StoreError::Seal {
-            from: from.clone(),
+        let seal = Seal::new(self.keys().await?.expose());
+        let seal = seal.map_err(|error| self.invalid(error.to_string(), KEY_HINT))?;
+        match self.role {
+            Role::Full if !seal.opens_accounts() => {
+                let detail = "it is that of a machine of role serve, and opens no accounts";
+                Err(self.invalid(detail.to_owned(), WHOLE_KEY_HINT))
+            }
+            Role::Full => Ok(seal),
+            Role::Serve => {
+                if seal.opens_accounts() {
+                    tracing::warn!(
+                        "this machine only serves, and its sealing key opens the accounts of the fleet, too; hint: certs config serve-key on a machine of role full prints the key for it"
+                    );
+                }
+                Ok(seal.without_accounts())
+            }
+        }
+    }
+
+    fn invalid(&self, detail: String, hint: &str) -> StoreError {
+        let program = { self.seal_key_exec.as_ref() }.and_then(|argv| argv.first().cloned());
+        let file = { self.seal_key_file.as_ref() }.map(|file| file.display().to_string());
+        StoreError::Seal {
+            from: file.or(program).unwrap_or_default(),
             detail,
             hint: hint.to_owned(),
-        };
-        if let Some((detail, hint)) = self.key_fault() {
-            return Err(invalid(detail.to_owned(), hint));
         }
-        let keys = match (&self.seal_key_file, argv) {
+    }
+
+    async fn keys(&self) -> Result<Secret, StoreError> {
+        let argv = self.seal_key_exec.as_deref().unwrap_or_default();
+        if let Some((detail, hint)) = self.source_fault() {
+            return Err(self.invalid(detail.to_owned(), hint));
+        }
+        match (&self.seal_key_file, argv) {
             (None, [program, arguments @ ..]) => {
                 let call = Call {
                     program: program.into(),
                     arguments: arguments.to_vec(),
                 };
                 let printed = call.secret(KEY_WITHIN).await;
-                printed.map_err(|error| invalid(error.to_string(), error.hint()))?
+                printed.map_err(|error| self.invalid(error.to_string(), error.hint()))
             }
             (file, _) => {
                 let read = read_keys(file.as_deref().unwrap_or(Path::new("")));
-                read.map_err(|detail| invalid(detail, KEY_HINT))?
+                read.map_err(|detail| self.invalid(detail, KEY_HINT))
             }
-        };
-        Seal::new(keys.expose()).map_err(|error| invalid(error.to_string(), KEY_HINT))
+        }
     }
 
     /// The name of this machine.
@@ -254,10 +289,16 @@ impl FleetSettings {
         if let Some(node) = &self.node {
             return node.as_str().to_owned();
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host: Result<NodeName, _> = host.trim().parse();
+        let host: Result<NodeName, _> = host_name().parse();
         host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
     }
+}
+
+/// The name of this machine's host.
+#[must_use]
+pub fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().to_owned()
 }
 
 fn read_keys(file: &Path) -> Result<Secret, String> {
