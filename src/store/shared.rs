@@ -110,7 +110,7 @@ pub(super) enum Found {
     Absent,
     /// Its document cannot be opened.
     Damaged(Version, StoreError),
-    Copy(Copy),
+    Copy(Box<Copy>),
 }
 
 impl SharedStore {
@@ -162,7 +162,7 @@ impl SharedStore {
         match self.find(lineage).await? {
             Found::Absent => Ok(None),
             Found::Damaged(_, error) => Err(error),
-            Found::Copy(copy) => Ok(Some(copy)),
+            Found::Copy(copy) => Ok(Some(*copy)),
         }
     }
 
@@ -180,7 +180,7 @@ impl SharedStore {
         let (stored, Some(version)) = self.resolved(loaded).await? else {
             return Ok(Found::Absent);
         };
-        Ok(Found::Copy(Copy {
+        Ok(Found::Copy(Box::new(Copy {
             lineage: lineage.clone(),
             id: stored.id,
             revision: stored.revision,
@@ -191,7 +191,7 @@ impl SharedStore {
                 record
             }),
             options: stored.options,
-        }))
+        })))
     }
 
     /// Stores the copy that a machine has of a certificate in place of an older state of the

@@ -143,7 +143,7 @@ impl NodeStore {
         for _ in 0..ATTEMPTS {
             let there = match self.shared.find(lineage).await? {
                 Found::Absent => None,
-                Found::Copy(copy) => Some(copy),
+                Found::Copy(copy) => Some(*copy),
                 Found::Damaged(version, damage) => {
                     let repaired = self.repair(lineage, &version, damage).await;
                     return repaired.map(|()| Change::None);
