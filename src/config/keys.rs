@@ -211,6 +211,10 @@ layer! {
             .doc("The file with the key that seals what the store gets: 32 bytes in base64; further lines hold earlier keys")
             .option(EVERY, "FILE")
             => .fleet.seal_key_file;
+        "seal_key_exec", seal_key_exec: Vec<String>, list, LIST
+            .hint("a program by its absolute path, and its arguments, belong here")
+            .doc("Instead of seal_key_file, this program prints the key; it is started by its arguments and never by a shell")
+            => .fleet.seal_key_exec;
         "node", node: NodeName, parsed, TEXT.hint("letters, digits, -, _ and . belong here")
             .doc("The name of this machine in the fleet").default_is("the host name").option(EVERY, "NAME")
             => .fleet.node;

@@ -9,7 +9,7 @@ use crate::control::Worker;
 use crate::lineage::Lineage;
 use crate::observe::Board;
 use crate::store::node::{Change, Followed, NodeStore};
-use crate::store::place::FleetSettings;
+use crate::store::place::{FleetSettings, host_name};
 use crate::store::shared::fleet::FleetNode;
 use crate::time::{Clock, SystemClock};
 
@@ -77,5 +77,7 @@ fn describe(settings: &FleetSettings, process: u64, board: &Board) -> FleetNode 
         seen: SystemClock.now(),
         certificates: all.len(),
         served: served.take(SHOWN).collect(),
+        host: host_name(),
+        rival: None,
     }
 }
