@@ -293,9 +293,7 @@ impl Cause {
                 beneath::REFUSED_HINT
             }
             Self::Solver(_) => "check the --webroot directory and its owner",
-            Self::Journal(_) => {
-                "check the data directory: owner, mode, free space; `fuser -v LOCK` shows the process that holds a lock"
-            }
+            Self::Journal(_) => "run again with -v and report the output",
             Self::Binding(_) => {
                 "restore the file of --eab-hmac-file, or get a new pair from the CA's web site"
             }
