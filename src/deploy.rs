@@ -41,6 +41,7 @@ use crate::files::beneath::REFUSED_HINT;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::program::NOT_STARTED_HINT;
 use crate::record::Generation;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -239,6 +240,8 @@ pub enum DeployCause {
     #[error("the pair is refused: {0}")]
     Refused(String),
     #[error("{0}")]
+    NotStarted(String),
+    #[error("{0}")]
     Program(String),
     #[error("{0}")]
     Unsafe(String),
@@ -300,6 +303,7 @@ impl DeployCause {
                 "check that it runs and that this process may connect to it; the deployment is retried"
             }
             Self::Refused(_) => "fix what it reports; it keeps serving the pair that it has",
+            Self::NotStarted(_) => NOT_STARTED_HINT,
             Self::Program(_) => {
                 "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; the deployment is retried"
             }
