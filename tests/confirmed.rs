@@ -123,7 +123,7 @@ fn denied_rights_are_shown_before_the_renewal() {
     );
     assert!(!printed.contains("new.example.com"), "{printed}");
     verb(&ca, &["renew"], 8);
-    // The file is moved away, and the rights are confirmed anew.
+    // The file is moved away, and the rights are confirmed again.
     fs::rename(&confirmed, ca.path("away")).unwrap();
     run(&mut ca.issue(&[NAME, &hook]), 0);
     let printed = verb(&ca, &["status", NAME], 0);
