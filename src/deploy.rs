@@ -42,6 +42,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::net::dns::lookup::Resolver;
+use crate::program::NOT_STARTED_HINT;
 use crate::record::Generation;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -243,6 +244,8 @@ pub enum DeployCause {
     #[error("the pair is refused: {0}")]
     Refused(String),
     #[error("{0}")]
+    NotStarted(String),
+    #[error("{0}")]
     Program(String),
     #[error("{0}")]
     Unsafe(String),
@@ -304,6 +307,7 @@ impl DeployCause {
                 "check that it runs and that this process may connect to it; the deployment is retried"
             }
             Self::Refused(_) => "fix what it reports; it keeps serving the pair that it has",
+            Self::NotStarted(_) => NOT_STARTED_HINT,
             Self::Program(_) => {
                 "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; the deployment is retried"
             }

@@ -58,12 +58,15 @@ pub(crate) enum ProgramError {
     Failed(String),
 }
 
+/// The hint for a program that cannot be started.
+pub(crate) const NOT_STARTED_HINT: &str = "name a program that exists and may be executed";
+
 impl ProgramError {
     /// The next thing to do.
     pub(crate) fn hint(&self) -> &str {
         match self {
             Self::Untrusted { hint, .. } => hint,
-            Self::NotStarted(_) => "name a program that exists and may be executed",
+            Self::NotStarted(_) => NOT_STARTED_HINT,
             Self::Failed(_) => {
                 "call the program with these arguments by hand, and correct what it reports"
             }

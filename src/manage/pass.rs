@@ -13,6 +13,7 @@ use super::rollback::{nothing_issued, rollback_pause};
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
+use crate::lineage::reissue;
 use crate::record::{Issued, Record, Renewal, Terms};
 use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
@@ -204,7 +205,8 @@ impl Pass<'_> {
             ..terms.clone()
         });
         if terms.reuse_key && kept != key {
-            tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false in the environment of certs issue with its names, --key {key} and --force makes a new key");
+            let again = reissue(lineage, &wanted.identifiers);
+            tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false {again} --key {key} --force makes a new key");
         }
     }
 

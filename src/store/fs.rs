@@ -23,11 +23,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use self::single::{
-    at, check_format, locked, make_directory, open_lock, read_json, read_text, remove_directory,
-    replace, write_json,
+    at, check_format, corrupt, locked, make_directory, open_lock, read_json, read_text,
+    remove_directory, replace, write_json,
 };
 pub use self::together::Together;
 use super::{Lease, Store, StoreError, check_account, check_save, deletable, next_revision};
@@ -405,7 +406,13 @@ impl Store for FileStore {
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
         let _acting = self.owner.act();
-        Ok(read_text(&self.path_of("accounts", ca))?.map(Secret::new))
+        let path = self.path_of("accounts", ca);
+        let text = read_text(&path)?;
+        if let Some(text) = &text {
+            // Its path says what to restore; whose file it is, its hashed name does not.
+            serde_json::from_str::<IgnoredAny>(text).map_err(|error| corrupt(&path, &error))?;
+        }
+        Ok(text.map(Secret::new))
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {

@@ -265,7 +265,7 @@ async fn machine_that_joins_brings_its_certificates_and_its_account() {
         .save(&own, Revision(0), Some(&bundle))
         .await
         .unwrap();
-    let account = Secret::new("account".into());
+    let account = Secret::new("{}".into());
     one.own.create_account(CA, &account).await.unwrap();
     turn(&one).await;
     turn(&other).await;
