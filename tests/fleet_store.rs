@@ -374,10 +374,7 @@ fn damaged_document_is_refused_and_stored_again_as_the_hint_says() {
         (
             1,
             2,
-            &[
-                "newer version of certs (format 2)",
-                "hint: update certs on this machine",
-            ],
+            &["is of format 2", "hint: update certs on this machine"],
         ),
         (
             40,
