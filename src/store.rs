@@ -22,8 +22,12 @@ use thiserror::Error;
 
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
+use crate::failure::advice;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Issued, Record, Revision};
+
+/// Where a document of the store is that machines share.
+const OF_SHARED: &str = "of the shared store";
 
 /// Why an operation of the store failed.
 #[derive(Debug, Error)]
@@ -41,7 +45,7 @@ pub enum StoreError {
         /// Its file or its program.
         from: String,
         detail: String,
-        hint: String,
+        hint: &'static str,
     },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
@@ -77,9 +81,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What helps against a document of a fleet that is refused.
-    pub(crate) const fn refusal_hint(&self) -> Option<&'static str> {
+    /// What to do about an error of the store that machines share; `None` for any other.
+    pub(crate) fn hint_of_shared(&self) -> Option<&'static str> {
         match self {
+            Self::Seal { hint, .. } => Some(hint),
             Self::OtherKey { .. } => Some(
                 "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes",
             ),
@@ -89,7 +94,13 @@ impl StoreError {
             Self::Older { .. } => Some(
                 "start certs run on a machine of role full that has the certificate: it puts its newer state back",
             ),
-            _ => None,
+            Self::Newer { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("update certs on this machine")
+            }
+            Self::Corrupt { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("remove this document from the store: a machine with a copy stores it again")
+            }
+            error => advice(error),
         }
     }
 }

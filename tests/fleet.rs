@@ -323,7 +323,7 @@ fn damaged_document_is_refused_by_commands_and_put_back_by_the_sidecar() {
         said.contains("it was changed, or belongs to another name"),
         "{said}"
     );
-    assert!(said.contains("hint: start certs run"), "{said}");
+    assert!(said.contains("hint: remove this document"), "{said}");
     assert_eq!(std::fs::read(&newest).unwrap(), damaged);
     assert_eq!(fleet.live("two", "example.com"), live);
     // As the hint says.

@@ -6,7 +6,6 @@ use super::Call;
 use super::args::Config;
 use super::fleet;
 use super::output::{say, say_json};
-use crate::config::Purpose;
 use crate::failure::Failure;
 use crate::text::origins;
 
@@ -20,7 +19,7 @@ pub(super) async fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
         Config::ServeKey => return fleet::print_serve_key(call).await,
         Config::Check { .. } => {}
     }
-    let settings = call.sources.settings(&Purpose::All)?;
+    let settings = call.sources.checked_settings()?;
     let refused = settings.certificates.iter().filter_map(|one| {
         let cause = one.cannot_order.clone()?;
         Some((format!("{}: {}", one.lineage, cause.why), cause.hint))

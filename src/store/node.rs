@@ -101,6 +101,8 @@ pub struct NodeStore {
     is_issuer: AtomicBool,
     /// Whether this is one command, which takes no issuer's place and waits for none.
     is_command: AtomicBool,
+    /// Whether it takes the issuer's place no more.
+    has_resigned: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
     watching: tokio::sync::Mutex<Option<follow::Watching>>,
     states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
@@ -133,6 +135,7 @@ impl NodeStore {
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
+            has_resigned: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
             watching: tokio::sync::Mutex::default(),
             states: Mutex::default(),
@@ -251,6 +254,16 @@ impl NodeStore {
         if !is_kept {
             self.note(Noted::Ca(ca.to_owned(), revision, state.clone()));
         }
+    }
+
+    /// The name that a certificate has got, which is gone under the name `lineage`.
+    #[must_use]
+    pub fn renamed_to(&self, lineage: &Lineage) -> Option<Lineage> {
+        let copies = &lock(&self.copies).certificates;
+        let id = copies.get(lineage)?.id;
+        let mut others = copies.iter().filter(|(name, _)| *name != lineage);
+        let (name, _) = others.find(|(_, copied)| copied.id == id)?;
+        Some(name.clone())
     }
 
     fn copied(&self, lineage: &Lineage) -> Option<Copied> {
@@ -414,8 +427,9 @@ impl Store for NodeStore {
     }
 
     fn is_issuer(&self) -> bool {
-        let is_either = |one: &AtomicBool| one.load(Ordering::SeqCst);
-        self.role == Role::Full && (is_either(&self.is_issuer) || is_either(&self.is_command))
+        let is = |one: &AtomicBool| one.load(Ordering::SeqCst);
+        let is_issuer = is(&self.is_issuer) && !is(&self.has_resigned);
+        self.role == Role::Full && (is_issuer || is(&self.is_command))
     }
 
     async fn share(

@@ -5,21 +5,25 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::StoreError;
 use super::documents::directory::DirectoryDocuments;
-use super::documents::{self, Documents, DocumentsError, ServerSettings};
+use super::documents::{
+    self, Documents, DocumentsError, NamedDocuments, ServerSettings, StoreKind, settings_hint,
+};
 use super::node::{NodeStore, Role};
 use super::seal::{self, Seal};
 use super::shared::SharedStore;
 use crate::certificate::Secret;
+use crate::failure::Advised;
 use crate::files;
 use crate::net::url::SecretUrl;
 use crate::program::Call;
+use crate::text::nearest;
 
 /// The longest name of a machine, as of a host.
 const LONGEST_NAME: usize = 64;
@@ -29,7 +33,9 @@ const NO_KEY_HINT: &str = "openssl rand -base64 32 > FILE makes a key once; give
 const WHOLE_KEY_HINT: &str = "set role = \"serve\" on this machine, or give it the whole key in seal_key_file or seal_key_exec";
 const BOTH_HINT: &str = "leave seal_key_file or seal_key_exec out, also of the environment";
 const PROGRAM_HINT: &str = "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"], with the program's absolute path";
-const KEY_HINT: &str = "the fleet's key is 32 bytes in base64; only the user of certs may read its file: chown and chmod 600";
+const KEY_HINT: &str =
+    "each line is a key of 32 bytes in base64, as openssl rand -base64 32 makes it";
+const EXEC_HINT: &str = "call the program of seal_key_exec by hand, and correct what it reports";
 
 /// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
 /// password, and shows its origin only.
@@ -53,6 +59,11 @@ impl StorePlace {
         }
     }
 
+    /// Whether it is a bucket.
+    pub(crate) fn is_s3(&self) -> bool {
+        self.kind() == StoreKind::S3
+    }
+
     /// The same place, with a directory that `absolute` completes.
     #[must_use]
     pub fn completed(self, absolute: impl FnOnce(PathBuf) -> PathBuf) -> Self {
@@ -62,25 +73,80 @@ impl StorePlace {
         }
     }
 
+    /// What is wrong with it as far as that is seen from here, and what to do: nothing is sent
+    /// or created.
+    pub(crate) fn check(&self) -> Result<(), (String, &'static str)> {
+        match &self.0 {
+            Kind::Directory(root) if root.exists() && !root.is_dir() => Err((
+                "it is not a directory".to_owned(),
+                "name a directory that all machines mount",
+            )),
+            Kind::Directory(_) => Ok(()),
+            Kind::Server(url) => of_server(url).map(drop),
+        }
+    }
+
     fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
-        Ok(match &self.0 {
-            Kind::Directory(root) => Arc::new(DirectoryDocuments::open(root.clone(), node)?),
-            Kind::Server(url) => {
-                let settings = ServerSettings::of_this_process(url.expose().to_owned());
-                documents::of_server(settings).map_err(io::Error::other)?
+        let (kind, place) = (self.kind(), self.to_string());
+        let documents: Arc<dyn Documents> = match &self.0 {
+            Kind::Directory(root) => {
+                let opened = DirectoryDocuments::open(root.clone(), node);
+                Arc::new(opened.map_err(|error| kind.explained(&place, error))?)
             }
-        })
+            Kind::Server(url) => of_server(url)
+                .map_err(|(message, hint)| io::Error::other(Advised { message, hint }))?,
+        };
+        Ok(Arc::new(NamedDocuments {
+            documents,
+            kind,
+            place,
+        }))
+    }
+
+    fn kind(&self) -> StoreKind {
+        match &self.0 {
+            Kind::Directory(_) => StoreKind::Directory,
+            Kind::Server(url) if url.expose().starts_with("s3:") => StoreKind::S3,
+            Kind::Server(url) if url.expose().starts_with("etcd") => StoreKind::Etcd,
+            Kind::Server(_) => StoreKind::Postgres,
+        }
     }
 }
+
+/// The documents of a server; nothing is sent yet.
+fn of_server(url: &SecretUrl) -> Result<Arc<dyn Documents>, (String, &'static str)> {
+    let settings = ServerSettings::of_this_process(url.expose().to_owned());
+    documents::of_server(settings).map_err(|message| {
+        let hint = settings_hint(url.expose(), &message);
+        (message, hint)
+    })
+}
+
+/// The URL without user, password and query; its origin only where it is unclear what these are.
+fn shown(url: &SecretUrl) -> String {
+    let whole = url.expose();
+    let place = whole.split_once("://").and_then(|(scheme, rest)| {
+        let (user, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let place = rest.split('?').next()?.trim_end_matches('/');
+        let is_clear = !user.contains('?') && place.chars().all(|one| !one.is_control());
+        is_clear.then(|| format!("{scheme}://{place}"))
+    });
+    place.unwrap_or_else(|| url.origin())
+}
+
+/// The schemes of URLs.
+const SCHEMES: [&str; 5] = ["s3", "etcd", "etcds", "postgres", "postgresql"];
 
 impl FromStr for StorePlace {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let Some((scheme, rest)) = text.split_once("://") else {
-            return match text.is_empty() || text.contains("://") {
-                true => Err("an empty store".to_owned()),
-                false => Ok(Self(Kind::Directory(text.into()))),
+            let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+            return match scheme.filter(|scheme| SCHEMES.contains(scheme)) {
+                Some(scheme) => Err(format!("the slashes are missing: write {scheme}://")),
+                None if text.is_empty() => Err("an empty store".to_owned()),
+                None => Ok(Self(Kind::Directory(text.into()))),
             };
         };
         let url = SecretUrl::new(text.to_owned());
@@ -90,8 +156,14 @@ impl FromStr for StorePlace {
             "etcd" | "etcds" if prefix.trim_matches('/').is_empty() => {
                 Err("no prefix: another program may use the same etcd".to_owned())
             }
-            "etcd" | "etcds" | "postgres" | "postgresql" | "s3" => Ok(Self(Kind::Server(url))),
-            _ => Err(format!("unknown store `{}://`", scheme.escape_debug())),
+            "s3" if host.is_empty() => Err("no bucket".to_owned()),
+            known if SCHEMES.contains(&known) => Ok(Self(Kind::Server(url))),
+            unknown => {
+                let meant = nearest(&unknown.to_ascii_lowercase(), SCHEMES);
+                let meant = meant.map(|meant| format!("; did you mean {meant}://?"));
+                let (unknown, meant) = (unknown.escape_debug(), meant.unwrap_or_default());
+                Err(format!("unknown store `{unknown}://`{meant}"))
+            }
         }
     }
 }
@@ -114,7 +186,7 @@ impl fmt::Display for StorePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Directory(directory) => directory.display().fmt(f),
-            Kind::Server(url) => url.origin().fmt(f),
+            Kind::Server(url) => shown(url).fmt(f),
         }
     }
 }
@@ -193,7 +265,7 @@ impl FleetSettings {
         let documents = place.documents(&node);
         let documents = documents.map_err(|source| StoreError::Io {
             operation: "open",
-            subject: place.to_string(),
+            subject: "the shared store".to_owned(),
             source,
         })?;
         Ok(Some(SharedStore::new(documents, seal, node)))
@@ -232,33 +304,51 @@ impl FleetSettings {
         seal::serve_lines(keys.expose()).map_err(|error| self.invalid(error.to_string(), KEY_HINT))
     }
 
+    /// Whether the lines of the key file can be used; no program is started.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    pub(crate) fn check_seal(&self) -> Result<(), StoreError> {
+        let (Some(file), None) = (&self.seal_key_file, &self.seal_key_exec) else {
+            return Ok(());
+        };
+        let keys = read_keys(file).map_err(|(detail, hint)| self.invalid(detail, hint))?;
+        self.fitting(&keys).map(drop)
+    }
+
     async fn seal(&self) -> Result<Seal, StoreError> {
-        let seal = Seal::new(self.keys().await?.expose());
+        let seal = self.fitting(&self.keys().await?)?;
+        if self.role == Role::Serve && seal.opens_accounts() {
+            tracing::warn!(
+                "this machine only serves, and its sealing key opens the accounts of the fleet, too; hint: certs config serve-key on a machine of role full prints the key for it"
+            );
+        }
+        match self.role {
+            Role::Full => Ok(seal),
+            Role::Serve => Ok(seal.without_accounts()),
+        }
+    }
+
+    /// The keys, if they are enough for the role of this machine.
+    fn fitting(&self, keys: &Secret) -> Result<Seal, StoreError> {
+        let seal = Seal::new(keys.expose());
         let seal = seal.map_err(|error| self.invalid(error.to_string(), KEY_HINT))?;
         match self.role {
             Role::Full if !seal.opens_accounts() => {
                 let detail = "it is that of a machine of role serve, and opens no accounts";
                 Err(self.invalid(detail.to_owned(), WHOLE_KEY_HINT))
             }
-            Role::Full => Ok(seal),
-            Role::Serve => {
-                if seal.opens_accounts() {
-                    tracing::warn!(
-                        "this machine only serves, and its sealing key opens the accounts of the fleet, too; hint: certs config serve-key on a machine of role full prints the key for it"
-                    );
-                }
-                Ok(seal.without_accounts())
-            }
+            _ => Ok(seal),
         }
     }
 
-    fn invalid(&self, detail: String, hint: &str) -> StoreError {
+    fn invalid(&self, detail: String, hint: &'static str) -> StoreError {
         let program = { self.seal_key_exec.as_ref() }.and_then(|argv| argv.first().cloned());
         let file = { self.seal_key_file.as_ref() }.map(|file| file.display().to_string());
         StoreError::Seal {
             from: file.or(program).unwrap_or_default(),
             detail,
-            hint: hint.to_owned(),
+            hint,
         }
     }
 
@@ -274,11 +364,11 @@ impl FleetSettings {
                     arguments: arguments.to_vec(),
                 };
                 let printed = call.secret(KEY_WITHIN).await;
-                printed.map_err(|error| self.invalid(error.to_string(), error.hint()))
+                printed.map_err(|error| self.invalid(error.to_string(), EXEC_HINT))
             }
             (file, _) => {
                 let read = read_keys(file.as_deref().unwrap_or(Path::new("")));
-                read.map_err(|detail| self.invalid(detail, KEY_HINT))
+                read.map_err(|(detail, hint)| self.invalid(detail, hint))
             }
         }
     }
@@ -294,19 +384,31 @@ impl FleetSettings {
     }
 }
 
-/// The name of this machine's host.
+/// The name of this machine's host, read once: the sandbox hides the file later.
 #[must_use]
 pub fn host_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    host.trim().to_owned()
+    static HOST: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    HOST.get_or_init(|| read().trim().to_owned()).clone()
 }
 
-fn read_keys(file: &Path) -> Result<Secret, String> {
-    let (keys, metadata) = files::read_short(file).map_err(|error| error.to_string())?;
+fn read_keys(file: &Path) -> Result<Secret, (String, &'static str)> {
+    let (keys, metadata) = files::read_short(file).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "copy the fleet's key there; openssl rand -base64 32 > FILE makes one for a new fleet"
+            }
+            _ => "it must be a file that the user of certs may read: chown and chmod 600",
+        };
+        (error.to_string(), hint)
+    })?;
     let mode = metadata.mode() & 0o7777;
     match mode & 0o007 {
         0 => Ok(Secret::new(keys)),
-        _ => Err(format!("every user can read it (mode {mode:04o})")),
+        _ => {
+            let hint = "chmod 600, and make a new key if others may have read it";
+            Err((format!("every user can read it (mode {mode:04o})"), hint))
+        }
     }
 }
 
@@ -338,8 +440,16 @@ mod tests {
             "{many}"
         );
         let postgres = shown("postgres://user:secret@db/certs?prefix=a").unwrap();
-        assert_eq!(postgres, "postgres://db");
-        assert_eq!(shown("s3://bucket/certs").unwrap(), "s3://bucket");
+        assert_eq!(postgres, "postgres://db/certs");
+        assert_eq!(shown("s3://bucket/certs/").unwrap(), "s3://bucket/certs");
+        for unclear in [
+            "postgres://user:sec@ret/hidden?x@db/certs",
+            "postgres://db/certs?password=hidden@x",
+            "postgres://user:hidden/x@db/certs",
+        ] {
+            let shown = shown(unclear).unwrap();
+            assert!(!shown.contains("hidden"), "{shown}");
+        }
         for (text, error) in [
             ("", "an empty store"),
             ("etcd:///certs", "no host of etcd"),
@@ -347,7 +457,17 @@ mod tests {
                 "etcd://10.0.0.1:2379",
                 "no prefix: another program may use the same etcd",
             ),
-            ("ectd://10.0.0.1/x", "unknown store `ectd://`"),
+            (
+                "ectd://10.0.0.1/x",
+                "unknown store `ectd://`; did you mean etcd://?",
+            ),
+            (
+                "postgre://10.0.0.1/x",
+                "unknown store `postgre://`; did you mean postgres://?",
+            ),
+            ("file:///srv", "unknown store `file://`"),
+            ("s3:/bucket/x", "the slashes are missing: write s3://"),
+            ("s3:///x", "no bucket"),
         ] {
             assert_eq!(shown(text).unwrap_err(), error, "{text}");
         }

@@ -20,14 +20,18 @@ const FORMAT: u8 = 1;
 const SERVE: &str = "serve:";
 /// The documents that have the key of accounts.
 const ACCOUNTS: &str = "accounts/";
+/// Any other first byte than those up to here is not that of a format: a text begins with more.
+const LAST_FORMAT: u8 = 15;
 
 /// Why a document cannot be opened, or a key cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum SealError {
     #[error("the sealing key is not 32 bytes in base64, in a line of its own")]
     Key,
-    #[error("it was written by a newer version of certs (format {0})")]
+    #[error("it was written by a newer version of certs (format {0}), or changed")]
     Format(u8),
+    #[error("certs did not write it, or it was changed")]
+    Foreign,
     #[error("it was sealed with another key (its number is {0})")]
     OtherKey(String),
     #[error("a key after `serve:` opens no accounts")]
@@ -108,8 +112,12 @@ impl Seal {
     /// When it was sealed otherwise, or changed.
     pub(super) fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<SecretBytes, SealError> {
         let (&format, _) = sealed.split_first().ok_or(SealError::Opened)?;
-        if format != FORMAT {
-            return Err(SealError::Format(format));
+        match format {
+            FORMAT => {}
+            newer if (FORMAT..=LAST_FORMAT).contains(&newer) => {
+                return Err(SealError::Format(newer));
+            }
+            _ => return Err(SealError::Foreign),
         }
         let (head, rest) = sealed.split_at_checked(1 + ID).ok_or(SealError::Opened)?;
         let (nonce, content) = rest.split_at_checked(NONCE_LEN).ok_or(SealError::Opened)?;
@@ -241,6 +249,23 @@ pub(super) mod tests {
             assert!(seal.open(a, &changed).is_err(), "byte {index}");
             assert!(seal.open(a, &sealed[..index]).is_err(), "cut at {index}");
         }
+    }
+
+    #[test]
+    fn first_byte_that_is_no_format_is_not_of_a_newer_version() {
+        let seal = Seal::new(ONE).unwrap();
+        let mut sealed = seal.seal(at("a"), b"secret").unwrap();
+        for (first, error) in [
+            (2, SealError::Format(2)),
+            (15, SealError::Format(15)),
+            (0, SealError::Foreign),
+            (b'{', SealError::Foreign),
+            (0x81, SealError::Foreign),
+        ] {
+            sealed[0] = first;
+            assert_eq!(seal.open(at("a"), &sealed), Err(error));
+        }
+        assert_eq!(seal.open(at("a"), b""), Err(SealError::Opened));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::random::{Random, SystemRandom};
-use crate::store::StoreError;
 use crate::store::documents::{Documents, DocumentsError, Version};
 use crate::store::seal::{Place, Seal, SealError};
+use crate::store::{OF_SHARED, StoreError};
 
 /// The document that all machines follow.
 pub(super) const FLEET: &str = "fleet";
@@ -86,7 +86,7 @@ impl Sealed {
                 if (stored.is_some() || own.is_none()) && self.has_certificates().await? {
                     return Err(match stored {
                         Some(_) => StoreError::OtherFleet,
-                        None => damaged(FLEET, &"it is missing, and certificates are there"),
+                        None => self.damaged(FLEET, &"it is missing, and certificates are there"),
                     });
                 }
                 self.probe().await?;
@@ -150,9 +150,9 @@ impl Sealed {
         };
         let opened = self.seal.open(self.place(key).await?, &read.content);
         let parsed = opened
-            .map_err(|error| unsealed(key, error))
+            .map_err(|error| self.unsealed(key, error))
             .and_then(|opened| {
-                serde_json::from_slice(opened.expose()).map_err(|error| damaged(key, &error))
+                serde_json::from_slice(opened.expose()).map_err(|error| self.damaged(key, &error))
             });
         Ok(Some((parsed, read.version)))
     }
@@ -173,9 +173,9 @@ impl Sealed {
         value: &impl Serialize,
         expected: Option<&Version>,
     ) -> Result<Option<Version>, StoreError> {
-        let json = serde_json::to_vec(value).map_err(|error| damaged(key, &error))?;
+        let json = serde_json::to_vec(value).map_err(|error| self.damaged(key, &error))?;
         let sealed = self.seal.seal(self.place(key).await?, &json);
-        let sealed = sealed.map_err(|error| unsealed(key, error))?;
+        let sealed = sealed.map_err(|error| self.unsealed(key, error))?;
         match self.documents.write(key, &sealed, expected).await {
             Ok(version) => Ok(Some(version)),
             Err(DocumentsError::Conflict) => Ok(None),
@@ -189,6 +189,32 @@ impl Sealed {
                 }
             }
             Err(error) => Err(failed("write", key)(error)),
+        }
+    }
+
+    fn subject(&self, key: &str) -> String {
+        let place = self.documents.place();
+        format!("{key} {OF_SHARED} {place}").trim_end().to_owned()
+    }
+
+    fn damaged(&self, key: &str, error: &dyn fmt::Display) -> StoreError {
+        StoreError::Corrupt {
+            subject: self.subject(key),
+            detail: error.to_string(),
+        }
+    }
+
+    /// Why the document `key` cannot be opened or sealed.
+    fn unsealed(&self, key: &str, error: SealError) -> StoreError {
+        let subject = self.subject(key);
+        match error {
+            SealError::OtherKey(number) => StoreError::OtherKey { subject, number },
+            SealError::Format(found) => StoreError::Newer {
+                subject,
+                found: found.into(),
+                known: FORMAT,
+            },
+            error => self.damaged(key, &error),
         }
     }
 
@@ -210,7 +236,7 @@ impl Sealed {
 }
 
 pub(super) fn failed(operation: &'static str, key: &str) -> impl Fn(DocumentsError) -> StoreError {
-    let subject = subject(key);
+    let subject = format!("{key} {OF_SHARED}");
     move |error| StoreError::Io {
         operation,
         subject: subject.clone(),
@@ -218,31 +244,6 @@ pub(super) fn failed(operation: &'static str, key: &str) -> impl Fn(DocumentsErr
             DocumentsError::Unanswered(source) | DocumentsError::Failed(source) => source,
             error @ DocumentsError::Conflict => io::Error::other(error),
         },
-    }
-}
-
-fn subject(key: &str) -> String {
-    format!("{key} of the shared store")
-}
-
-/// Why the document `key` cannot be opened or sealed.
-fn unsealed(key: &str, error: SealError) -> StoreError {
-    let subject = subject(key);
-    match error {
-        SealError::OtherKey(number) => StoreError::OtherKey { subject, number },
-        SealError::Format(found) => StoreError::Newer {
-            subject,
-            found: found.into(),
-            known: FORMAT,
-        },
-        error => damaged(key, &error),
-    }
-}
-
-pub(super) fn damaged(key: &str, error: &dyn fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        subject: subject(key),
-        detail: error.to_string(),
     }
 }
 
