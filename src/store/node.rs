@@ -259,7 +259,8 @@ impl NodeStore {
     /// The name that a certificate has got, which is gone under the name `lineage`.
     #[must_use]
     pub fn renamed_to(&self, lineage: &Lineage) -> Option<Lineage> {
-        let copies = &lock(&self.copies).certificates;
+        let copies = lock(&self.copies);
+        let copies = &copies.certificates;
         let id = copies.get(lineage)?.id;
         let mut others = copies.iter().filter(|(name, _)| *name != lineage);
         let (name, _) = others.find(|(_, copied)| copied.id == id)?;
