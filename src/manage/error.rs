@@ -143,9 +143,14 @@ impl ManageError {
             Self::Output(output) if output.is_refusal() => output.hint().into(),
             Self::Store(StoreError::Io { subject: path, source, .. })
             | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
-            Self::Stored(_) | Self::Store(StoreError::Seal { .. }) | Self::Output(_) => {
-                STORE_HINT.into()
-            }
+            Self::Stored(_)
+            | Self::Store(
+                StoreError::Seal { .. }
+                | StoreError::OtherKey { .. }
+                | StoreError::OtherFleet
+                | StoreError::Older { .. },
+            )
+            | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),
