@@ -15,12 +15,13 @@ use crate::store::StoreError;
 use crate::store::documents::Version;
 use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
 
-/// Between two looks at the document of the fleet.
-const EVERY: Duration = Duration::from_secs(15);
+/// Between two looks at the document of the fleet. With the time of a deployment, a change is
+/// served within 15 seconds.
+const EVERY: Duration = Duration::from_secs(13);
 /// An issuer that has not counted for this time is replaced.
 const GONE: Duration = Duration::from_secs(60);
 /// Between two descriptions of this machine.
-const DESCRIBED: Duration = Duration::from_secs(120);
+const DESCRIBED: Duration = Duration::from_secs(300);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
 /// and informed no other.
 const WHOLE: Duration = Duration::from_secs(3600);
@@ -66,7 +67,7 @@ pub enum Followed {
 }
 
 impl NodeStore {
-    /// Returns when the next look is due: after 15 seconds, at a change elsewhere where the
+    /// Returns when the next look is due: after 13 seconds, at a change elsewhere where the
     /// shared store tells of it, or at a change of our own.
     pub async fn until_due(&self) {
         let version = self.follow.lock().await.version.clone();
@@ -121,6 +122,8 @@ impl NodeStore {
         let promoted = self.announce_changes(following).await?;
         if promoted {
             tracing::info!("this machine does the scheduled work of its fleet");
+            // The one before may have been killed before it announced a change.
+            following.compared = None;
         }
         let is_whole = |at: Instant| at.elapsed() < WHOLE;
         let missed = following
@@ -128,7 +131,7 @@ impl NodeStore {
             .filter(|_| following.compared.is_some_and(is_whole));
         let missed = missed.and_then(|sequence| following.fleet.since(sequence));
         let sequence = following.fleet.sequence;
-        let synced = match missed {
+        let mut synced = match missed {
             Some(mut missed) => {
                 missed.append(&mut following.failed);
                 missed.sort();
@@ -142,6 +145,9 @@ impl NodeStore {
             }
         };
         (following.copied, following.failed) = (Some(sequence), synced.failed);
+        let unreported = std::mem::take(&mut *lock(&self.unreported));
+        let stored = unreported.into_iter().map(|one| (one, Change::Stored));
+        synced.changed.extend(stored);
         // Those that this machine deletes must be gone at the next look.
         let deleted = synced.changed.iter();
         let deleted = deleted.filter(|(_, change)| *change == Change::Deleted);

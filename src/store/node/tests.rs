@@ -457,3 +457,21 @@ async fn command_leaves_neither_lease_nor_unannounced_change() {
     assert_eq!(changed, [(record.lineage, Change::Stored)]);
     assert!(!other.is_command.load(Ordering::SeqCst) && other.is_issuer());
 }
+
+#[tokio::test(start_paused = true)]
+async fn change_waits_for_a_pass_that_ends_soon() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    turn(&one).await;
+    turn(&other).await;
+    let record = record("example.com");
+    one.save(&record, Revision(0), None).await.unwrap();
+    turn(&one).await;
+    let pass = other.lease(&record.lineage).await.unwrap();
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(pass);
+    };
+    let (turned, ()) = tokio::join!(turn(&other), ends);
+    assert_eq!(turned.changed, [(record.lineage, Change::Stored)]);
+}
