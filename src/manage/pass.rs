@@ -118,7 +118,12 @@ impl Pass<'_> {
                 Next::Revoke => Box::pin(self.revoke()).await?,
                 Next::Wait(until) => match self.due_looks(now) {
                     Some(looks) => Box::pin(self.look(looks)).await?,
-                    None => return self.end(stuck, issued, now, until),
+                    None => {
+                        // It may be gone.
+                        let again = self.left_to_others.then_some(now + ELSEWHERE);
+                        let until = again.map_or(until, |again| until.min(again));
+                        return self.end(stuck, issued, now, until);
+                    }
                 },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }

@@ -344,10 +344,10 @@ impl Wanted {
             && record.profile == self.terms.profile
     }
 
-    /// Whether an order for `names` satisfies these settings.
-    pub(super) fn allows(&self, names: &BTreeSet<Identifier>) -> bool {
-        let some = self.partial && !names.is_empty() && names.is_subset(&self.identifiers);
-        *names == self.identifiers || some
+    /// Whether an order for `names` satisfies these settings for all names, `all`.
+    pub(super) fn allows(&self, names: &BTreeSet<Identifier>, all: &BTreeSet<Identifier>) -> bool {
+        let some = self.partial && !names.is_empty() && names.is_subset(all);
+        names == all || some
     }
 }
 /// Whether `data_dir` has an account of `ca`. An account that cannot be seen counts as none.

@@ -97,6 +97,8 @@ pub struct NodeStore {
     damaged: Mutex<BTreeSet<Lineage>>,
     /// What was last said of each.
     said: Mutex<BTreeMap<Lineage, String>>,
+    /// Those whose options a pass has copied, for the next look to report.
+    unreported: Mutex<BTreeSet<Lineage>>,
     announce: Notify,
     is_issuer: AtomicBool,
     /// Whether this is one command, which takes no issuer's place and waits for none.
@@ -132,6 +134,7 @@ impl NodeStore {
             unannounced: Mutex::new(unknown),
             damaged: Mutex::default(),
             said: Mutex::default(),
+            unreported: Mutex::default(),
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
@@ -442,11 +445,18 @@ impl Store for NodeStore {
             (_, false) if !self.is_issuer() => return Ok(None),
             _ => {}
         }
-        let lease = match self.shared.lease(lineage).await {
+        let (lease, was_let_end) = match self.shared.take_lease(lineage).await {
             Err(StoreError::Leased { .. }) if !requested => return Ok(None),
-            lease => lease?,
+            taken => taken?,
         };
-        self.sync(lineage).await?;
+        if self.sync(lineage).await? == Change::Stored {
+            // This process may have old settings of it.
+            lock(&self.unreported).insert(lineage.clone());
+            self.announce.notify_one();
+        }
+        if was_let_end {
+            self.fence(lineage).await?;
+        }
         Ok(Some(lease))
     }
 

@@ -241,6 +241,15 @@ impl SharedStore {
         Ok(written.await?.is_some())
     }
 
+    /// As [`Store::lease`], and whether the holder before has let its lease end.
+    pub(super) async fn take_lease(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<(Box<dyn Lease>, bool), StoreError> {
+        let taken = SharedLease::take(&self.documents, &self.node, lineage).await?;
+        Ok((Box::new(taken.0), taken.1))
+    }
+
     /// The version of each certificate's document.
     pub(super) async fn versions(&self) -> Result<BTreeMap<Lineage, Version>, StoreError> {
         let prefix = "certificates/";
@@ -520,8 +529,7 @@ impl Store for SharedStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        let lease = SharedLease::take(&self.documents, &self.node, lineage).await?;
-        Ok(Box::new(lease))
+        Ok(self.take_lease(lineage).await?.0)
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {

@@ -2,7 +2,10 @@
 //! two states of one certificate counts: a store that was wiped, or restored from a backup,
 //! gets back what the machines have. Only a deletion that the store remembers deletes a copy.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, sleep};
 
 use super::{Copied, NodeStore, Role, lock, options};
 use crate::certificate::Bundle;
@@ -16,6 +19,8 @@ use crate::time::Timestamp;
 
 /// Certificates that are read at once.
 const SIDE_BY_SIDE: usize = 16;
+/// Most passes that do not order end within this time; the others delay a copy by another look.
+const PASS: Duration = Duration::from_secs(1);
 /// Other writers of one certificate that are faster than we are.
 const ATTEMPTS: u32 = 5;
 
@@ -126,8 +131,16 @@ impl NodeStore {
 
     /// The same for one, while no pass works on it: its record must not change meanwhile.
     pub(super) async fn sync_idle(&self, lineage: &Lineage) -> Result<Change, StoreError> {
-        let _lease = self.own.lease(lineage).await?;
-        self.sync(lineage).await
+        let end = Instant::now() + PASS;
+        loop {
+            match self.own.lease(lineage).await {
+                Err(StoreError::Leased { .. }) if Instant::now() < end => sleep(PASS / 20).await,
+                lease => {
+                    let _lease = lease?;
+                    return self.sync(lineage).await;
+                }
+            }
+        }
     }
 
     /// Compares one certificate with the shared store.
@@ -394,5 +407,24 @@ impl NodeStore {
         self.note_copy(lineage, Some(copied));
         self.changed(lineage);
         Ok(())
+    }
+
+    /// Saves the record as it is, so that the store refuses what a machine whose lease has ended
+    /// still saves when it wakes.
+    pub(super) async fn fence(&self, lineage: &Lineage) -> Result<(), StoreError> {
+        let _changing = self.changing(lineage).await;
+        for _ in 0..ATTEMPTS {
+            let Some((record, _)) = self.own.load(lineage).await? else {
+                return Ok(());
+            };
+            match self.save_shared(&record, None).await {
+                // It has just saved: the copy is compared.
+                Err(StoreError::Conflict { .. }) => {}
+                saved => return saved,
+            }
+        }
+        Err(crate::store::shared::busy(&format!(
+            "certificates/{lineage}"
+        )))
     }
 }

@@ -574,3 +574,21 @@ async fn renamed_certificate_is_known_by_its_new_name() {
     );
     assert_eq!(other.renamed_to(&from), Some(to));
 }
+
+#[tokio::test(start_paused = true)]
+async fn change_waits_for_a_pass_that_ends_soon() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    turn(&one).await;
+    turn(&other).await;
+    let record = record("example.com");
+    one.save(&record, Revision(0), None).await.unwrap();
+    turn(&one).await;
+    let pass = other.lease(&record.lineage).await.unwrap();
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(pass);
+    };
+    let (turned, ()) = tokio::join!(turn(&other), ends);
+    assert_eq!(turned.changed, [(record.lineage, Change::Stored)]);
+}

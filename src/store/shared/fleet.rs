@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,6 +25,8 @@ use crate::time::Timestamp;
 
 /// A machine that has missed more lists the certificates again.
 const CHANGES: usize = 500;
+/// Answers that are read at once: a CA waits for all of them.
+const SIDE_BY_SIDE: usize = 16;
 /// The deletions that are remembered of one name.
 const DELETIONS: usize = 20;
 /// A machine that has not described itself for this time, by the server's clock, is forgotten.
@@ -374,8 +377,8 @@ impl SharedStore {
         &self,
         known: &BTreeMap<String, (Version, SharedAnswer)>,
     ) -> Result<BTreeMap<String, (Version, SharedAnswer)>, StoreError> {
-        let mut live = BTreeMap::new();
-        for (key, version) in self.keys("challenges/").await? {
+        let keys = self.keys("challenges/").await?;
+        let each = stream::iter(keys).map(async |(key, version)| {
             let known = known.get(&key).filter(|(before, _)| *before == version);
             let answer = match known {
                 Some((_, answer)) => Some(answer.clone()),
@@ -386,9 +389,12 @@ impl SharedStore {
                     Err(error) => return Err(error),
                 },
             };
-            if let Some(answer) = answer {
-                live.insert(key, (version, answer));
-            }
+            Ok(answer.map(|answer| (key, (version, answer))))
+        });
+        let read: Vec<_> = each.buffer_unordered(SIDE_BY_SIDE).collect().await;
+        let mut live = BTreeMap::new();
+        for answer in read {
+            live.extend(answer?);
         }
         Ok(live)
     }

@@ -37,12 +37,13 @@ pub(super) struct SharedLease {
 }
 
 impl SharedLease {
-    /// Leases `lineage` for the machine `node`.
+    /// Leases `lineage` for the machine `node`, and returns whether the holder before has let its
+    /// lease end: it may be suspended.
     pub(super) async fn take(
         documents: &Arc<Sealed>,
         node: &str,
         lineage: &Lineage,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<(Self, bool), StoreError> {
         let key = format!("leases/{lineage}");
         let holder = SystemRandom.below(u64::MAX);
         let now = documents.documents.time().await;
@@ -57,9 +58,11 @@ impl SharedLease {
             holder,
             until: now + LEASE,
         };
+        let let_end = version.is_some();
         let version = documents.swap(&key, &lease, version.as_ref()).await?;
         let version = version.ok_or(StoreError::Leased { lineage })?;
-        Ok(Self::new(documents.clone(), key, lease, version))
+        let taken = Self::new(documents.clone(), key, lease, version);
+        Ok((taken, let_end))
     }
 
     fn new(documents: Arc<Sealed>, key: String, lease: StoredLease, version: Version) -> Self {
