@@ -21,7 +21,7 @@ use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Between two looks at the document of the fleet, where the server tells of no changes. With the
 /// time of a deployment, a change is served within 15 seconds.
-const POLLED: Duration = Duration::from_secs(13);
+const POLLED: Duration = Duration::from_millis(13_500);
 /// Between two counts of the issuer, where the others get notice of each.
 const COUNTED: Duration = Duration::from_secs(20);
 /// Then another machine looks by itself after this time: it had no notice of a count.
@@ -113,7 +113,7 @@ impl Watching {
 
 impl NodeStore {
     /// Returns when the next look is due: at a change elsewhere where the shared store tells of
-    /// it, else after 13 seconds; at a change of our own; and at once if some are left.
+    /// it, else after 13.5 seconds; at a change of our own; and at once if some are left.
     pub async fn until_due(&self) {
         let (version, has_more, is_down) = {
             let following = self.follow.lock().await;

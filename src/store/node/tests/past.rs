@@ -66,7 +66,7 @@ async fn older_certificate_replaces_no_newer_one() {
 async fn older_account_and_older_state_of_a_ca_are_replaced() {
     let documents = MemoryDocuments::default();
     let one = machine(&documents, "one");
-    let [before, after] = ["before", "after"].map(|key| Secret::new(key.into()));
+    let [before, after] = ["before", "after"].map(|key| Secret::new(format!("{key:?}")));
     one.create_account(CA, &before).await.unwrap();
     let account = keys(&documents, "accounts/").remove(0);
     let old = content(&documents, &account).await;
@@ -297,9 +297,9 @@ async fn machines_with_one_name_are_distinguished() {
     assert_eq!(describe(&one, 1).await, None);
     // Both see it: the second one at once, the first at its next description.
     assert_eq!(describe(&twin, 2).await.as_deref(), Some("host-1"));
-    tokio::time::advance(Duration::from_secs(120)).await;
+    tokio::time::advance(Duration::from_secs(300)).await;
     assert_eq!(describe(&one, 1).await.as_deref(), Some("host-2"));
     // The other one has got a name of its own meanwhile.
-    tokio::time::advance(Duration::from_secs(120)).await;
+    tokio::time::advance(Duration::from_secs(300)).await;
     assert_eq!(describe(&one, 1).await, None);
 }
