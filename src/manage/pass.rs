@@ -58,6 +58,7 @@ async fn under_lease(
         clock: clock.clone(),
         ..services.clone()
     };
+    let _shown = services.shown(&certificate.wanted.lineage);
     let pass = Pass::load(services, certificate, trigger, permit, &clock);
     let mut pass = Box::pin(pass).await?;
     let outcome = match trigger.never_orders() {
