@@ -50,6 +50,9 @@ pub(super) struct Revoke {
     /// Revoke at once, before a replacement is served; orders nothing
     #[arg(long)]
     pub now: bool,
+    /// Revoke this generation alone; does nothing once it is revoked
+    #[arg(long, value_name = "N", conflicts_with_all = ["cancel", "cert_file", "key_file"])]
+    pub generation: Option<u64>,
     /// Give up a revocation that waits for its replacement, or for the CA
     #[arg(long, conflicts_with_all = ["now", "reason", "cert_file", "key_file"])]
     pub cancel: bool,
@@ -88,15 +91,24 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
     }
     let trigger = match options.cancel {
         true => Trigger::CancelRevocation,
-        false => Trigger::Revoke { reason, at_once },
+        false => Trigger::Revoke {
+            reason,
+            at_once,
+            generation: options.generation.map(Generation),
+        },
     };
     let ended = renew::alone(call, &lineage, trigger).await;
     if options.cancel {
         return ended;
     }
-    if ended.is_err() && !is_revoked(&settings, &lineage).await {
+    if ended.is_err()
+        && let Some(pending) = not_revoked(&settings, &lineage).await
+    {
+        let again = pending.map_or("the same command".to_owned(), |generation| {
+            format!("certs revoke {lineage} --generation {generation} --reason {reason}")
+        });
         let note = format!(
-            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: certs revoke {lineage} --now --reason {reason} waits for no replacement, certs revoke {lineage} --cancel gives it up"
+            "{lineage}: not revoked; once the cause is repaired, {again} continues; hint: certs revoke {lineage} --now --reason {reason} waits for no replacement, certs revoke {lineage} --cancel gives it up"
         );
         call.terminal.print(&call.terminal.hint(&note));
     }
@@ -162,14 +174,17 @@ async fn reuses_key(settings: &Settings, lineage: &Lineage) -> bool {
     stored.await.is_some_and(|stored| stored.reuse_key)
 }
 
-/// Whether nothing of it waits to be revoked.
-async fn is_revoked(settings: &Settings, lineage: &Lineage) -> bool {
+/// The generation that waits to be revoked, as far as that is stored; none if nothing waits.
+async fn not_revoked(settings: &Settings, lineage: &Lineage) -> Option<Option<Generation>> {
     let stored = async {
         let store = existing_store(settings.data_dir.clone()).ok()??;
         store.load(lineage).await.ok()?
     };
     let record = stored.await.map(|(record, _)| record);
-    record.is_some_and(|record| record.revocation.is_none() && !record.revoked.is_empty())
+    let is_revoked = { record.as_ref() }
+        .is_some_and(|record| record.revocation.is_none() && !record.revoked.is_empty());
+    let pending = record.and_then(|record| record.revocation);
+    (!is_revoked).then_some(pending.map(|pending| pending.generation))
 }
 
 /// A certificate and perhaps its key, from files.

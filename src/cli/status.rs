@@ -285,12 +285,13 @@ fn changes(terminal: &Terminal, (status, has_request): (&Status, bool), now: Tim
         let generations = pending.generations.iter().map(ToString::to_string);
         let generations = generations.collect::<Vec<_>>().join(", ");
         let (reason, name) = (pending.reason, &status.name);
+        let newest = pending.generations.last().copied().unwrap_or_default();
         let when = match pending.at_once {
             true => "",
             false => " once its replacement is served",
         };
         say(format_args!(
-            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues, certs revoke {name} --cancel gives it up"
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --generation {newest} --reason {reason} continues, certs revoke {name} --cancel gives it up"
         ));
     }
     if let Some(renaming) = &status.renaming {

@@ -162,9 +162,13 @@ impl Pass<'_> {
     /// Does what a command wants with a revocation; whether that is all.
     async fn only_revokes(&mut self) -> Result<bool, ManageError> {
         match self.trigger {
-            Trigger::Revoke { reason, at_once } => {
+            Trigger::Revoke {
+                reason,
+                at_once,
+                generation,
+            } => {
                 self.must_share().await?;
-                self.intend_revocation(reason, at_once).await?;
+                self.intend_revocation(reason, at_once, generation).await?;
                 if at_once {
                     self.revoke().await?;
                 }
