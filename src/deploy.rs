@@ -41,6 +41,7 @@ use crate::files::beneath::REFUSED_HINT;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::dns::lookup::Resolver;
 use crate::record::Generation;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -132,6 +133,9 @@ pub struct Delivery {
     pub live: PathBuf,
     /// Whether the target must load it now, even if that costs the server much.
     pub urgent: bool,
+    /// Looks up the host of the target.
+    #[serde(default)]
+    pub(crate) resolver: Resolver,
 }
 
 /// A server that loads certificates from the output, or a copy for one. The caller adds
@@ -337,5 +341,6 @@ pub(crate) fn sample() -> Delivery {
         not_after: Timestamp::from_seconds(1_900_000_000),
         live: PathBuf::from("/certs/live/example.com"),
         urgent: false,
+        resolver: Resolver::default(),
     }
 }

@@ -22,8 +22,12 @@ use thiserror::Error;
 
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
+use crate::failure::advice;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Issued, Record, Revision};
+
+/// Where a document of the store is that machines share.
+const OF_SHARED: &str = "of the shared store";
 
 /// Why an operation of the store failed.
 #[derive(Debug, Error)]
@@ -36,8 +40,13 @@ pub enum StoreError {
         subject: String,
         source: std::io::Error,
     },
-    #[error("the sealing key {path}: {detail}")]
-    Seal { path: String, detail: String },
+    #[error("the sealing key {from}: {detail}")]
+    Seal {
+        /// Its file or its program.
+        from: String,
+        detail: String,
+        hint: &'static str,
+    },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
     #[error(
@@ -52,6 +61,12 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("{subject} was sealed with another key (its number is {number})")]
+    OtherKey { subject: String, number: String },
+    #[error("the shared store is of another fleet than the certificates of this machine")]
+    OtherFleet,
+    #[error("the shared store has an older state of {lineage} than this machine")]
+    Older { lineage: Lineage },
     #[error("this machine only serves the certificates of its fleet")]
     OnlyServes,
     #[error("{lineage} is stored already")]
@@ -63,6 +78,31 @@ pub enum StoreError {
         lineage: Lineage,
         generation: Generation,
     },
+}
+
+impl StoreError {
+    /// What to do about an error of the store that machines share; `None` for any other.
+    pub(crate) fn hint_of_shared(&self) -> Option<&'static str> {
+        match self {
+            Self::Seal { hint, .. } => Some(hint),
+            Self::OtherKey { .. } => Some(
+                "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes",
+            ),
+            Self::OtherFleet => Some(
+                "name this fleet's own store; to join the other fleet instead, remove copies.json from the data directory",
+            ),
+            Self::Older { .. } => Some(
+                "start certs run on a machine of role full that has the certificate: it puts its newer state back",
+            ),
+            Self::Newer { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("update certs on this machine")
+            }
+            Self::Corrupt { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("remove this document from the store: a machine with a copy stores it again")
+            }
+            error => advice(error),
+        }
+    }
 }
 
 /// The exclusive right to work on one lineage; a drop or a crash releases it. It has no

@@ -267,7 +267,9 @@ fn ca_serve_requires_external_account() {
         command
             .arg(&key)
             .args(["--http-listen", &format!("127.0.0.1:{port}")]);
-        run(&mut command, code);
+        let printed = run(&mut command, code);
+        let hint = "hint: the CA does not accept the external account binding";
+        assert_eq!(printed.contains(hint), code == 4, "{printed}");
     }
 }
 

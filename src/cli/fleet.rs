@@ -1,7 +1,7 @@
 //! This machine in its fleet: the store is opened and compared before a command reads what is
 //! stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use super::args::Verb;
 use super::catalog::open_store;
 use super::factory::{emptied, outputs_for};
 use super::output::say;
-use crate::config::{CertificateSettings, Settings};
+use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
-use crate::failure::Failure;
+use crate::failure::{Advised, Failure};
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
 use crate::store::node::{Change, NodeStore, Role};
@@ -27,12 +27,13 @@ const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Call {
     /// Opens the store of the fleet, and brings this machine's copy up to date, if `verb`
-    /// works on certificates and no `certs run` does it.
-    pub(super) async fn join_fleet(&mut self, verb: &Verb) -> Result<(), Failure> {
+    /// works on certificates and no `certs run` does it. Returns what `verb` has failed at,
+    /// whatever else it does: a document of the store that is refused.
+    pub(super) async fn join_fleet(&mut self, verb: &Verb) -> Result<Option<Failure>, Failure> {
         let (data_dir, fleet) = self.sources.fleet();
         let is_run = matches!(verb, Verb::Run(_));
         if fleet.store.is_none() || !works(verb) {
-            return Ok(());
+            return Ok(None);
         }
         let may_follow = matches!(verb, Verb::Run(_) | Verb::Renew(_) | Verb::Reload { .. });
         if fleet.role == Role::Serve && !may_follow {
@@ -44,25 +45,42 @@ impl Call {
         // The accounts of the fleet are not those of `certs run` alone.
         let is_shared = matches!(verb, Verb::Account(_));
         if !is_run && !is_shared && control::is_running(&data_dir).await? {
-            return Ok(());
+            return Ok(None);
         }
-        let node = open(&fleet, &data_dir)?;
+        let problems = self.sources.fleet_problems();
+        if !problems.is_empty() {
+            return Err(problems.into());
+        }
+        let node = open(&fleet, &data_dir).await?;
+        let mut refused = Vec::new();
         let joined = match is_run {
-            true => node.join().await,
+            true => node.join(self.configured()).await,
             false => {
                 node.serve_command();
-                node.sync_all().await.map(|synced| synced.changed)
+                node.sync_all().await.map(|synced| {
+                    refused = synced.refused;
+                    synced.changed
+                })
             }
         };
         match joined {
             Ok(changed) => self.drop_deleted(&node, changed).await?,
             Err(error) if may_follow && is_unreachable(&error) => {
-                tracing::error!("{}", cannot_reach(&fleet, &error));
+                tracing::error!("{}", cannot_reach(&error));
             }
-            Err(error) => return Err(of_fleet(&fleet, error)),
+            Err(error) => return Err(of_fleet(error)),
         }
         self.fleet = Some(Arc::new(node));
-        Ok(())
+        let mut refused = refused.into_iter();
+        let refused = refused.find(|(lineage, _)| is_about_all_or(verb, lineage));
+        Ok(refused.map(|(_, error)| of_fleet(error)))
+    }
+
+    /// The certificates of this machine's configuration.
+    fn configured(&self) -> BTreeSet<Lineage> {
+        let configured = self.sources.settings(&Purpose::All);
+        let all = configured.into_iter().flat_map(|it| it.certificates);
+        all.map(|one| one.lineage.clone()).collect()
     }
 
     /// Deletes what was deleted on other machines.
@@ -73,6 +91,7 @@ impl Call {
     ) -> Result<(), Failure> {
         for (lineage, _) in changed.iter().filter(|(_, it)| *it == Change::Deleted) {
             let settings = self.sources.process_settings()?;
+            let renamed = node.renamed_to(lineage);
             let options = node.options(lineage).await.ok().flatten();
             let made_with =
                 options.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
@@ -80,7 +99,7 @@ impl Call {
             let others = outputs_for(&settings)?;
             let deleted = delete(node, lineage, Some(&output), &others).await;
             deleted.map_err(Failure::on(lineage.as_str()))?;
-            tracing::info!(%lineage, "deleted: another machine of the fleet did so");
+            say_gone(lineage, renamed.as_ref());
         }
         Ok(())
     }
@@ -91,6 +110,33 @@ impl Call {
             Some(fleet) => Ok(fleet.clone()),
             None => Ok(Arc::new(open_store(settings.data_dir.clone())?)),
         }
+    }
+}
+
+/// Whether `verb` is for many certificates, `lineage` among them.
+fn is_about_all_or(verb: &Verb, lineage: &Lineage) -> bool {
+    let names = match verb {
+        Verb::Renew(renew) => &renew.names,
+        Verb::Reload { names } => names,
+        _ => return false,
+    };
+    names.is_empty() || names.iter().any(|name| name == lineage.as_str())
+}
+
+/// Prints the sealing key for a machine of role serve.
+pub(super) async fn print_serve_key(call: &Call) -> Result<(), Failure> {
+    let (_, fleet) = call.sources.fleet();
+    let key = fleet.serve_key().await;
+    let key = key.map_err(of_fleet)?;
+    key.expose().lines().for_each(say);
+    Ok(())
+}
+
+/// Says what another machine has done with a certificate.
+pub(super) fn say_gone(lineage: &Lineage, renamed: Option<&Lineage>) {
+    match renamed {
+        Some(to) => tracing::info!(%lineage, "renamed to {to} by another machine of the fleet"),
+        None => tracing::info!(%lineage, "deleted by another machine of the fleet"),
     }
 }
 
@@ -113,9 +159,9 @@ fn works(verb: &Verb) -> bool {
     )
 }
 
-fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
-    let opened = fleet.open(data_dir.to_owned());
-    let opened = opened.map_err(|error| of_fleet(fleet, error))?;
+async fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
+    let opened = fleet.open(data_dir.to_owned()).await;
+    let opened = opened.map_err(of_fleet)?;
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
 
@@ -124,19 +170,22 @@ fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
 pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
     let fleet = &settings.fleet;
     let read = async {
-        let Some(shared) = fleet.shared()? else {
+        let Some(shared) = fleet.shared().await? else {
             return Ok(Vec::new());
         };
         let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
         let late = |_| StoreError::Io {
             operation: "read",
             subject: "the machines of the fleet".to_owned(),
-            source: std::io::ErrorKind::TimedOut.into(),
+            source: std::io::Error::other(Advised {
+                message: format!("no answer within {} s", STATUS_WITHIN.as_secs()),
+                hint: "check that this machine reaches the store of its fleet",
+            }),
         };
         nodes.await.map_err(late)?
     };
     read.await.unwrap_or_else(|error| {
-        tracing::warn!("{}", of_fleet(fleet, error).in_a_line());
+        tracing::warn!("{}", of_fleet(error).in_a_line());
         Vec::new()
     })
 }
@@ -164,6 +213,12 @@ pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
         say(format_args!(
             "machine {name}: {role}, version {version}, {kept} certificates, last seen {seen}"
         ));
+        if let Some(rival) = &node.rival {
+            let host = &node.host;
+            say(format_args!(
+                "machine {name}: two machines have this name, the hosts {host} and {rival}; give each its own --node"
+            ));
+        }
     }
 }
 
@@ -173,54 +228,20 @@ fn is_unreachable(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { source, .. } if !is_refused(source.kind()))
 }
 
-pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String {
-    let place = fleet.store.as_ref().map(ToString::to_string);
+pub(super) fn cannot_reach(error: &StoreError) -> String {
+    let hint = error.hint_of_shared().map(|hint| format!("; hint: {hint}"));
     format!(
-        "the store of the fleet at {} cannot be used: {error}; this machine serves what it has, and orders nothing meanwhile",
-        place.unwrap_or_default()
+        "the store of the fleet cannot be used: {error}; this machine serves what it has, and orders nothing meanwhile{}",
+        hint.unwrap_or_default()
     )
 }
 
 /// The failure of a command whose fleet's store cannot be used.
-fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
-    let place = fleet.store.as_ref().map(ToString::to_string);
-    let place = place.unwrap_or_default();
-    if let StoreError::Seal { detail, .. } = &error {
-        let is_unset = detail.starts_with("no seal_key_file");
-        let hint = match is_unset {
-            true => {
-                "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file"
-            }
-            false => {
-                "the file holds the fleet's key, 32 bytes in base64; only the user of certs may read it: chown and chmod 600"
-            }
-        };
-        return Failure::usage(format!("the fleet's store at {place}: {error}"), hint);
+fn of_fleet(error: StoreError) -> Failure {
+    const STORE: &str = "the fleet's store";
+    match (error.hint_of_shared(), &error) {
+        (Some(hint), StoreError::Seal { .. }) => Failure::usage(format!("{STORE}: {error}"), hint),
+        (Some(hint), _) => Failure::output(format!("{STORE}: {error}"), hint),
+        (None, _) => Failure::on(STORE)(error),
     }
-    if let StoreError::Io {
-        operation: "open", ..
-    } = &error
-    {
-        return Failure::usage(
-            format!("the fleet's store at {place}: {error}"),
-            "docs/fleet.md shows the form of each store",
-        );
-    }
-    let is_about = |part: &str| error.to_string().contains(part);
-    let (is_foreign, is_newer) = (is_about("another key"), is_about("newer version"));
-    let hint = match &error {
-        StoreError::Corrupt { .. } if is_foreign => {
-            "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
-        }
-        StoreError::Corrupt { .. } if is_newer => "update certs on this machine",
-        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
-            "docs/fleet.md lists the servers that compare and swap"
-        }
-        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            "check the credentials in store or in the environment, and their rights"
-        }
-        StoreError::Corrupt { .. } => "restore this document from a backup of the store",
-        _ => "check that this machine reaches the store and may write there",
-    };
-    Failure::output(format!("the fleet's store at {place}: {error}"), hint)
 }

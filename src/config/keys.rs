@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
-use super::interval::Interval;
+use super::interval::{DrainTime, Interval};
 use super::key::{
     ACCOUNT, BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN,
     Scope, TEXT, UPDATE, choice, layer,
@@ -117,7 +117,7 @@ layer! {
             .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "resolver", resolver: ServerAddress, parsed, TEXT
             .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
-            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies and endpoints")
+            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies, endpoints, deploy targets and stores")
             .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 
@@ -211,6 +211,10 @@ layer! {
             .doc("The file with the key that seals what the store gets: 32 bytes in base64; further lines hold earlier keys")
             .option(EVERY, "FILE")
             => .fleet.seal_key_file;
+        "seal_key_exec", seal_key_exec: Vec<String>, list, LIST
+            .hint("a program by its absolute path, and its arguments, belong here")
+            .doc("Instead of seal_key_file, this program prints the key; it is started by its arguments and never by a shell")
+            => .fleet.seal_key_exec;
         "node", node: NodeName, parsed, TEXT.hint("letters, digits, -, _ and . belong here")
             .doc("The name of this machine in the fleet").default_is("the host name").option(EVERY, "NAME")
             => .fleet.node;
@@ -238,6 +242,10 @@ layer! {
             .doc("Further names under which the read-only endpoints are requested")
             .default_is("the addresses and the host name of this machine")
             => .admin_hosts;
+        "drain", drain: DrainTime, parsed, TEXT.hint("write 30s, 2m or 0s")
+            .doc("How long certs run still answers after SIGTERM, while /readyz says 503, so that a load balancer sends it nothing more")
+            .default("0s").option(RUN, "DURATION")
+            => .drain;
         "harden", harden: bool, boolean, BOOLEAN
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
@@ -281,6 +289,8 @@ layer! {
     besides {
         /// For every certificate.
         shared: CertificateLayer,
+        /// Keys with an invalid value.
+        invalid: BTreeSet<&'static str>,
     }
 }
 
@@ -332,8 +342,12 @@ impl Layer {
     /// Reads the value of the key `name`. Returns whether the key exists.
     pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
         let key = keys().find(|key| key.name == name);
+        let before = problems.len();
         key.is_some_and(|key| {
-            self.read(key, value, problems) || self.shared.take(key, value, problems)
+            let is_own = self.read(key, value, problems);
+            self.invalid
+                .extend((problems.len() > before).then_some(key.name));
+            is_own || self.shared.take(key, value, problems)
         })
     }
 }
@@ -387,6 +401,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub verify_within: Option<Interval>,
     pub renew: RenewSettings,
+    /// How long `certs run` still answers after SIGTERM.
+    #[serde(default)]
+    pub drain: DrainTime,
     /// How CAs are reached.
     #[serde(default)]
     pub proxies: Proxies,
@@ -428,6 +445,7 @@ impl Settings {
             verify_every: Interval::default(),
             verify_within: None,
             renew: RenewSettings::default(),
+            drain: DrainTime::default(),
             proxies: Proxies::default(),
             roots: SystemRoots::default(),
             resolver: None,

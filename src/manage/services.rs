@@ -24,6 +24,7 @@ use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::dns::lookup::Resolver;
 use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
 use crate::record::{Generation, Record, Revoked, Terms};
@@ -42,6 +43,8 @@ pub(crate) struct Services {
     pub gate: Gate,
     /// Verifies by a handshake which certificate is served.
     pub verifier: Arc<dyn Verifier>,
+    /// Looks up the hosts of deploy targets.
+    pub resolver: Resolver,
     /// Generates private keys.
     pub keys: Arc<dyn Keys>,
     /// Stored pairs that were checked before.

@@ -239,6 +239,7 @@ impl World {
             output: node.clone(),
             gate: Gate::default(),
             verifier: node.clone(),
+            resolver: Default::default(),
             keys: self.keys.clone(),
             bundles: self.bundles.clone(),
             probes: Probes::default(),

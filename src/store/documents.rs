@@ -9,6 +9,7 @@ mod exchange;
 mod fake;
 #[cfg(test)]
 pub(super) mod memory;
+mod named;
 #[cfg(feature = "store-postgres")]
 mod postgres;
 mod s3;
@@ -23,7 +24,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::watch;
 
+pub(super) use self::named::{NamedDocuments, StoreKind};
 pub(super) use self::settings::ServerSettings;
 use crate::random::{Random, SystemRandom};
 use crate::time::Timestamp;
@@ -47,6 +50,36 @@ pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, 
     }
 }
 
+/// What to do about something invalid in a URL or in the environment of its kind of server.
+pub(super) fn settings_hint(url: &str, said: &str) -> &'static str {
+    let says = |word: &str| said.contains(word);
+    match () {
+        () if says("AWS_ENDPOINT") => {
+            "write https://HOST:PORT, or http:// for a host of a private network"
+        }
+        () if says("AWS_REGION") => "set it to the region of the bucket, such as eu-central-1",
+        () if says("credentials") => "leave them out: docs/fleet.md says where S3's are found",
+        () if says("ETCDCTL_PASSWORD") => {
+            "write USER:PASSWORD@ before HOST, or set ETCDCTL_PASSWORD"
+        }
+        () if says("etcds://") => "write etcds:// in place of etcd://",
+        () if says("sslmode") => {
+            "write sslmode=disable, prefer, require or verify-full; only the last two outside a private network"
+        }
+        () if says("sslrootcert") => "name a file in PEM with the root of the server's certificate",
+        () if says("prefix") => {
+            "a prefix has ASCII letters, digits, `.`, `_` and `-`, in parts between single slashes"
+        }
+        () if url.starts_with("s3:") => {
+            "write s3://BUCKET/PREFIX, such as s3://example-certs/production"
+        }
+        () if url.starts_with("etcd") => {
+            "write etcd://HOST:PORT/PREFIX, or etcds:// with TLS; further HOST:PORT follow after commas"
+        }
+        () => "write postgres://USER@HOST:PORT/DATABASE?prefix=PREFIX",
+    }
+}
+
 /// A random number of 128 bits in hexadecimal digits, which is never drawn again.
 fn drawn() -> String {
     let half = || SystemRandom.below(u64::MAX);
@@ -62,6 +95,16 @@ pub(super) struct Version(pub(super) String);
 pub(super) struct Document {
     pub(super) content: Vec<u8>,
     pub(super) version: Version,
+}
+
+/// What a server tells of a document by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Nothing at this time: changes are found by reading only.
+    #[default]
+    Nothing,
+    /// This is its newest version; `None`: there is no document.
+    Newest(Option<Version>),
 }
 
 /// Why an operation failed.
@@ -82,6 +125,11 @@ pub(super) enum DocumentsError {
 /// `._-/*`, at most 300 bytes long.
 #[async_trait]
 pub(super) trait Documents: Send + Sync + fmt::Debug {
+    /// The store as a user names it, if that is known.
+    fn place(&self) -> &str {
+        ""
+    }
+
     /// The document, as it was at some instant after the call began.
     async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError>;
 
@@ -109,10 +157,7 @@ pub(super) trait Documents: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Returns when the document may have changed from `known` (`None`: there was none), also
-    /// without a change; never on a server that tells of no changes: the caller asks every
-    /// 15 seconds besides.
-    async fn changed(&self, _key: &str, _known: Option<&Version>) {
-        std::future::pending().await
-    }
+    /// Puts into `notices` what the server tells of the document, by one long call, and by another
+    /// one when that has ended. Returns at once on a server that tells nothing.
+    async fn watch(&self, _key: &str, _notices: &watch::Sender<Notice>) {}
 }

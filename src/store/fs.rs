@@ -18,7 +18,8 @@ mod single;
 mod together;
 
 use std::fs::{File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -240,10 +241,22 @@ impl FileStore {
         replace(&self.root.join(name), content)
     }
 
-    /// What [`keep`](Self::keep) has kept.
-    pub(super) fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+    /// Adds to what is kept, without a flush.
+    pub(super) fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let _acting = self.owner.act();
-        read_text(&self.root.join(name))
+        let path = self.root.join(name);
+        let mut options = File::options();
+        let opened = options.append(true).create(true).mode(PRIVATE_FILE);
+        let written = opened
+            .open(&path)
+            .and_then(|mut file| file.write_all(content));
+        written.map_err(at("write", &path))
+    }
+
+    /// What [`keep`](Self::keep) has kept, of any length.
+    pub(super) fn kept(&self, name: &str) -> Option<String> {
+        let _acting = self.owner.act();
+        std::fs::read_to_string(self.root.join(name)).ok()
     }
 
     /// Stores the pair before the record points to it. A pair that a crash left

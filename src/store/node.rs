@@ -3,8 +3,10 @@
 //! the machines share is written there first, by compare-and-swap, and then to the copy. A
 //! stale copy does no harm: a write against it is refused, and the copy is renewed.
 
+mod copies;
 mod follow;
 mod options;
+mod repair;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -20,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
+use self::copies::{Change as Noted, Copied, Copies};
 pub use self::follow::{Followed, Turn};
 pub use self::sync::Change;
 use super::documents::Version;
 use super::fs::FileStore;
-use super::shared::SharedStore;
 use super::shared::fleet::SharedAnswer;
+use super::shared::{SharedStore, StoredAccount};
 use super::{Lease, Store, StoreError, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
@@ -33,9 +36,6 @@ use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
 
-/// The file of the data directory that tells which copies are up to date. Without it, every
-/// certificate is read again.
-const COPIES: &str = "copies.json";
 /// Reads of a CA's state that follow each other use one reply: a save is compared anyway.
 const STATE_FOR: Duration = Duration::from_secs(15);
 /// Challenge answers are listed at most this often, whatever requests come.
@@ -77,16 +77,6 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// The state of the shared store that this machine's copy of a certificate has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Copied {
-    id: u64,
-    revision: Revision,
-    #[serde(default)]
-    stamp: u64,
-    version: String,
-}
-
 /// Live answers by key, with their versions.
 type Answers = BTreeMap<String, (Version, SharedAnswer)>;
 
@@ -98,16 +88,23 @@ pub struct NodeStore {
     role: Role,
     /// Drawn at the start.
     process: u64,
-    copies: Mutex<BTreeMap<Lineage, Copied>>,
+    copies: Mutex<Copies>,
     /// Held while a certificate and its copy differ.
     changing: Mutex<BTreeMap<Lineage, Arc<tokio::sync::Mutex<()>>>>,
     /// Own changes that the others do not know of yet.
     unannounced: Mutex<BTreeSet<Lineage>>,
+    /// Those of which the shared store has something damaged or missing.
+    damaged: Mutex<BTreeSet<Lineage>>,
+    /// What was last said of each.
+    said: Mutex<BTreeMap<Lineage, String>>,
     announce: Notify,
     is_issuer: AtomicBool,
     /// Whether this is one command, which takes no issuer's place and waits for none.
     is_command: AtomicBool,
+    /// Whether it takes the issuer's place no more.
+    has_resigned: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
+    watching: tokio::sync::Mutex<Option<follow::Watching>>,
     states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
     answers: tokio::sync::Mutex<Option<(Instant, Answers)>>,
 }
@@ -120,20 +117,27 @@ impl NodeStore {
     /// The copy in `root`, which is created, of `shared`.
     pub(super) fn open(root: PathBuf, shared: SharedStore, role: Role) -> Result<Self, StoreError> {
         let own = FileStore::open(root)?;
-        let copies = own.kept(COPIES).ok().flatten();
-        let copies = copies.and_then(|json| serde_json::from_str(&json).ok());
+        let copies = Copies::read(&own);
+        // A process of this machine was killed before it announced these changes.
+        let unknown = copies.certificates.iter();
+        let unknown = unknown.filter(|(_, copied)| copied.version.is_empty());
+        let unknown: BTreeSet<Lineage> = unknown.map(|(lineage, _)| lineage.clone()).collect();
         Ok(Self {
+            copies: Mutex::new(copies),
             own,
             shared,
             role,
             process: SystemRandom.below(u64::MAX),
-            copies: Mutex::new(copies.unwrap_or_default()),
             changing: Mutex::default(),
-            unannounced: Mutex::default(),
+            unannounced: Mutex::new(unknown),
+            damaged: Mutex::default(),
+            said: Mutex::default(),
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
+            has_resigned: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
+            watching: tokio::sync::Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
         })
@@ -221,16 +225,106 @@ impl NodeStore {
     }
 
     /// Keeps a copy of an account, for a store that is wiped.
-    async fn copy_account(&self, ca: &str, account: &Secret) -> Result<(), StoreError> {
-        match self.own.account(ca).await? {
-            Some(own) if own == *account => Ok(()),
-            Some(own) => self.own.save_account(ca, account, &own).await,
-            None => self.own.create_account(ca, account).await.map(drop),
+    async fn copy_account(&self, ca: &str, account: &StoredAccount) -> Result<(), StoreError> {
+        match (self.own.account(ca).await?, &account.credentials) {
+            (own, stored) if own == *stored => {}
+            (Some(own), Some(stored)) => self.own.save_account(ca, stored, &own).await?,
+            (Some(own), None) => self.own.delete_account(ca, &own).await?,
+            (None, Some(stored)) => drop(self.own.create_account(ca, stored).await?),
+            (None, None) => {}
+        }
+        if lock(&self.copies).account(ca) != account.revision {
+            self.note(Noted::Account(ca.to_owned(), account.revision));
+        }
+        Ok(())
+    }
+
+    /// The same for the state of the fleet's account, which was just changed.
+    async fn copy_changed_account(&self, ca: &str) -> Result<(), StoreError> {
+        let (stored, _) = self.shared.stored_account(ca).await?;
+        self.copy_account(ca, &stored).await
+    }
+
+    fn note_ca_state(&self, ca: &str, state: &CaState, revision: Revision) {
+        let known = (Instant::now(), state.clone(), revision);
+        lock(&self.states).insert(ca.to_owned(), known);
+        let is_kept = lock(&self.copies)
+            .ca(ca)
+            .is_some_and(|(_, kept)| *kept == revision);
+        if !is_kept {
+            self.note(Noted::Ca(ca.to_owned(), revision, state.clone()));
         }
     }
 
+    /// The name that a certificate has got, which is gone under the name `lineage`.
+    #[must_use]
+    pub fn renamed_to(&self, lineage: &Lineage) -> Option<Lineage> {
+        let copies = lock(&self.copies);
+        let id = copies.certificates.get(lineage)?.id;
+        let mut others = { copies.certificates.iter() }.filter(|(name, _)| *name != lineage);
+        let (name, _) = others.find(|(_, copied)| copied.id == id)?;
+        Some(name.clone())
+    }
+
     fn copied(&self, lineage: &Lineage) -> Option<Copied> {
-        lock(&self.copies).get(lineage).cloned()
+        lock(&self.copies).certificates.get(lineage).cloned()
+    }
+
+    /// Notes what is copied from now on.
+    fn note(&self, change: Noted) {
+        lock(&self.copies).note(change, &self.own);
+    }
+
+    fn note_copy(&self, lineage: &Lineage, copied: Option<Copied>) {
+        self.note(Noted::Certificate(lineage.clone(), copied));
+    }
+
+    /// Finds out the number of the fleet, which must be that of the copies.
+    ///
+    /// # Errors
+    /// When the store is of another fleet, or cannot compare and swap: nothing is written then.
+    async fn claim(&self) -> Result<(), StoreError> {
+        let own = lock(&self.copies).fleet();
+        let id = self.shared.claim(own, self.repairs()).await?;
+        if !lock(&self.copies).is_of(id) {
+            self.note(Noted::Fleet(id));
+        }
+        Ok(())
+    }
+
+    /// The account at `ca`; an older one than this machine has seen is replaced.
+    async fn shared_account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        let known = lock(&self.copies).account(ca);
+        let (mut stored, version) = match self.shared.stored_account(ca).await {
+            Err(StoreError::Corrupt { .. }) if known > Revision(0) => {
+                self.shared.damaged_account(ca).await?
+            }
+            read => read?,
+        };
+        let own = self.own.account(ca).await?;
+        // That of a machine that was on its own before.
+        let is_new = known == Revision(0) && own.is_some() && stored.credentials.is_none();
+        if stored.revision < known || is_new {
+            let newer = StoredAccount {
+                revision: known.max(Revision(stored.revision.0 + 1)),
+                credentials: own,
+            };
+            if !self
+                .shared
+                .swap_account(ca, &newer, version.as_ref())
+                .await?
+            {
+                return Err(super::shared::busy("an account"));
+            }
+            if version.is_some() {
+                tracing::warn!(
+                    "the shared store had an older account of {ca}: it has this machine's again"
+                );
+            }
+            stored = newer;
+        }
+        self.copy_account(ca, &stored).await?;
+        Ok(stored.credentials)
     }
 }
 
@@ -299,7 +393,7 @@ impl Store for NodeStore {
                 self.shared.delete(lineage, revision).await?;
                 self.changed(lineage);
             }
-            self.forget(lineage);
+            self.note_copy(lineage, None);
         }
         self.own.delete(lineage, expected).await
     }
@@ -316,11 +410,8 @@ impl Store for NodeStore {
             && let Some(there) = self.shared.copy(from).await?
         {
             self.shared.rename(from, to, there.revision).await?;
-            let mut copies = lock(&self.copies);
-            if let Some(copied) = copies.remove(from) {
-                copies.insert(to.clone(), copied);
-            }
-            drop(copies);
+            self.note_copy(to, self.copied(from));
+            self.note_copy(from, None);
             self.changed(from);
             self.changed(to);
         }
@@ -336,8 +427,9 @@ impl Store for NodeStore {
     }
 
     fn is_issuer(&self) -> bool {
-        let is_either = |one: &AtomicBool| one.load(Ordering::SeqCst);
-        self.role == Role::Full && (is_either(&self.is_issuer) || is_either(&self.is_command))
+        let is = |one: &AtomicBool| one.load(Ordering::SeqCst);
+        let is_issuer = is(&self.is_issuer) && !is(&self.has_resigned);
+        self.role == Role::Full && (is_issuer || is(&self.is_command))
     }
 
     async fn share(
@@ -362,22 +454,12 @@ impl Store for NodeStore {
         if self.role == Role::Serve {
             return Ok(None);
         }
-        match self.shared.account(ca).await? {
-            Some(account) => {
-                self.copy_account(ca, &account).await?;
-                Ok(Some(account))
-            }
-            // That of a machine that was on its own before, or of a store that was wiped.
-            None => match self.own.account(ca).await? {
-                Some(own) => self.shared.create_account(ca, &own).await.map(Some),
-                None => Ok(None),
-            },
-        }
+        self.shared_account(ca).await
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
         let account = self.shared.create_account(ca, credentials).await?;
-        self.copy_account(ca, &account).await?;
+        self.copy_changed_account(ca).await?;
         Ok(account)
     }
 
@@ -388,16 +470,13 @@ impl Store for NodeStore {
         before: &Secret,
     ) -> Result<(), StoreError> {
         self.shared.save_account(ca, credentials, before).await?;
-        self.copy_account(ca, credentials).await
+        self.copy_changed_account(ca).await
     }
 
     async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
         self.shared.delete_account(ca, before).await?;
         // Otherwise it would be shared again.
-        match self.own.account(ca).await? {
-            Some(own) => self.own.delete_account(ca, &own).await,
-            None => Ok(()),
-        }
+        self.copy_changed_account(ca).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
@@ -405,9 +484,20 @@ impl Store for NodeStore {
         if let Some((_, state, revision)) = known.filter(|(at, ..)| at.elapsed() < STATE_FOR) {
             return Ok((state, revision));
         }
-        let (state, revision) = self.shared.ca_state(ca).await?;
-        let known = (Instant::now(), state.clone(), revision);
-        lock(&self.states).insert(ca.to_owned(), known);
+        let read = self.shared.ca_state(ca).await;
+        let newer = lock(&self.copies).ca(ca).cloned();
+        let newer = newer.filter(|(_, known)| match &read {
+            Ok((_, revision)) => known > revision,
+            Err(error) => matches!(error, StoreError::Corrupt { .. }),
+        });
+        if let Some(newer) = newer.clone().filter(|_| self.role == Role::Full) {
+            self.shared.put_ca_state_back(ca, newer).await?;
+            tracing::warn!(
+                "the shared store had an older state of the CA {ca}: it has this machine's again"
+            );
+        }
+        let (state, revision) = newer.map_or(read, Ok)?;
+        self.note_ca_state(ca, &state, revision);
         Ok((state, revision))
     }
 
@@ -419,8 +509,7 @@ impl Store for NodeStore {
     ) -> Result<Revision, StoreError> {
         lock(&self.states).remove(ca);
         let saved = self.shared.save_ca_state(ca, state, expected).await?;
-        let known = (Instant::now(), state.clone(), saved);
-        lock(&self.states).insert(ca.to_owned(), known);
+        self.note_ca_state(ca, state, saved);
         Ok(saved)
     }
 }

@@ -47,9 +47,9 @@ impl SharedLease {
         let holder = SystemRandom.below(u64::MAX);
         let now = documents.documents.time().await;
         let now = now.map_err(failed("lease", &key))?;
-        let stored = documents.load::<StoredLease>(&key).await?;
+        let (stored, version) = documents.load_if_whole::<StoredLease>(&key).await?;
         let lineage = lineage.clone();
-        if stored.as_ref().is_some_and(|(lease, _)| now < lease.until) {
+        if stored.is_some_and(|lease| now < lease.until) {
             return Err(StoreError::Leased { lineage });
         }
         let lease = StoredLease {
@@ -57,7 +57,6 @@ impl SharedLease {
             holder,
             until: now + LEASE,
         };
-        let version = stored.map(|(_, version)| version);
         let version = documents.swap(&key, &lease, version.as_ref()).await?;
         let version = version.ok_or(StoreError::Leased { lineage })?;
         Ok(Self::new(documents.clone(), key, lease, version))

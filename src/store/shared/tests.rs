@@ -26,6 +26,7 @@ async fn shared_store_keeps_contract() {
 async fn write_whose_reply_is_lost_is_done_once() {
     let documents = MemoryDocuments::default();
     let (store, one) = (store(&documents), record("example.com"));
+    store.claim(None, false).await.unwrap();
     documents.lost.store(1, Ordering::SeqCst);
     let first = store.save(&one, Revision(0), None).await.unwrap();
     documents.lost.store(1, Ordering::SeqCst);

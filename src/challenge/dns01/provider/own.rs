@@ -8,7 +8,10 @@ use async_trait::async_trait;
 
 use super::super::super::responses::Responses;
 use super::super::Failed;
+use super::super::propagation::answers_wrongly;
 use super::{Kind, Provider, SELF, Txt};
+use crate::challenge::SolverError;
+use crate::failure::advice;
 use crate::net::dns::lookup::Resolver;
 
 pub(super) const KIND: Kind = Kind {
@@ -24,6 +27,10 @@ pub(super) const KIND: Kind = Kind {
 };
 
 const STORE_HINT: &str = "check that this machine reaches the store of its fleet";
+
+fn not_shared(error: &SolverError) -> Failed {
+    Failed::new(error.to_string(), advice(error).unwrap_or(STORE_HINT))
+}
 
 struct Own {
     resolver: Resolver,
@@ -67,13 +74,13 @@ impl Provider for Own {
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
         self.responses.zones().add(&txt.place, &txt.value);
         let shared = self.responses.share_value(&txt.place, &txt.value).await;
-        shared.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
+        shared.map_err(|error| not_shared(&error))
     }
 
     async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
         self.responses.zones().remove(&txt.place, &txt.value);
         let taken = self.responses.withdraw_value(&txt.place, &txt.value).await;
-        taken.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
+        taken.map_err(|error| not_shared(&error))
     }
 
     /// In a fleet, the store keeps the values.
@@ -92,7 +99,7 @@ impl Provider for Own {
             let answer = match values {
                 Ok(values) if values.contains(&txt.value) => return Ok(()),
                 Ok(_) => "without the record".to_owned(),
-                Err(error) if error.kind() == std::io::ErrorKind::Other => error.to_string(),
+                Err(error) if answers_wrongly(&error) => error.to_string(),
                 Err(_) => continue,
             };
             let (name, address) = (crate::net::dns::shown(&server.name), server.address);

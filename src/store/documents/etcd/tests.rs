@@ -1,5 +1,6 @@
 //! An etcd of this machine, and servers that are at fault.
 
+use std::io;
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::super::fake::{Reply, Server, program, serve};
-use super::super::tests::{check, check_changes};
+use super::super::named::StoreKind;
+use super::super::tests::{check, check_watch};
 use super::*;
 use crate::net::proxy::Proxies;
 
@@ -19,6 +21,7 @@ fn documents(url: &str, variables: &[(&str, &str)]) -> EtcdDocuments {
             .map(|(name, value)| ((*name).into(), (*value).into()))
             .collect(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     EtcdDocuments::new(&settings).unwrap()
 }
@@ -71,13 +74,13 @@ async fn etcd_documents_keep_contract() {
 }
 
 #[tokio::test]
-async fn change_ends_the_watch() {
+async fn watch_tells_of_changes() {
     let Some((mut server, address, _data)) = start("http", &[]) else {
         return;
     };
     let documents = documents(&format!("etcd://{address}/certs"), &[]);
     ready(&mut server, &documents).await;
-    check_changes(&documents, &documents).await;
+    check_watch(&documents, &documents).await;
 }
 
 #[tokio::test]
@@ -96,8 +99,14 @@ async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
     let anonymous = documents(&format!("etcds://{address}/certs"), &roots);
     ready(&mut server, &anonymous).await;
     let untrusted = documents(&format!("etcds://{address}/certs"), &[]);
-    let error = untrusted.read("key").await.unwrap_err().to_string();
-    assert!(error.contains("certificate"), "{error}");
+    let error = io::Error::from(untrusted.read("key").await.unwrap_err());
+    let hint = StoreKind::Etcd.hint(&error);
+    assert!(hint.contains("SSL_CERT_FILE"), "{error}: {hint}");
+    let (_, port) = address.rsplit_once(':').unwrap();
+    let other_name = documents(&format!("etcds://localhost:{port}/certs"), &roots);
+    let error = io::Error::from(other_name.read("key").await.unwrap_err());
+    let hint = StoreKind::Etcd.hint(&error);
+    assert!(hint.contains("as its certificate does"), "{error}: {hint}");
     for (path, body) in [
         (
             "/v3/auth/user/add",
@@ -113,11 +122,13 @@ async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
         let _: Value = anonymous.call(path, &body, Effect::Writes).await.unwrap();
     }
     let error = anonymous.read("key").await.unwrap_err().to_string();
-    assert!(error.contains("etcd://USER:PASSWORD@"), "{error}");
+    assert!(error.contains("write USER:PASSWORD@"), "{error}");
     let wrong = documents(&format!("etcds://root:hidden-too@{address}/certs"), &roots);
     let error = wrong.write("key", b"x", None).await.unwrap_err();
     assert!(matches!(error, DocumentsError::Failed(_)), "{error:?}");
     let shown = format!("{error:?} {wrong:?}");
+    let hint = StoreKind::Etcd.hint(&error.into());
+    assert!(hint.contains("ETCDCTL_PASSWORD"), "{shown}: {hint}");
     assert!(
         shown.contains("authentication failed") && !shown.contains("hidden"),
         "{shown}"

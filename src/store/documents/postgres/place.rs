@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
-use super::super::settings::{ServerSettings, is_prefix, is_private};
+use super::super::settings::{ServerSettings, invalid_prefix, is_prefix, is_private};
 use crate::files::named;
+use crate::net::dns::lookup::Resolver;
 use crate::net::roots::SystemRoots;
 use crate::net::secure::Secure;
 
@@ -30,6 +31,8 @@ pub(super) struct Place {
     pub(super) config: Config,
     pub(super) prefix: String,
     pub(super) tls: Tls,
+    /// Looks up the hosts of its servers.
+    pub(super) resolver: Resolver,
 }
 
 /// A host to connect to.
@@ -55,7 +58,7 @@ impl Place {
             }
         }
         if !is_prefix(prefix) {
-            return Err("prefix is a path of ASCII letters, digits and ._-".to_owned());
+            return Err(invalid_prefix(prefix));
         }
         let url = format!("{url}?{}", others.join("&"));
         let mut config: Config = url
@@ -83,6 +86,7 @@ impl Place {
             config,
             prefix,
             tls,
+            resolver: settings.resolver.clone(),
         })
     }
 
@@ -160,6 +164,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         })
     }
 
