@@ -4,6 +4,7 @@
 
 mod account;
 pub(crate) mod args;
+mod busy;
 mod ca;
 mod catalog;
 mod config;

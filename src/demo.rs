@@ -93,7 +93,10 @@ async fn perform(
 ) -> Result<DemoScore, Failure> {
     let with = if program.is_some() { "nginx" } else { "front" };
     let setup = Setup::new(directory, program).await?;
-    log.say(&format!("all files are in {}", directory.display()));
+    log.say(&format!(
+        "until the end, all files are in {}",
+        directory.display()
+    ));
     log.say(&format!(
         "an embedded CA signs for 90 days and suggests renewal after {} s",
         WINDOW_OPENS_AFTER.as_secs()

@@ -178,6 +178,8 @@ pub(crate) struct Remark {
     pub kind: RemarkKind,
     /// The reason, or what to do.
     pub text: String,
+    /// Whether it is void once the import itself says how challenges are answered.
+    pub is_of_challenge: bool,
 }
 
 /// The subject of a remark.
@@ -201,6 +203,15 @@ impl Remark {
             subject,
             kind,
             text,
+            is_of_challenge: false,
+        }
+    }
+
+    /// The same about the answers to challenges.
+    fn of_challenge(self) -> Self {
+        Self {
+            is_of_challenge: true,
+            ..self
         }
     }
 
@@ -239,7 +250,7 @@ impl Remark {
                  another server uses that port"
             }
         };
-        Self::unsupported(setting, format!("{method}{why}"))
+        Self::unsupported(setting, format!("{method}{why}")).of_challenge()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::support::{Running, certs, free_port, run, text, until};
 use crate::takeover::{letsencrypt, pair};
 
 /// Imports lineages of `ca` from a certbot directory, with these settings and days left.
-fn import(ca: &EmbeddedCa, lineages: &[(&str, &str, i64)], more: &[&str]) {
+fn import(ca: &EmbeddedCa, lineages: &[(&str, &str, i64)], more: &[&str]) -> String {
     let source = ca.path("letsencrypt");
     for (name, settings, days) in lineages {
         let file = name.replace('*', "wild");
@@ -29,6 +29,7 @@ fn import(ca: &EmbeddedCa, lineages: &[(&str, &str, i64)], more: &[&str]) {
         printed.contains("its account: the source has no account 1"),
         "{printed}"
     );
+    printed
 }
 
 /// certbot's settings for its own listener on loopback.
@@ -169,6 +170,23 @@ fn import_with_an_nginx_of_its_own_replaces_the_implied_one() {
         import(&ca, &[("a.example.com", nginx, 60)], &more);
         assert_eq!(options(&ca.path(""), "a.example.com")["deploy"], deploy);
     }
+}
+
+#[test]
+fn import_with_a_webroot_names_no_step_for_one() {
+    let ca = EmbeddedCa::start();
+    let import = |name: &str, more: &[&str]| {
+        let settings = "authenticator = nginx\ninstaller = nginx";
+        let printed = import(&ca, &[(name, settings, 60)], more);
+        let lines = printed.lines().filter(|line| line.contains(name));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let step = "then import again with --webroot DIR";
+    let printed = import("a.example.com", &[]);
+    assert!(printed.contains(step), "{printed}");
+    let webroot = format!("--webroot={}", ca.path("").display());
+    let printed = import("b.example.com", &[&webroot]);
+    assert!(!printed.contains(step), "{printed}");
 }
 
 #[test]

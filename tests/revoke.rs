@@ -133,13 +133,29 @@ fn failed_revocation_is_continued_without_another_order() {
     let printed = run(&mut verb(&ca, &["revoke", NAME]), 3);
     assert!(printed.contains("revoking the certificate at"), "{printed}");
     assert!(printed.contains("not revoked"), "{printed}");
+    let again = [
+        "revoke",
+        NAME,
+        "--generation",
+        "1",
+        "--reason",
+        "unspecified",
+    ];
+    assert!(printed.contains(&again.join(" ")), "{printed}");
     ca.script.clear();
     // The CA acts, and its reply is lost: it is revoked already.
     ca.script
         .add(Endpoint::Revocation, Which::Nth(1), Fault::DropAfter);
-    run(&mut verb(&ca, &["revoke", NAME]), 0);
+    run(&mut verb(&ca, &again), 0);
     assert_eq!(ca.script.committed(Endpoint::NewOrder), 2);
     assert_eq!(revoked(&directory), (vec![0], 1));
+    // What has replaced it stays, however often the printed command is run.
+    run(&mut verb(&ca, &again), 0);
+    assert_eq!(ca.script.committed(Endpoint::NewOrder), 2);
+    assert_eq!(revoked(&directory), (vec![0], 1));
+    let other = ["revoke", NAME, "--generation", "7"];
+    let printed = run(&mut verb(&ca, &other), 2);
+    assert!(printed.contains("generation 7 of"), "{printed}");
 }
 
 #[test]

@@ -144,9 +144,12 @@ impl Root {
         let name = self.name();
         let path = shell_word(&file.display().to_string());
         let mut text = String::new();
-        for store in &TRUST_STORES {
-            let here = system.filter(|one| one.directory == store.directory);
-            let here = here.map_or("", |_| ", this machine");
+        let is_here =
+            |store: &TrustStore| system.is_some_and(|system| system.directory == store.directory);
+        let mut stores: Vec<&TrustStore> = TRUST_STORES.iter().collect();
+        stores.sort_by_key(|store| !is_here(store));
+        for store in stores {
+            let here = if is_here(store) { ", this machine" } else { "" };
             let (anchor, update) = (store.anchor(self), store.program);
             let (anchor, systems) = (anchor.display(), store.systems);
             let undo: String = store
@@ -334,6 +337,21 @@ mod tests {
         ] {
             let error = Root::parse(text.as_bytes()).err().unwrap_or_default();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn commands_begin_with_those_of_this_machine() {
+        let signing = Signing::new(SystemClock.now()).unwrap();
+        let root = Root::parse(signing.root_pem().as_bytes()).unwrap();
+        for store in &TRUST_STORES {
+            let text = root.commands(Path::new("/srv/root.pem"), Some(store));
+            let first = format!("# {}, this machine: ", store.systems);
+            assert!(text.starts_with(&first), "{text}");
+            assert_eq!(
+                text.matches("# undo: sudo rm -f ").count(),
+                TRUST_STORES.len()
+            );
         }
     }
 

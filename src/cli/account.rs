@@ -137,7 +137,7 @@ pub(super) async fn account(call: &Call, verb: &Account) -> Result<(), Failure> 
         ));
     };
     match verb {
-        Account::Update(_) => update(call, &settings, store.as_ref(), ca).await,
+        Account::Update(options) => update(call, &settings, store.as_ref(), ca, options).await,
         Account::Rollover(_) => rollover(call, &settings, store.as_ref(), ca).await,
         Account::Deactivate(options) => {
             deactivate(call, &settings, store.as_ref(), ca, options).await
@@ -249,11 +249,14 @@ async fn update(
     settings: &Settings,
     store: &dyn Store,
     ca: &CaSettings,
+    options: &Update,
 ) -> Result<(), Failure> {
     let (given, _) = call.sources.ca_settings()?;
+    // The configuration agrees for orders; an address alone was asked for.
+    let is_address_alone = options.keys.gives("email") && !options.keys.gives("agree_tos");
     let change = AccountChange {
         email: given.email,
-        agree: given.agree_tos,
+        agree: given.agree_tos && !is_address_alone,
     };
     if change.email.is_none() && !change.agree {
         return Err(Failure::usage(
@@ -297,7 +300,7 @@ async fn remember_email(
     ca: &CaSettings,
     email: &str,
 ) -> Result<(), Failure> {
-    let identity = ca.directory.identity();
+    let (identity, configured) = (ca.directory.identity(), call.sources.index());
     for lineage in store.list().await.map_err(Failure::on("store"))? {
         let failed = Failure::on::<crate::store::StoreError>(lineage.as_str());
         let Ok(Some(json)) = store.options(&lineage).await else {
@@ -318,7 +321,7 @@ async fn remember_email(
         if !is_changed {
             continue;
         }
-        if call.sources.configures(&lineage) {
+        if configured.names(&own) {
             tracing::warn!(%lineage, "the configuration has another e-mail address, and would send it again; hint: change `email` there");
         }
         let json = serde_json::to_string_pretty(&own)?;

@@ -1,7 +1,7 @@
 //! `certs ca serve`: the embedded CA as an ACME server, for this machine or its network.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +132,7 @@ async fn serve(call: &Call, options: &Serve) -> Result<(), Failure> {
     let stop = |kind| signal(kind).map_err(Failure::unexpected);
     let mut terminate = stop(SignalKind::terminate())?;
     let mut interrupt = stop(SignalKind::interrupt())?;
-    announce(call, &server, &root)?;
+    announce(call, options, &server, &root)?;
     sandbox::confine_alone(&call.surroundings(), &process)?;
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
@@ -295,7 +295,16 @@ pub(super) fn failed(error: &CaError) -> Failure {
     }
 }
 
-fn announce(call: &Call, server: &Server, root: &Path) -> Result<(), Failure> {
+/// Where a client must listen, if not on the usual port.
+fn listening(options: &Serve) -> String {
+    let address = options.resolve_to.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    match options.http_port {
+        80 => String::new(),
+        port => format!(" --http-listen {}", SocketAddr::new(address, port)),
+    }
+}
+
+fn announce(call: &Call, options: &Serve, server: &Server, root: &Path) -> Result<(), Failure> {
     let sha256 = Root::parse(server.root_pem().as_bytes())
         .map_err(Failure::unexpected)?
         .sha256();
@@ -308,8 +317,9 @@ fn announce(call: &Call, server: &Server, root: &Path) -> Result<(), Failure> {
     say(format_args!("directory: {directory}"));
     say(format_args!("root: {}", root.display()));
     say(format_args!("root's SHA-256: {sha256}"));
+    let listening = listening(options);
     say(format_args!(
-        "try: certs issue NAME --ca {directory} --ca-root {word} --http-listen 127.0.0.1:PORT"
+        "try: certs issue NAME --ca {directory} --ca-root {word}{listening}"
     ));
     say(format_args!(
         "to trust the root: certs ca trust --root {word}"
@@ -320,6 +330,27 @@ fn announce(call: &Call, server: &Server, root: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn command_to_try_listens_where_the_ca_validates() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            serve: Serve,
+        }
+        for (arguments, wanted) in [
+            ("serve", ""),
+            ("serve --resolve-to 127.0.0.1", ""),
+            ("serve --http-port 5002", " --http-listen 0.0.0.0:5002"),
+            (
+                "serve --http-port 5002 --resolve-to ::1",
+                " --http-listen [::1]:5002",
+            ),
+        ] {
+            let line: Line = clap::Parser::parse_from(arguments.split(' '));
+            assert_eq!(listening(&line.serve), wanted, "{arguments}");
+        }
+    }
 
     #[test]
     fn lifetime_requires_a_unit_and_has_bounds() {

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::Call;
+use super::busy::when_free;
 use super::catalog::{as_stored, denied_output, existing_store, is_permitted, recall};
 use super::factory::{emptied, outputs_for, publish_by};
 use super::labels::Labels;
@@ -24,10 +25,13 @@ use crate::deploy::confirmed::{Confirmed, Right};
 use crate::deploy::outputs::Outputs;
 use crate::deploy::removal::Emptied;
 use crate::failure::Failure;
+use crate::install::journal::{Journals, Subject};
+use crate::install::tree::{Overlay, Tree};
 use crate::lineage::{Known, Lineage};
 use crate::manage::delete::delete as delete_stored;
 use crate::record::Record;
 use crate::store::{Store, StoreError};
+use crate::text::shell_word;
 
 #[derive(Debug, Args)]
 #[command(
@@ -61,6 +65,9 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
     let is_remembered = made_with.is_some() || !damaged.is_empty();
     let made_with: Option<CertificateSettings> =
         made_with.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
+    if !options.keep_files {
+        check_installed(&settings, lineage, made_with.as_ref())?;
+    }
     let output = emptied(made_with.as_ref(), &settings);
     let of = (lineage, made_with.as_ref());
     let files = files(call, options, &settings, of, &output)?;
@@ -85,7 +92,8 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         false => {
             let others = others(call, &settings).await?;
             let store = call.store(&settings)?;
-            let deleted = delete_stored(store.as_ref(), lineage, output, &others).await;
+            let deleted =
+                when_free(|| delete_stored(store.as_ref(), lineage, output, &others)).await;
             deleted.map_err(Failure::on(lineage.as_str()))?.0
         }
     };
@@ -102,6 +110,42 @@ pub(super) async fn delete(call: &Call, options: &Delete) -> Result<(), Failure>
         )),
     }
     Ok(())
+}
+
+/// Refuses to remove files that an nginx reads since an install: it would not start again.
+fn check_installed(
+    settings: &Settings,
+    lineage: &Lineage,
+    made_with: Option<&CertificateSettings>,
+) -> Result<(), Failure> {
+    let output = made_with.map_or_else(|| settings.output.clone(), |one| settings.output_of(one));
+    let live = std::path::absolute(settings.data_dir.join(&output.directory)).unwrap_or_default();
+    let live = live.join("live").join(lineage.as_str());
+    let reads = |install: &Subject| {
+        let mut names = made_with.iter().flat_map(|one| &one.names);
+        let is_other = install.name != lineage.as_str()
+            && !names.any(|name| install.names.contains(&name.to_string()));
+        if is_other {
+            return false;
+        }
+        let tree = Tree::load(&install.main, &Overlay::new());
+        tree.is_ok_and(|tree| tree.names(&live))
+    };
+    let mut installs = Journals::new(&settings.data_dir).subjects().into_iter();
+    let Some(install) = installs.find(reads) else {
+        return Ok(());
+    };
+    Err(Failure::usage(
+        format!(
+            "{lineage}: {} names {}, and nginx would not start without it; nothing was deleted",
+            install.main.display(),
+            live.display()
+        ),
+        format!(
+            "restore that configuration first: certs install nginx --undo --domain {}; or keep the files: certs delete {lineage} --keep-files",
+            shell_word(&install.name)
+        ),
+    ))
 }
 
 /// The certificate for the other key, which stays.
@@ -139,10 +183,8 @@ async fn remove_answers(
     }
     let lineage = &record.lineage;
     // An order in progress needs its answers.
-    let _lease = store
-        .lease(lineage)
-        .await
-        .map_err(Failure::on(lineage.as_str()))?;
+    let lease = when_free(|| async { Ok(store.lease(lineage).await?) }).await;
+    let _lease = lease.map_err(Failure::on(lineage.as_str()))?;
     let is_permitted = is_permitted(&call.sources, settings, made_with)?;
     let solver = made_with.challenge.solver(&Responses::default());
     let removals = record.answers.iter().map(async |answer| {

@@ -16,6 +16,7 @@ pub(super) use self::builder::Builder;
 pub(super) use self::client::{account_of, invalid, proxy_to, reached_by, ways_of};
 pub(super) use self::outputs::{emptied, outputs_for, publish_by};
 use super::Call;
+use super::busy::when_free;
 use super::catalog::{remember, still_imported};
 use super::embedded;
 use super::listener::Refused;
@@ -316,7 +317,7 @@ impl Factory {
         let (services, emptied) = (&self.services, self.emptied(made_with));
         let (store, output) = (services.store.as_ref(), services.output.as_ref());
         let now = services.clock.now();
-        let renamed = rename(store, output, &emptied, renaming, now).await;
+        let renamed = when_free(|| rename(store, output, &emptied, renaming, now)).await;
         renamed.map_err(Failure::on(renaming.from.as_str()))
     }
 

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::catalog::as_stored;
 use super::output::{say, say_json};
 use super::{Call, meant};
+use crate::challenge::ChallengeSettings;
 use crate::config::{ISSUE, KeyOptions, Settings};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
@@ -231,23 +232,48 @@ impl Work<'_> {
         }
     }
 
-    /// Names the certificates that are still renewed, through an nginx that no longer answers
-    /// their challenges.
+    /// Names the certificates that are still kept, and what their renewals lack: nginx no longer
+    /// answers from the directory of the install.
     async fn say_renewed(&self, undone: &[Undone]) -> Result<(), Failure> {
         let stored = meant::stored(&self.settings.data_dir)?;
         let is_of = |known: &&Known| {
             let mut names = undone.iter().map(|one| &one.subject.name);
             names.any(|name| *name == known.lineage.as_str())
         };
+        let made_with = as_stored(&self.call.sources, self.settings);
         for known in stored.iter().filter(is_of) {
             let name = &known.lineage;
-            let delete = self.call.terminal.hint(&format!("certs delete {name}"));
-            say(format_args!(
-                "{name}: the certificate is still renewed; to stop that: {delete}"
-            ));
+            let mut settings = made_with.iter();
+            let made_with = settings.find(|one| one.lineage == *name);
+            let webroot = made_with.and_then(|one| match &one.challenge {
+                ChallengeSettings::Webroot(_) => one.challenge.writes_in().into_iter().next(),
+                _ => None,
+            });
+            let line = kept(known, webroot);
+            say(self.call.terminal.hint(&line));
         }
         Ok(())
     }
+}
+
+/// What is kept after an undo, and what its renewals lack that were answered in `webroot`.
+fn kept(known: &Known, webroot: Option<&Path>) -> String {
+    let name = &known.lineage;
+    let Some(webroot) = webroot else {
+        return format!(
+            "{name}: the certificate is still renewed; to stop that: certs delete {name}"
+        );
+    };
+    let names = known
+        .wanted
+        .iter()
+        .map(|name| shell_word(&name.to_string()));
+    let names = names.collect::<Vec<_>>().join(" ");
+    let webroot = webroot.display();
+    format!(
+        "{name}: the next renewal fails unless nginx answers /.well-known/acme-challenge/ from {webroot}: for the webroot \
+         of another location: certs issue {names} --webroot DIR; to end the certificate: certs delete {name}"
+    )
 }
 
 fn identifier(name: &str) -> Result<Identifier, Failure> {
@@ -257,4 +283,32 @@ fn identifier(name: &str) -> Result<Identifier, Failure> {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lineage::Lineage;
+
+    #[test]
+    fn undo_names_what_renewals_lack() {
+        let names = ["example.com", "www.example.com"].map(|name| Identifier::parse(name).unwrap());
+        let known = Known {
+            lineage: Lineage::of(&names[0]),
+            wanted: names.into(),
+            issued: BTreeSet::new(),
+            is_second: false,
+            kinds: Vec::new(),
+        };
+        let answered = kept(&known, Some(Path::new("/var/lib/certs-webroot")));
+        for words in [
+            "renewal fails unless nginx answers /.well-known/acme-challenge/ from /var/lib/certs-webroot",
+            "certs issue example.com www.example.com --webroot DIR;",
+            "certs delete example.com",
+        ] {
+            assert!(answered.contains(words), "{answered}");
+        }
+        let by_dns = kept(&known, None);
+        assert!(by_dns.contains("still renewed"), "{by_dns}");
+    }
 }

@@ -354,11 +354,15 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
-/// A message of several lines as one, with the indentation of the first.
+/// A message of several lines as one, with the indentation of the first and the space before
+/// the fields of a log.
 fn folded(line: &str) -> String {
     let text = line.trim_start_matches(' ');
     match text.contains('\n') {
-        true => line[..line.len() - text.len()].to_owned() + &in_a_line(text),
+        true => {
+            let (before, end) = (line.len() - text.len(), text.trim_end_matches(' ').len());
+            line[..before].to_owned() + &in_a_line(text) + &text[end..]
+        }
         false => line.to_owned(),
     }
 }
@@ -487,6 +491,13 @@ mod tests {
         assert_eq!(
             shown(LogFormat::Text, message),
             "INFO failed; a: no\\u{7}; b: no\n"
+        );
+        let mut coloured = Terminal::new(&BTreeMap::new(), false, LogFormat::Text);
+        coloured.colour = true;
+        let message = "failed:\n  a: no; hint: forward it \x1b[3mlineage\x1b[0m=b\n";
+        assert_eq!(
+            coloured.in_a_line(message),
+            "failed: a: no; hint: forward it \x1b[3mlineage\x1b[0m=b\n"
         );
         let json = "{\"message\":\"a\\nb\"}\n";
         assert_eq!(shown(LogFormat::Json, json), json);

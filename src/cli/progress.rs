@@ -46,15 +46,17 @@ impl Display {
             ended = work => ended,
             never = self.tick() => match never {},
         };
-        self.phases().remove(lineage);
-        self.draw();
+        self.ended(lineage);
         ended
     }
 
-    async fn tick(&self) -> Infallible {
+    /// Shows the time that has passed, as long as it is polled.
+    pub(crate) async fn tick(&self) -> Infallible {
         loop {
             tokio::time::sleep(REFRESH).await;
-            self.draw();
+            if !self.phases().is_empty() {
+                self.draw();
+            }
         }
     }
 
@@ -78,6 +80,12 @@ impl Progress for Display {
             .and_modify(|(shown, _)| phase.clone_into(shown))
             .or_insert_with(|| (phase.to_owned(), now));
         self.draw();
+    }
+
+    fn ended(&self, lineage: &Lineage) {
+        if self.phases().remove(lineage).is_some() {
+            self.draw();
+        }
     }
 }
 

@@ -50,6 +50,9 @@ pub(super) struct Revoke {
     /// Revoke at once, before a replacement is served; orders nothing
     #[arg(long)]
     pub now: bool,
+    /// Revoke this generation alone; does nothing once it is revoked
+    #[arg(long, value_name = "N", conflicts_with_all = ["cancel", "cert_file", "key_file"])]
+    pub generation: Option<u64>,
     /// Give up a revocation that waits for its replacement, or for the CA
     #[arg(long, conflicts_with_all = ["now", "reason", "cert_file", "key_file"])]
     pub cancel: bool,
@@ -89,13 +92,19 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
     }
     let trigger = match options.cancel {
         true => Trigger::CancelRevocation,
-        false => Trigger::Revoke { reason, at_once },
+        false => Trigger::Revoke {
+            reason,
+            at_once,
+            generation: options.generation.map(Generation),
+        },
     };
     let ended = renew::alone(call, &lineage, trigger).await;
     if options.cancel {
         return ended;
     }
-    if ended.is_err() && is_pending(&settings, &lineage).await {
+    if ended.is_err()
+        && let Some(generation) = pending(&settings, &lineage).await
+    {
         let now = match at_once {
             true => String::new(),
             false => {
@@ -103,7 +112,7 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
             }
         };
         let note = format!(
-            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: {now}certs revoke {lineage} --cancel gives it up"
+            "{lineage}: not revoked; once the cause is repaired, certs revoke {lineage} --generation {generation} --reason {reason} continues; hint: {now}certs revoke {lineage} --cancel gives it up"
         );
         call.terminal.print(&call.terminal.hint(&note));
     }
@@ -169,14 +178,15 @@ async fn reuses_key(settings: &Settings, lineage: &Lineage) -> bool {
     stored.await.is_some_and(|stored| stored.reuse_key)
 }
 
-/// Whether a revocation of it waits for its replacement, or for the CA.
-async fn is_pending(settings: &Settings, lineage: &Lineage) -> bool {
+/// The generation whose revocation waits for its replacement, or for the CA.
+async fn pending(settings: &Settings, lineage: &Lineage) -> Option<Generation> {
     let stored = async {
         let store = existing_store(settings.data_dir.clone()).ok()??;
         store.load(lineage).await.ok()?
     };
     let record = stored.await.map(|(record, _)| record);
-    record.is_some_and(|record| record.revocation.is_some())
+    let pending = record.and_then(|record| record.revocation);
+    pending.map(|pending| pending.generation)
 }
 
 /// A certificate and perhaps its key, from files.

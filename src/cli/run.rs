@@ -96,6 +96,10 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     if let Some(fleet) = call.fleet.clone() {
         serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
     }
+    if call.terminal.shows_progress() {
+        let factory = sidecar.factory.clone();
+        serving.spawn(async move { match factory.display.tick().await {} });
+    }
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
     // The memory of thousands of settings is for what is kept of them.

@@ -285,12 +285,13 @@ fn changes(terminal: &Terminal, (status, has_request): (&Status, bool), now: Tim
         let generations = pending.generations.iter().map(ToString::to_string);
         let generations = generations.collect::<Vec<_>>().join(", ");
         let (reason, name) = (pending.reason, &status.name);
+        let newest = pending.generations.last().copied().unwrap_or_default();
         let when = match pending.at_once {
             true => "",
             false => " once its replacement is served",
         };
         say(format_args!(
-            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --reason {reason} continues, certs revoke {name} --cancel gives it up"
+            "  to be revoked{when}: generation {generations} ({reason}); hint: certs revoke {name} --generation {newest} --reason {reason} continues, certs revoke {name} --cancel gives it up"
         ));
     }
     if let Some(renaming) = &status.renaming {
@@ -314,10 +315,13 @@ fn unreachable(outage: &Outage, now: Timestamp) -> Option<String> {
         (false, true) => "is reachable but has issued nothing",
         (false, false) => "has been unreachable",
     };
-    let (since, probe_at) = (outage.since.seen_at(now), outage.probe_at.seen_at(now));
-    Some(format!(
-        "its CA {what} since {since}; next probe at {probe_at}"
-    ))
+    let since = outage.since.seen_at(now);
+    // A probe is a request that is sent anyway: without one nothing is known since then.
+    let next = match outage.probe_at > now {
+        true => format!("next probe at {}", outage.probe_at.seen_at(now)),
+        false => "the next order or renewal probes it".to_owned(),
+    };
+    Some(format!("its CA {what} since {since}; {next}"))
 }
 
 /// Each stored setting in a line, as its JSON names it.

@@ -143,7 +143,7 @@ fn http01(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
         "nginx" => {
             let text = "nginx uses port 80: `certs install nginx --domain NAME` lets it answer from a webroot; \
                         then import again with --webroot DIR";
-            remarks.push(Remark::manual("authenticator", text));
+            remarks.push(Remark::manual("authenticator", text).of_challenge());
             None
         }
         other => {
@@ -173,7 +173,7 @@ fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
                  with --webroot DIR",
                 several.len()
             );
-            remarks.push(Remark::unsupported("webroot", text));
+            remarks.push(Remark::unsupported("webroot", text).of_challenge());
             None
         }
     }

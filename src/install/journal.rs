@@ -236,6 +236,13 @@ impl Journals {
         Ok(!later.is_empty())
     }
 
+    /// The subjects of the installs that can be undone; those that cannot be read are left out.
+    pub(crate) fn subjects(&self) -> Vec<Subject> {
+        let numbers = self.numbers().unwrap_or_default().into_iter();
+        let intents = numbers.filter_map(|number| self.intent(number).ok());
+        intents.map(|intent| intent.subject).collect()
+    }
+
     /// Undoes every install, newest first; with `name` only those of the server of
     /// that name, with `main` only those in that configuration.
     ///

@@ -59,6 +59,7 @@ async fn under_lease(
         clock: clock.clone(),
         ..services.clone()
     };
+    let _shown = services.shown(&certificate.wanted.lineage);
     let pass = Pass::load(services, certificate, trigger, permit, &clock);
     let mut pass = Box::pin(pass).await?;
     let outcome = match trigger.never_orders() {
@@ -167,9 +168,13 @@ impl Pass<'_> {
     /// Does what a command wants with a revocation; whether that is all.
     async fn only_revokes(&mut self) -> Result<bool, ManageError> {
         match self.trigger {
-            Trigger::Revoke { reason, at_once } => {
+            Trigger::Revoke {
+                reason,
+                at_once,
+                generation,
+            } => {
                 self.must_share().await?;
-                self.intend_revocation(reason, at_once).await?;
+                self.intend_revocation(reason, at_once, generation).await?;
                 if at_once {
                     self.revoke().await?;
                 }

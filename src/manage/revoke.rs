@@ -23,9 +23,15 @@ impl Pass<'_> {
         &mut self,
         reason: RevocationReason,
         at_once: bool,
+        meant: Option<Generation>,
     ) -> Result<(), ManageError> {
         let issued = self.record.issued.clone();
         let issued = issued.ok_or_else(|| nothing_issued(self.lineage()))?;
+        if let Some(meant) = meant
+            && !self.is_left_to_revoke(meant, issued.generation)?
+        {
+            return Ok(());
+        }
         if let Some(pending) = &mut self.record.revocation {
             (pending.reason, pending.at_once) = (reason, at_once);
             pending.failures = Failures::default();
@@ -66,6 +72,29 @@ impl Pass<'_> {
             ca_state::refund(self.services, &order).await;
         }
         Ok(())
+    }
+
+    /// Whether `meant` is not revoked yet, so that a repeated command never revokes what has
+    /// replaced it.
+    fn is_left_to_revoke(
+        &self,
+        meant: Generation,
+        newest: Generation,
+    ) -> Result<bool, ManageError> {
+        let (record, lineage) = (&self.record, self.lineage());
+        let is_left = match &record.revocation {
+            Some(pending) => pending.certificates.contains_key(&meant),
+            None => meant == newest,
+        };
+        if record.revoked.contains_key(&meant) || is_left {
+            return Ok(!record.revoked.contains_key(&meant));
+        }
+        Err(ManageError::Impossible {
+            why: format!(
+                "nothing was revoked: generation {meant} of {lineage} is not its newest, nor to be revoked"
+            ),
+            hint: format!("certs status {lineage} shows what is revoked, which is final"),
+        })
     }
 
     /// Gives up a revocation that the CA has not done. A replacement that was ordered stays.

@@ -183,6 +183,14 @@ impl Services {
             progress.phase(lineage, phase);
         }
     }
+
+    /// Shows no phase of `lineage` any more once the result is dropped.
+    pub(super) fn shown<'s>(&'s self, lineage: &'s Lineage) -> Shown<'s> {
+        Shown {
+            progress: self.progress.as_deref(),
+            lineage,
+        }
+    }
 }
 
 /// Generates private keys.
@@ -213,6 +221,22 @@ impl Keys for FreshKeys {
 pub(crate) trait Progress: Send + Sync {
     /// Shows that `lineage` has reached `phase`, such as `placing the order`.
     fn phase(&self, lineage: &Lineage, phase: &str);
+    /// Shows `lineage` no more: its work has ended.
+    fn ended(&self, lineage: &Lineage);
+}
+
+/// A certificate whose phases are shown.
+pub(super) struct Shown<'s> {
+    progress: Option<&'s dyn Progress>,
+    lineage: &'s Lineage,
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if let Some(progress) = self.progress {
+            progress.ended(self.lineage);
+        }
+    }
 }
 
 /// The operator's maintenance windows: a renewed certificate is deployed when the next one

@@ -42,6 +42,9 @@ pub(crate) enum Trigger {
         reason: RevocationReason,
         /// Whether to revoke before a replacement is served.
         at_once: bool,
+        /// The one that is meant; else the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<Generation>,
     },
     /// A revocation that is pending is given up; nothing is ordered.
     CancelRevocation,
@@ -143,6 +146,7 @@ mod tests {
                 Trigger::Revoke {
                     reason: RevocationReason::KeyCompromise,
                     at_once: true,
+                    generation: None,
                 },
                 r#"{"revoke":{"reason":"keycompromise","at_once":true}}"#,
             ),

@@ -16,7 +16,7 @@ use axum::routing::get;
 
 use super::board::Board;
 use super::metrics::{CONTENT_TYPE, Metrics};
-use super::status::{ProofState, Status};
+use super::status::{Action, ProofState, Status};
 use crate::failure::Check;
 use crate::net::listen::Limits;
 use crate::record::Generation;
@@ -50,6 +50,7 @@ pub(crate) const LIMITS: Limits = Limits {
 #[derive(Clone, Debug)]
 pub(crate) struct HostNames {
     listen: IpAddr,
+    own: String,
     names: Vec<String>,
 }
 
@@ -63,10 +64,11 @@ impl HostNames {
     /// Those of this machine for a listener on `listen`, and `further` ones.
     pub(crate) fn new(listen: SocketAddr, further: &[String]) -> Self {
         let own = host_name();
-        let names = ["localhost".to_owned(), own].into_iter();
+        let names = ["localhost".to_owned(), own.clone()].into_iter();
         let names = names.chain(further.iter().cloned());
         Self {
             listen: listen.ip(),
+            own,
             names: names.map(|name| name.to_ascii_lowercase()).collect(),
         }
     }
@@ -113,13 +115,18 @@ async fn guarded(State(hosts): State<Arc<HostNames>>, request: Request, next: Ne
 
 /// Routes `/healthz`, `/readyz`, `/metrics`, `/api/v1/certificates` and `/`.
 pub(crate) fn router(shown: Shown, hosts: HostNames) -> Router {
+    // Read at the start: the sandbox hides it.
+    let host = Arc::new(hosts.own.clone());
     let guard = middleware::from_fn_with_state(Arc::new(hosts), guarded);
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/certificates", get(certificates))
-        .route("/", get(page))
+        .route(
+            "/",
+            get(async move |State(shown): State<Shown>| page(&shown, &host)),
+        )
         .with_state(shown)
         .layer(guard)
 }
@@ -243,14 +250,16 @@ async fn certificates(State(shown): State<Shown>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
-async fn page(State(shown): State<Shown>) -> Response {
+fn page(shown: &Shown, host: &str) -> Response {
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
     let (mut rows, now) = (String::new(), SystemClock.now());
     shown.board.each(|status| rows.push_str(&row(&status, now)));
+    let host = escaped(host);
     let body = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=30>\
-         <meta name=viewport content='width=device-width'><title>certs</title><style>{STYLE}</style>\
-         <h1>certs</h1><table><tr><th>Name<th>State<th>Valid to<th>Next<th>When<th>Issued<th>Served{rows}</table>\
+         <meta name=viewport content='width=device-width'><title>certs on {host}</title><style>{STYLE}</style>\
+         <h1>certs on {host}</h1><p>as of {now}\
+         <table><tr><th>Name<th>State<th>CA<th>Valid to<th>Next<th>When<th>Issued<th>Served{rows}</table>\
          <p><a href=/metrics>metrics</a> · <a href=/api/v1/certificates>JSON</a> · <a href=/readyz>ready?</a></html>"
     );
     ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(body)).into_response()
@@ -258,6 +267,8 @@ async fn page(State(shown): State<Shown>) -> Response {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#222}\
     table{border-collapse:collapse}th,td{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd;vertical-align:top}\
+    @media(max-width:50rem){body{margin:1rem}table,tbody,tr,td{display:block}th{display:none}td{border:0;padding:0}\
+    tr{border-bottom:1px solid #ddd;padding:.4rem 0;overflow-wrap:anywhere}td[data-of]::before{content:attr(data-of)': '}}\
     .good{color:#176b2c}.open{color:#850}.bad{color:#a11}.why{white-space:pre-wrap;font-size:.85em;color:#a11}";
 
 fn row(status: &Status, now: Timestamp) -> String {
@@ -272,24 +283,30 @@ fn row(status: &Status, now: Timestamp) -> String {
     let generation = |generation: Option<Generation>| shown(generation.map(|it| it.to_string()));
     let names: Vec<String> = status.identifiers.iter().map(ToString::to_string).collect();
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
+    let action = match (status.next_action, status.generation_issued) {
+        (Action::Issue, Some(_)) => "renew",
+        _ => action.as_str().unwrap_or_default(),
+    };
+    let ca = status.issued_by.as_ref().unwrap_or(&status.ca);
     let why = status
         .last_error
         .iter()
         .cloned()
         .chain(excluded_names(status));
-    let why = why.map(|why| format!("<tr><td colspan=7 class=why>{}", escaped(&why)));
+    let why = why.map(|why| format!("<tr><td colspan=8 class=why>{}", escaped(&why)));
     let requested = status.requested_by.iter().map(|requested| {
         let requested = escaped(&requested.seen_at(now));
-        format!("<tr><td colspan=7><small>{requested}</small>")
+        format!("<tr><td colspan=8><small>{requested}</small>")
     });
     let state = escaped(&state);
     format!(
-        "<tr><td title='{}'>{}<td class={class} title='{}'>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{}",
+        "<tr><td title='{}'><b>{}</b><td class={class} title='{}'>{state}<td data-of=CA>{}<td data-of='Valid to'>{}\
+         <td data-of=Next>{action}<td data-of=When>{}<td data-of=Issued>{}<td data-of=Served>{}{}",
         escaped(&names.join(", ")),
         escaped(status.name.as_str()),
         escaped(&status.proof.seen_at(now)),
+        escaped(ca),
         shown(status.not_after.map(|at| at.seen_at(now))),
-        action.as_str().unwrap_or_default(),
         status.next_at.seen_at(now),
         generation(status.generation_issued),
         generation(status.generation_served),
@@ -307,7 +324,19 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::board::tests::status;
     use super::*;
+
+    #[test]
+    fn page_names_the_ca_and_calls_a_renewal_so() {
+        let (mut status, now) = (status(1), Timestamp::from_seconds(1_800_000_000));
+        let renewed = row(&status, now);
+        assert!(renewed.contains("<td data-of=CA>https://ca<"), "{renewed}");
+        assert!(renewed.contains("<td data-of=Next>renew<"), "{renewed}");
+        status.generation_issued = None;
+        let first = row(&status, now);
+        assert!(first.contains("<td data-of=Next>issue<"), "{first}");
+    }
 
     #[test]
     fn only_names_of_this_machine_are_answered() {

@@ -219,14 +219,14 @@ impl Board {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::status::{Action, Proof};
     use super::*;
     use crate::identifier::Identifier;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-    fn status(number: usize) -> Status {
+    pub(in crate::observe) fn status(number: usize) -> Status {
         let identifier = Identifier::parse(&format!("n{number}.example")).unwrap();
         Status {
             name: Lineage::of(&identifier),

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use crate::config::Settings;
 use crate::deploy::confirmed::Confirmed;
@@ -103,9 +104,8 @@ impl Paths {
         read.extend(etc(&resolver, reads_all));
         let libraries = environment.get("LD_LIBRARY_PATH");
         read.extend(libraries.into_iter().flat_map(std::env::split_paths));
-        // The directory, because the file may be replaced by rename.
         for file in files.iter().flat_map(|file| [file.clone(), real(file)]) {
-            read.extend(file.parent().map(Path::to_owned));
+            read.insert(read_for(&file).to_owned());
         }
         // Commands confirm rights after the start.
         let confirmed = Confirmed::file_for(&settings.data_dir);
@@ -166,6 +166,15 @@ impl Paths {
     }
 }
 
+/// The directory, because the file may be replaced by rename; or the file alone, if its
+/// directory is the root, as in containers: that would lift the restriction.
+fn read_for(file: &Path) -> &Path {
+    let directory = file.parent();
+    directory
+        .filter(|directory| directory.parent().is_some())
+        .unwrap_or(file)
+}
+
 /// What is read of /etc. A DHCP client replaces a `resolv.conf` that is a plain file by a
 /// rename, which a rule for the file would not outlive: then it is the whole directory, of
 /// which an unprivileged process reads only what every user may read.
@@ -177,10 +186,12 @@ fn etc(resolver: &Path, reads_all: bool) -> Vec<PathBuf> {
         false => ETC.map(|name| etc.join(name)).to_vec(),
     }
 }
-/// Whether a file is mounted there, as in a container: it can only be written in place.
+
+/// Whether a file is mounted there, as in a container: it can only be written in place. Its
+/// device does not tell: overlayfs gives files another one than their directories.
 fn is_mount_point(file: &Path) -> bool {
-    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
-    device(file) != file.parent().and_then(device)
+    let found = statx(CWD, file, AtFlags::empty(), StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// A missing path counts as within: the code that needs it reports the error.
@@ -335,6 +346,29 @@ mod tests {
             assert_eq!(found.as_ref(), wanted, "{name}");
         }
         assert_eq!(existing_or_parent(Path::new("/absent")), None);
+    }
+
+    #[test]
+    fn file_in_the_root_directory_is_read_without_it() {
+        for (file, wanted) in [
+            ("/root.pem", "/root.pem"),
+            ("/run/secrets/token", "/run/secrets"),
+            ("/srv/root.pem", "/srv"),
+        ] {
+            assert_eq!(read_for(Path::new(file)), Path::new(wanted));
+        }
+        let read = BTreeSet::from(["/root.pem", "/etc/hosts"].map(PathBuf::from));
+        assert!(within(&read, Path::new("/etc/hosts")));
+        assert!(!within(&read, Path::new("/etc/passwd")));
+    }
+
+    #[test]
+    fn only_what_is_mounted_is_a_mount_point() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        std::fs::write(&file, "nameserver 192.0.2.1").unwrap();
+        assert!(!is_mount_point(&file) && !is_mount_point(&directory.path().join("absent")));
+        assert!(is_mount_point(Path::new("/proc")));
     }
 
     #[test]

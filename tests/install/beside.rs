@@ -92,7 +92,18 @@ fn undone_install_is_expected_at_nginx_no_longer() {
         run(&mut whole(&machine, &ca, &["--domain", "example.com"]), 0);
         let beside = is_beside.then(|| Beside::start(&machine));
         assert!(status().contains("proven by handshake"), "{}", status());
-        run(&mut machine.install(&["--undo"]), 0);
+        // nginx would not start without the files.
+        let mut delete = certs(machine.directory.path());
+        let printed = run(delete.args(["delete", "example.com", "--yes"]), 2);
+        assert_says(&printed, &["install nginx --undo --domain example.com"]);
+        let printed = run(
+            &mut machine.install(&["--undo", "--domain", "example.com"]),
+            0,
+        );
+        assert_says(
+            &printed,
+            &[" --webroot DIR; to end the certificate: certs delete example.com"],
+        );
         assert!(status().contains("not checked"), "{}", status());
         if let Some(beside) = &beside {
             until("readiness", || beside.readiness() == 200);

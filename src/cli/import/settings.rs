@@ -117,6 +117,13 @@ fn challenge(
     }
 }
 
+/// Whether the command or the configuration says how challenges are answered, and the source
+/// gives no way that certs has.
+pub(super) fn says_how_to_answer(settings: &CertificateSettings, one: &Valid) -> bool {
+    let is_taken = one.certificate.renewal.http01.is_some();
+    !is_taken && settings.challenge != ChallengeSettings::default()
+}
+
 fn of_webroot(
     settings: &mut CertificateSettings,
     webroot: webroot::Settings,

@@ -159,11 +159,9 @@ impl Work<'_> {
 
     /// The settings of a certificate that a configuration names.
     pub(super) async fn configured(&self, lineage: &Lineage) -> Option<CertificateSettings> {
-        let sources = &self.call.sources;
-        if !sources.configures(lineage) {
-            return None;
-        }
-        let all = meant::settings(sources, &Purpose::All).await.ok()?;
+        let all = meant::settings(&self.call.sources, &Purpose::All)
+            .await
+            .ok()?;
         let mut all = all.certificates.into_iter();
         all.find(|one| one.lineage == *lineage)
     }

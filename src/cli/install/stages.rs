@@ -47,8 +47,10 @@ impl Work<'_> {
             tracing::warn!("an install that was cut off has been undone");
         }
         program.test(&main).await.map_err(|error| {
-            let hint = match error.contains("(13: Permission denied)") {
-                true => "run as the user that starts nginx, usually root",
+            let hint = match is_denied(&error) {
+                true => {
+                    "run the same command as the user that starts nginx, usually root: with sudo"
+                }
                 false => "fix the reported error first, or name another main file with --conf FILE",
             };
             let main = main.display();
@@ -85,6 +87,11 @@ impl Work<'_> {
         run.print(&plan).await;
         run.is_redirected(&plan)
     }
+}
+
+/// Whether nginx may not read a file. Of a key, OpenSSL reports what failed.
+fn is_denied(error: &str) -> bool {
+    error.contains("Permission denied")
 }
 
 /// One install.
@@ -470,5 +477,23 @@ impl Run<'_> {
         self.work.call.terminal.hint(&format!(
             "certs issue {names}{webroot} --deploy {target} --agree-tos"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_root_are_a_reason_for_sudo() {
+        for error in [
+            "nginx: [emerg] open() \"/run/nginx.pid\" failed (13: Permission denied)",
+            "nginx: [emerg] cannot load certificate key \"/k.pem\": BIO_new_file() failed (SSL: error:8000000D:system \
+             library::Permission denied:calling fopen(/k.pem, r) error:10080002:BIO routines::system lib)",
+        ] {
+            assert!(is_denied(error), "{error}");
+        }
+        let invalid = "nginx: [emerg] unknown directive \"sevrer\" in /etc/nginx/nginx.conf:3";
+        assert!(!is_denied(invalid));
     }
 }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::challenge::protocol::Protocol;
+use crate::cli::busy::when_free;
 use crate::cli::factory::Factory;
 use crate::cli::issue::may_order;
 use crate::config::CertificateSettings;
@@ -135,7 +136,8 @@ impl Worker for Sidecar {
         let output = self.factory.emptied(stored.as_ref());
         let output = (!keep_files).then_some(&output);
         let (store, others) = (services.store.as_ref(), services.output.as_ref());
-        let deleted = delete(store, lineage, output, others).await;
+        // As a request for a pass waits for the pass in progress.
+        let deleted = when_free(|| delete(store, lineage, output, others)).await;
         let (was_there, lease) = deleted.map_err(Failure::on(lineage.as_str()))?;
         // No pass may order it again before the supervisor has forgotten it.
         self.restock().await;

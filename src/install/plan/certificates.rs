@@ -51,7 +51,7 @@ impl Planner<'_> {
         self.reach_tls(server, &own);
         if was.contains("/letsencrypt/") {
             self.note(format!(
-                "{place}: certbot still renews {was}; certbot delete stops that"
+                "{place}: certbot still renews {was}; once certs has all of its certificates, systemctl disable --now certbot.timer stops that"
             ));
         }
         Ok(())

@@ -116,3 +116,31 @@ fn agenda_order_equals_that_of_a_full_scan() {
         }
     });
 }
+
+/// The certificates whose phases are shown, and the most of them at once.
+#[derive(Default)]
+struct Shown(std::sync::Mutex<(BTreeSet<Lineage>, usize)>);
+
+impl crate::manage::Progress for Shown {
+    fn phase(&self, lineage: &Lineage, _: &str) {
+        let mut shown = self.0.lock().unwrap();
+        shown.0.insert(lineage.clone());
+        shown.1 = shown.1.max(shown.0.len());
+    }
+
+    fn ended(&self, lineage: &Lineage) {
+        self.0.lock().unwrap().0.remove(lineage);
+    }
+}
+
+#[tokio::test]
+async fn phases_of_a_pass_that_has_ended_are_shown_no_more() {
+    let shown = Arc::new(Shown::default());
+    let mut fixture = Fixture::new();
+    fixture.services.progress = Some(shown.clone());
+    let handle = fixture.start(&["a.example.com".to_owned()]).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    fixture.settle(&handle, 1).await;
+    let shown = shown.0.lock().unwrap();
+    assert_eq!((shown.0.len(), shown.1), (0, 1));
+}
