@@ -271,18 +271,14 @@ impl Work<'_> {
     }
 
     async fn certificate(&mut self, mut one: Valid, accounts: &Accounts) {
-        let (lineage, directory) = (one.certificate.lineage.clone(), &one.directory);
+        let (lineage, directory) = (one.certificate.lineage.clone(), one.directory.clone());
         let live = self.target.output.live_path(&lineage);
         let mut remarks = Vec::new();
-        let known = accounts.of(directory);
+        let known = accounts.of(&directory);
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
         remarks.extend(accounts.remark(&one));
-        if wanted
-            .as_ref()
-            .is_ok_and(|wanted| settings::says_how_to_answer(wanted, &one))
-        {
-            let remarks = &mut one.certificate.remarks;
-            remarks.retain(|remark| !remark.is_of_challenge);
+        if let Ok(wanted) = &wanted {
+            settings::drop_answered(wanted, &mut one);
         }
         let mut rights = BTreeSet::new();
         let foreign = wanted.and_then(|settings| {

@@ -93,13 +93,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         listens: settings.listens().iter().map(|one| one.protocol).collect(),
         board: shown.board.clone(),
     });
-    if let Some(fleet) = call.fleet.clone() {
-        serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
-    }
-    if call.terminal.shows_progress() {
-        let factory = sidecar.factory.clone();
-        serving.spawn(async move { match factory.display.tick().await {} });
-    }
+    accompany(&call, &settings, &sidecar, &mut serving);
     let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown, &notifier);
     // The memory of thousands of settings is for what is kept of them.
@@ -118,6 +112,17 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     leave(managed.call).await;
     let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
     ended.and(supervised.map_err(failed))
+}
+
+/// Follows the fleet, and shows what is under way.
+fn accompany(call: &Call, settings: &Settings, sidecar: &Arc<Sidecar>, serving: &mut JoinSet<()>) {
+    if let Some(fleet) = call.fleet.clone() {
+        serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
+    }
+    if call.terminal.shows_progress() {
+        let factory = sidecar.factory.clone();
+        serving.spawn(async move { match factory.display.tick().await {} });
+    }
 }
 
 /// The certificates that are configured and kept of the store, the labels of containers, what is

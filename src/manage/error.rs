@@ -86,6 +86,34 @@ fn own_of(error: &AcmeError) -> Option<&ManageError> {
     }
 }
 
+/// For an error of this machine's own store.
+fn hint_of_store(error: &StoreError) -> String {
+    let hint = match error {
+        StoreError::Corrupt { .. } => {
+            "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays"
+        }
+        StoreError::Newer { .. } => {
+            "run the version of certs that wrote it, or a newer one; nothing was changed"
+        }
+        StoreError::OnlyServes => ONLY_SERVES,
+        StoreError::Leased { .. } => "wait until the other process ends, or let it do the work",
+        StoreError::Taken { .. } => "choose another name: certs list shows the stored ones",
+        StoreError::Conflict { .. }
+        | StoreError::AccountChanged { .. }
+        | StoreError::GenerationExists { .. } => {
+            "another process was faster: run the same command again to continue from its result"
+        }
+        StoreError::Io {
+            subject, source, ..
+        } => return hint_for(subject.as_ref(), source),
+        StoreError::Seal { .. }
+        | StoreError::OtherKey { .. }
+        | StoreError::OtherFleet
+        | StoreError::Older { .. } => STORE_HINT,
+    };
+    hint.to_owned()
+}
+
 impl ManageError {
     /// The next action for the operator.
     #[must_use]
@@ -130,37 +158,10 @@ impl ManageError {
             Self::Stopped => {
                 "run the same command again: the order is resumed, not repeated".into()
             }
-            Self::Store(StoreError::Corrupt { .. }) => {
-                "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays".into()
-            }
-            Self::Store(StoreError::Newer { .. }) => {
-                "run the version of certs that wrote it, or a newer one; nothing was changed".into()
-            }
-            Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
-            Self::Store(StoreError::Leased { .. }) => {
-                "wait until the other process ends, or let it do the work".into()
-            }
-            Self::Store(StoreError::Taken { .. }) => "choose another name: certs list shows the stored ones".into(),
-            Self::Store(
-                StoreError::Conflict { .. }
-                | StoreError::AccountChanged { .. }
-                | StoreError::GenerationExists { .. },
-            ) => {
-                "another process was faster: run the same command again to continue from its result".into()
-            }
+            Self::Store(error) => hint_of_store(error),
             Self::Output(output) if output.is_refusal() => output.hint().into(),
-            Self::Store(StoreError::Io { subject: path, source, .. })
-            | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
-            Self::Stored(_)
-            | Self::Store(
-                StoreError::Seal { .. }
-                | StoreError::OtherKey { .. }
-                | StoreError::OtherFleet
-                | StoreError::Older { .. },
-            )
-            | Self::Output(_) => {
-                STORE_HINT.into()
-            }
+            Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
+            Self::Stored(_) | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),

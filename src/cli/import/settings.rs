@@ -117,11 +117,14 @@ fn challenge(
     }
 }
 
-/// Whether the command or the configuration says how challenges are answered, and the source
-/// gives no way that certs has.
-pub(super) fn says_how_to_answer(settings: &CertificateSettings, one: &Valid) -> bool {
+/// Removes the remarks about challenges if the command or the configuration says how they are
+/// answered, and the source gives no way that certs has.
+pub(super) fn drop_answered(settings: &CertificateSettings, one: &mut Valid) {
     let is_taken = one.certificate.renewal.http01.is_some();
-    !is_taken && settings.challenge != ChallengeSettings::default()
+    if !is_taken && settings.challenge != ChallengeSettings::default() {
+        let remarks = &mut one.certificate.remarks;
+        remarks.retain(|remark| !remark.is_of_challenge);
+    }
 }
 
 fn of_webroot(

@@ -176,12 +176,7 @@ impl NodeStore {
             };
             let copied = match (&there, copied) {
                 // A certificate counts more than an order that has brought none.
-                (Some(there), None) if self.has_more(there).await? => Some(Copied {
-                    id: there.id,
-                    revision: Revision(there.revision.0 + 1),
-                    stamp: SystemRandom.below(u64::MAX),
-                    version: String::new(),
-                }),
+                (Some(there), None) if self.has_more(there).await? => Some(after(there)),
                 (_, copied) => copied,
             };
             match (&there, &copied) {
@@ -202,11 +197,12 @@ impl NodeStore {
             // The shared store has less than this machine.
             let is_known = copied.is_some();
             if self.role == Role::Serve {
-                let lineage = lineage.clone();
-                return match there.filter(|_| is_known) {
-                    Some(_) => Err(StoreError::Older { lineage }),
-                    None => Ok(Change::None),
+                let older = StoreError::Older {
+                    lineage: lineage.clone(),
                 };
+                return there
+                    .filter(|_| is_known)
+                    .map_or(Ok(Change::None), |_| Err(older));
             }
             let before = there.as_ref().map(|there| &there.version);
             if self.push(lineage, copied, before).await? {
@@ -426,5 +422,15 @@ impl NodeStore {
         Err(crate::store::shared::busy(&format!(
             "certificates/{lineage}"
         )))
+    }
+}
+
+/// A copy that replaces the shared state.
+fn after(there: &Copy) -> Copied {
+    Copied {
+        id: there.id,
+        revision: Revision(there.revision.0 + 1),
+        stamp: SystemRandom.below(u64::MAX),
+        version: String::new(),
     }
 }
