@@ -137,7 +137,7 @@ fn failed_revocation_is_continued_without_another_order() {
         "revoke",
         NAME,
         "--generation",
-        "1",
+        "0001",
         "--reason",
         "unspecified",
     ];
@@ -155,7 +155,7 @@ fn failed_revocation_is_continued_without_another_order() {
     assert_eq!(revoked(&directory), (vec![0], 1));
     let other = ["revoke", NAME, "--generation", "7"];
     let printed = run(&mut verb(&ca, &other), 2);
-    assert!(printed.contains("generation 7 of"), "{printed}");
+    assert!(printed.contains("generation 0007 of"), "{printed}");
 }
 
 #[test]

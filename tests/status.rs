@@ -38,7 +38,7 @@ async fn status_shows_ca_limits_and_reachability() {
     state.outage = Some(Outage {
         since: now,
         probes: 2,
-        probe_at: now,
+        probe_at: now + std::time::Duration::from_secs(90),
         by_retry_after: false,
         answered: false,
         windows_only: false,
@@ -65,9 +65,19 @@ async fn status_shows_ca_limits_and_reachability() {
     assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
 
+    // A probe of the past is not announced.
+    state.outage.as_mut().unwrap().probe_at = now;
+    let saved = store.save_ca_state(CA, &state, Revision(1));
+    saved.await.unwrap();
+    let printed = run(certs(directory.path()).arg("status"), 0);
+    assert!(
+        printed.contains("; the next order or renewal probes it"),
+        "{printed}"
+    );
+
     // Then only the windows are unavailable. After the CA answers the probe, the next request shows whether it
     // has windows.
-    let mut revision = Revision(1);
+    let mut revision = Revision(2);
     for (answered, shown) in [(false, true), (true, false)] {
         let outage = state.outage.as_mut().unwrap();
         (outage.windows_only, outage.answered) = (true, answered);

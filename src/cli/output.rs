@@ -281,7 +281,7 @@ fn end_of_command(verb: &str, text: &str) -> usize {
 }
 
 /// The words of prose that follow a command in a hint.
-const PROSE: [&str; 21] = [
+const PROSE: [&str; 22] = [
     "again",
     "and",
     "as",
@@ -298,6 +298,7 @@ const PROSE: [&str; 21] = [
     "obtains",
     "or",
     "registers",
+    "remove",
     "retries",
     "shows",
     "takes",

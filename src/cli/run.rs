@@ -114,7 +114,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     ended.and(supervised.map_err(failed))
 }
 
-/// Follows the fleet, and shows what is under way.
+/// Follows the fleet, and shows the progress.
 fn accompany(call: &Call, settings: &Settings, sidecar: &Arc<Sidecar>, serving: &mut JoinSet<()>) {
     if let Some(fleet) = call.fleet.clone() {
         serving.spawn(follow(fleet, settings.fleet.clone(), sidecar.clone()));
