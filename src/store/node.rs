@@ -292,6 +292,21 @@ impl NodeStore {
         if !lock(&self.copies).is_of(id) {
             self.note(Noted::Fleet(id));
         }
+        if self.role == Role::Full {
+            self.share_accounts().await?;
+        }
+        Ok(())
+    }
+
+    /// Shares the accounts that this machine had on its own: the first order of another machine
+    /// would register one more.
+    async fn share_accounts(&self) -> Result<(), StoreError> {
+        for ca in self.own.account_urls()? {
+            let is_shared = lock(&self.copies).account(&ca) > Revision(0);
+            if !is_shared && let Err(error) = self.shared_account(&ca).await {
+                tracing::warn!("the account at {ca} is not shared with the fleet yet: {error}");
+            }
+        }
         Ok(())
     }
 

@@ -265,14 +265,14 @@ async fn machine_that_joins_brings_its_certificates_and_its_account() {
         .save(&own, Revision(0), Some(&bundle))
         .await
         .unwrap();
-    let account = Secret::new("{}".into());
+    let account = Secret::new(format!(r#"{{"directory": "{CA}"}}"#));
     one.own.create_account(CA, &account).await.unwrap();
     turn(&one).await;
     turn(&other).await;
     let (copy, _) = other.load(&own.lineage).await.unwrap().unwrap();
     assert_eq!(copy.issued, own.issued);
-    assert_eq!(one.account(CA).await.unwrap(), Some(account.clone()));
-    assert_eq!(other.account(CA).await.unwrap(), Some(account));
+    assert_eq!(other.account(CA).await.unwrap(), Some(account.clone()));
+    assert_eq!(one.account(CA).await.unwrap(), Some(account));
     let serving = machine_as(&documents, "serving", Role::Serve);
     assert!(!turn(&serving).await.promoted);
     assert!(serving.load(&own.lineage).await.unwrap().is_some());
