@@ -7,8 +7,7 @@ mod etcd;
 mod exchange;
 #[cfg(test)]
 mod fake;
-#[cfg(test)]
-pub(super) mod memory;
+pub(crate) mod memory;
 #[cfg(feature = "store-postgres")]
 mod postgres;
 mod s3;
@@ -55,18 +54,18 @@ fn drawn() -> String {
 
 /// What changes with every write of a document: a number or a tag of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Version(pub(super) String);
+pub(crate) struct Version(pub(crate) String);
 
 /// A stored document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Document {
-    pub(super) content: Vec<u8>,
-    pub(super) version: Version,
+pub(crate) struct Document {
+    pub(crate) content: Vec<u8>,
+    pub(crate) version: Version,
 }
 
 /// Why an operation failed.
 #[derive(Debug, Error)]
-pub(super) enum DocumentsError {
+pub(crate) enum DocumentsError {
     /// Another writer was faster; nothing was written.
     #[error("it was changed by another process")]
     Conflict,
@@ -81,7 +80,7 @@ pub(super) enum DocumentsError {
 /// The contract of every kind of server. A key is a path of ASCII letters, digits and
 /// `._-/*`, at most 300 bytes long.
 #[async_trait]
-pub(super) trait Documents: Send + Sync + fmt::Debug {
+pub(crate) trait Documents: Send + Sync + fmt::Debug {
     /// The document, as it was at some instant after the call began.
     async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError>;
 

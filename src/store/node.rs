@@ -18,15 +18,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
-use tokio::time::Instant;
 
 pub use self::follow::{Followed, Turn};
 pub use self::sync::Change;
 use super::documents::Version;
 use super::fs::FileStore;
-use super::shared::SharedStore;
 use super::shared::fleet::SharedAnswer;
-use super::{Lease, Store, StoreError, deletable, next_revision};
+use super::shared::{SharedStore, Stopwatch};
+use super::{Lease, OwnStore, Store, StoreError, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -40,6 +39,11 @@ const COPIES: &str = "copies.json";
 const STATE_FOR: Duration = Duration::from_secs(15);
 /// Challenge answers are listed at most this often, whatever requests come.
 const ANSWERS_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two looks at the document of the fleet.
+const EVERY: Duration = Duration::from_secs(15);
+/// An issuer that has not counted for this time is replaced.
+const GONE: Duration = Duration::from_secs(60);
 
 /// What a machine does for its fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +97,12 @@ type Answers = BTreeMap<String, (Version, SharedAnswer)>;
 /// The store of one machine of a fleet.
 #[derive(Debug)]
 pub struct NodeStore {
-    own: FileStore,
+    own: Arc<dyn OwnStore>,
     shared: SharedStore,
     role: Role,
+    /// Between two looks.
+    every: Duration,
+    gone: Duration,
     /// Drawn at the start.
     process: u64,
     copies: Mutex<BTreeMap<Lineage, Copied>>,
@@ -108,8 +115,8 @@ pub struct NodeStore {
     /// Whether this is one command, which takes no issuer's place and waits for none.
     is_command: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
-    states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
-    answers: tokio::sync::Mutex<Option<(Instant, Answers)>>,
+    states: Mutex<BTreeMap<String, (Duration, CaState, Revision)>>,
+    answers: tokio::sync::Mutex<Option<(Duration, Answers)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,13 +126,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl NodeStore {
     /// The copy in `root`, which is created, of `shared`.
     pub(super) fn open(root: PathBuf, shared: SharedStore, role: Role) -> Result<Self, StoreError> {
-        let own = FileStore::open(root)?;
+        let own = Arc::new(FileStore::open(root)?);
+        Ok(Self::over(own, shared, role, (EVERY, GONE)))
+    }
+
+    /// The same with the copy in `own`; `pace` is the time between two looks at the
+    /// shared store, and the one after which a silent issuer is replaced.
+    pub(crate) fn over(
+        own: Arc<dyn OwnStore>,
+        shared: SharedStore,
+        role: Role,
+        pace: (Duration, Duration),
+    ) -> Self {
         let copies = own.kept(COPIES).ok().flatten();
         let copies = copies.and_then(|json| serde_json::from_str(&json).ok());
-        Ok(Self {
+        Self {
             own,
             shared,
             role,
+            every: pace.0,
+            gone: pace.1,
             process: SystemRandom.below(u64::MAX),
             copies: Mutex::new(copies.unwrap_or_default()),
             changing: Mutex::default(),
@@ -136,7 +156,11 @@ impl NodeStore {
             follow: tokio::sync::Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
-        })
+        }
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        self.shared.stopwatch()
     }
 
     /// The shared store itself.
@@ -162,14 +186,15 @@ impl NodeStore {
     /// # Errors
     /// When the store cannot be read.
     pub async fn answers(&self) -> Result<Vec<SharedAnswer>, StoreError> {
-        let called = Instant::now();
+        let called = self.stopwatch().read();
         let mut known = self.answers.lock().await;
         let listed = known.as_ref().map(|(at, _)| *at);
         if listed.is_none_or(|at| at <= called) {
             if let Some(at) = listed {
-                tokio::time::sleep_until(at + ANSWERS_EVERY).await;
+                let pause = ANSWERS_EVERY.saturating_sub(self.stopwatch().since(at));
+                self.stopwatch().sleep(pause).await;
             }
-            let now = Instant::now();
+            let now = self.stopwatch().read();
             // A caller that stops waiting leaves what is known.
             let before = known.as_ref().map(|(_, answers)| answers.clone());
             let before = before.unwrap_or_default();
@@ -402,11 +427,13 @@ impl Store for NodeStore {
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
         let known = lock(&self.states).get(ca).cloned();
-        if let Some((_, state, revision)) = known.filter(|(at, ..)| at.elapsed() < STATE_FOR) {
+        if let Some((_, state, revision)) =
+            known.filter(|(at, ..)| self.stopwatch().since(*at) < STATE_FOR)
+        {
             return Ok((state, revision));
         }
         let (state, revision) = self.shared.ca_state(ca).await?;
-        let known = (Instant::now(), state.clone(), revision);
+        let known = (self.stopwatch().read(), state.clone(), revision);
         lock(&self.states).insert(ca.to_owned(), known);
         Ok((state, revision))
     }
@@ -419,7 +446,7 @@ impl Store for NodeStore {
     ) -> Result<Revision, StoreError> {
         lock(&self.states).remove(ca);
         let saved = self.shared.save_ca_state(ca, state, expected).await?;
-        let known = (Instant::now(), state.clone(), saved);
+        let known = (self.stopwatch().read(), state.clone(), saved);
         lock(&self.states).insert(ca.to_owned(), known);
         Ok(saved)
     }

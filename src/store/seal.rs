@@ -2,6 +2,8 @@
 //! name of the document is authenticated with its content, so that a sealed document is of
 //! no use under another name.
 
+use std::sync::Arc;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -17,7 +19,7 @@ const FORMAT: u8 = 1;
 
 /// Why a document cannot be opened, or a key cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(super) enum SealError {
+pub(crate) enum SealError {
     #[error("the sealing key is not 32 bytes in base64, in a line of its own")]
     Key,
     #[error("it was written by a newer version of certs (format {0})")]
@@ -31,9 +33,9 @@ pub(super) enum SealError {
 }
 
 /// The current key first; the others only open what they have sealed.
-#[derive(Debug)]
-pub(super) struct Seal {
-    keys: Vec<([u8; ID], RandomizedNonceKey)>,
+#[derive(Clone, Debug)]
+pub(crate) struct Seal {
+    keys: Arc<[([u8; ID], RandomizedNonceKey)]>,
 }
 
 impl Seal {
@@ -41,13 +43,13 @@ impl Seal {
     ///
     /// # Errors
     /// When a line is not a key, or there is none.
-    pub(super) fn new(file: &str) -> Result<Self, SealError> {
+    pub(crate) fn new(file: &str) -> Result<Self, SealError> {
         let lines = file.lines().map(str::trim);
         let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys: Vec<_> = lines.map(read_key).collect::<Result<_, _>>()?;
         match keys.is_empty() {
             true => Err(SealError::Key),
-            false => Ok(Self { keys }),
+            false => Ok(Self { keys: keys.into() }),
         }
     }
 

@@ -14,6 +14,7 @@
 pub mod fleet;
 mod lease;
 mod sealed;
+mod stopwatch;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::lease::SharedLease;
 pub(super) use self::sealed::busy;
 use self::sealed::{Loaded, Sealed, failed};
+pub(super) use self::stopwatch::Stopwatch;
 use super::documents::{Documents, Version};
 use super::seal::Seal;
 use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
@@ -36,6 +38,7 @@ use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
+use crate::time::Clock;
 
 /// A lease that is not released within this time ends by itself.
 const RELEASED: Duration = Duration::from_secs(3);
@@ -48,6 +51,7 @@ pub struct SharedStore {
     documents: Arc<Sealed>,
     /// The name of this machine, for the others.
     node: String,
+    stopwatch: Stopwatch,
 }
 
 /// What is stored of one certificate.
@@ -111,14 +115,29 @@ pub(super) struct Copy {
 
 impl SharedStore {
     /// The store in `documents`, as the machine `node` sees it.
-    pub(super) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
+    pub(crate) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
         let releasing = Mutex::default();
         let documents = Arc::new(Sealed {
             documents,
             seal,
             releasing,
         });
-        Self { documents, node }
+        let stopwatch = Stopwatch::default();
+        Self {
+            documents,
+            node,
+            stopwatch,
+        }
+    }
+
+    /// The same, where time passes by `clock`.
+    pub(crate) fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.stopwatch = Stopwatch::of(clock);
+        self
+    }
+
+    pub(super) fn stopwatch(&self) -> &Stopwatch {
+        &self.stopwatch
     }
 
     /// What is stored of `lineage`, and the version to write it against.
@@ -142,7 +161,11 @@ impl SharedStore {
     pub(super) async fn settle(&self) {
         let releasing = self.documents.releasing.lock();
         let releasing = std::mem::take(&mut *releasing.unwrap_or_else(PoisonError::into_inner));
-        let _ = tokio::time::timeout(RELEASED, releasing.join_all()).await;
+        tokio::select! {
+            biased;
+            _ = releasing.join_all() => {}
+            () = self.stopwatch.sleep(RELEASED) => {}
+        }
     }
 
     /// This machine's name.
@@ -461,7 +484,8 @@ impl Store for SharedStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        let lease = SharedLease::take(&self.documents, &self.node, lineage).await?;
+        let lease =
+            SharedLease::take(&self.documents, &self.node, lineage, &self.stopwatch).await?;
         Ok(Box::new(lease))
     }
 

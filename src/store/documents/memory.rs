@@ -1,4 +1,4 @@
-//! Documents in memory, for tests; on request a reply is lost after the write.
+//! Documents in memory, for tests and simulations; on request a reply is lost after the write.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,24 +14,27 @@ use crate::time::Timestamp;
 type Inside = (u64, BTreeMap<String, (u64, Vec<u8>)>);
 
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct MemoryDocuments {
+pub(crate) struct MemoryDocuments {
     inside: Arc<Mutex<Inside>>,
     /// The calls so far.
-    pub(in super::super) calls: Arc<AtomicU32>,
+    pub(crate) calls: Arc<AtomicU32>,
     /// Whether the server is unreachable.
-    pub(in super::super) is_down: Arc<AtomicBool>,
+    pub(crate) is_down: Arc<AtomicBool>,
     /// How many of the next writes get no reply.
-    pub(in super::super) lost: Arc<AtomicU32>,
+    pub(crate) lost: Arc<AtomicU32>,
 }
 
 impl MemoryDocuments {
     /// All documents, to restore them later.
-    pub(in super::super) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
+    pub(crate) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
         self.inside().1.clone()
     }
 
-    pub(in super::super) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
-        self.inside().1 = backup;
+    pub(crate) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
+        let mut inside = self.inside();
+        // As some servers do, it counts on from the backup, and gives numbers again.
+        let last = backup.values().map(|(version, _)| *version).max();
+        *inside = (last.unwrap_or_default(), backup);
     }
 
     fn call(&self) -> Result<MutexGuard<'_, Inside>, DocumentsError> {
@@ -106,7 +109,8 @@ impl Documents for MemoryDocuments {
 
     async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
         let inside = self.call()?;
-        let found = inside.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = inside.1.range(prefix.to_owned()..);
+        let found = found.take_while(|(key, _)| key.starts_with(prefix));
         let found = found.map(|(key, (one, _))| (key.clone(), Version(one.to_string())));
         Ok(found.collect())
     }

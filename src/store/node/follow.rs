@@ -7,18 +7,12 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::{Change, NodeStore, Role, lock};
 use crate::lineage::Lineage;
 use crate::store::StoreError;
 use crate::store::documents::Version;
 use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
 
-/// Between two looks at the document of the fleet.
-const EVERY: Duration = Duration::from_secs(15);
-/// An issuer that has not counted for this time is replaced.
-const GONE: Duration = Duration::from_secs(60);
 /// Between two descriptions of this machine.
 const DESCRIBED: Duration = Duration::from_secs(120);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
@@ -33,10 +27,11 @@ pub(super) struct Following {
     version: Option<Version>,
     /// The number of the last change that is copied; `None`: compare everything.
     copied: Option<u64>,
-    compared: Option<Instant>,
-    described: Option<Instant>,
+    /// Readings of the stopwatch.
+    compared: Option<Duration>,
+    described: Option<Duration>,
     /// The issuer's count, and since when it stands there.
-    beat: Option<(u64, u64, Instant)>,
+    beat: Option<(u64, u64, Duration)>,
     /// Those that must be compared again.
     failed: Vec<Lineage>,
     /// Whether the store was seen to compare and swap.
@@ -66,14 +61,16 @@ pub enum Followed {
 }
 
 impl NodeStore {
-    /// Returns when the next look is due: after 15 seconds, at a change elsewhere where the
+    /// Returns when the next look is due: after some seconds, at a change elsewhere where the
     /// shared store tells of it, or at a change of our own.
     pub async fn until_due(&self) {
         let version = self.follow.lock().await.version.clone();
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
-            () = self.shared.fleet_changed(version.as_ref()) => {}
+            // A fixed order keeps the simulation deterministic.
+            biased;
             () = self.announce.notified() => {}
+            () = self.shared.fleet_changed(version.as_ref()) => {}
+            () = self.stopwatch().sleep(self.every) => {}
         }
     }
 
@@ -89,8 +86,7 @@ impl NodeStore {
                 Followed::Turn(turn)
             }
             Err(error) => {
-                let stands = |beat: (u64, u64, Instant)| beat.2.elapsed() >= GONE;
-                if following.beat.is_none_or(stands) {
+                if following.beat.is_none_or(|beat| self.is_gone(beat)) {
                     // Another machine has taken over by now.
                     self.is_issuer.store(false, Ordering::SeqCst);
                 }
@@ -122,7 +118,7 @@ impl NodeStore {
         if promoted {
             tracing::info!("this machine does the scheduled work of its fleet");
         }
-        let is_whole = |at: Instant| at.elapsed() < WHOLE;
+        let is_whole = |at| self.stopwatch().since(at) < WHOLE;
         let missed = following
             .copied
             .filter(|_| following.compared.is_some_and(is_whole));
@@ -137,7 +133,7 @@ impl NodeStore {
             }
             None => {
                 let synced = self.sync_all().await?;
-                following.compared = Some(Instant::now());
+                following.compared = Some(self.stopwatch().read());
                 synced
             }
         };
@@ -189,7 +185,7 @@ impl NodeStore {
         for _ in 0..ATTEMPTS {
             if !is_known {
                 (following.fleet, following.version) = self.shared.fleet().await?;
-                following.note_beat();
+                following.note_beat(self.stopwatch().read());
             }
             let mut fleet = following.fleet.clone();
             for lineage in unannounced {
@@ -203,7 +199,7 @@ impl NodeStore {
                     continue;
                 };
                 (following.fleet, following.version) = (fleet, Some(version));
-                following.note_beat();
+                following.note_beat(self.stopwatch().read());
             }
             let issuer = following.fleet.issuer.as_ref();
             let is_issuer = issuer.is_some_and(|issuer| issuer.holder == self.process);
@@ -213,15 +209,18 @@ impl NodeStore {
         Err(crate::store::shared::busy("fleet"))
     }
 
+    /// Whether that count stands since too long.
+    fn is_gone(&self, (_, _, since): (u64, u64, Duration)) -> bool {
+        self.stopwatch().since(since) >= self.gone
+    }
+
     /// Takes or keeps the issuer's place, if it is this machine's or free.
     fn seat(&self, fleet: &mut Fleet, following: &Following) {
         let is_command = self.is_command.load(Ordering::SeqCst);
         if self.role == Role::Serve || is_command || following.has_left {
             return;
         }
-        let is_gone = following
-            .beat
-            .is_some_and(|(_, _, since)| since.elapsed() >= GONE);
+        let is_gone = following.beat.is_some_and(|beat| self.is_gone(beat));
         let beat = match &fleet.issuer {
             Some(issuer) if issuer.holder == self.process => issuer.beat + 1,
             Some(_) if !is_gone => return,
@@ -243,13 +242,16 @@ impl NodeStore {
         describe: impl FnOnce(u64) -> FleetNode,
     ) -> Result<(), StoreError> {
         let mut following = self.follow.lock().await;
-        let is_recent = |at: Instant| at.elapsed() < DESCRIBED;
+        let is_recent = |at| self.stopwatch().since(at) < DESCRIBED;
         if following.described.is_some_and(is_recent) {
             return Ok(());
         }
         let node = describe(self.process);
         let before = self.shared.describe(&node).await?;
-        let first = following.described.replace(Instant::now()).is_none();
+        let first = following
+            .described
+            .replace(self.stopwatch().read())
+            .is_none();
         let other = before.filter(|before| before.process != self.process);
         if let (false, Some(_)) = (first, other) {
             tracing::error!(
@@ -284,14 +286,14 @@ impl NodeStore {
 
 impl Following {
     /// Notes since when the issuer's count stands where it is.
-    fn note_beat(&mut self) {
+    fn note_beat(&mut self, now: Duration) {
         let beat = self.fleet.issuer.as_ref();
         let beat = beat.map(|issuer| (issuer.holder, issuer.beat));
         let stands = self
             .beat
             .is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
         if !stands {
-            self.beat = beat.map(|(holder, count)| (holder, count, Instant::now()));
+            self.beat = beat.map(|(holder, count)| (holder, count, now));
         }
     }
 }

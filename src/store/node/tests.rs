@@ -18,6 +18,7 @@ use crate::store::shared::fleet::SharedAnswer;
 use crate::store::tests::{issued, record};
 use crate::store::{Store, StoreError};
 use crate::time::Timestamp;
+use crate::time::fake::RuntimeClock;
 
 const CA: &str = "https://ca";
 
@@ -38,6 +39,7 @@ fn machine_as(documents: &MemoryDocuments, name: &str, role: Role) -> Machine {
     let directory = tempfile::tempdir().unwrap();
     let documents: Arc<dyn Documents> = Arc::new(documents.clone());
     let shared = SharedStore::new(documents, Seal::new(ONE).unwrap(), name.to_owned());
+    let shared = shared.with_clock(Arc::new(RuntimeClock::new()));
     Machine {
         store: NodeStore::open(directory.path().to_owned(), shared, role).unwrap(),
         _directory: directory,

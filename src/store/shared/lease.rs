@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::sealed::{Sealed, failed};
+use super::stopwatch::Stopwatch;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::store::documents::Version;
@@ -42,6 +43,7 @@ impl SharedLease {
         documents: &Arc<Sealed>,
         node: &str,
         lineage: &Lineage,
+        stopwatch: &Stopwatch,
     ) -> Result<Self, StoreError> {
         let key = format!("leases/{lineage}");
         let holder = SystemRandom.below(u64::MAX);
@@ -60,10 +62,17 @@ impl SharedLease {
         let version = stored.map(|(_, version)| version);
         let version = documents.swap(&key, &lease, version.as_ref()).await?;
         let version = version.ok_or(StoreError::Leased { lineage })?;
-        Ok(Self::new(documents.clone(), key, lease, version))
+        let stopwatch = stopwatch.clone();
+        Ok(Self::new(documents.clone(), key, lease, version, stopwatch))
     }
 
-    fn new(documents: Arc<Sealed>, key: String, lease: StoredLease, version: Version) -> Self {
+    fn new(
+        documents: Arc<Sealed>,
+        key: String,
+        lease: StoredLease,
+        version: Version,
+        stopwatch: Stopwatch,
+    ) -> Self {
         let latest = Arc::new(Mutex::new(version));
         let mut extending = JoinSet::new();
         extending.spawn(extend(
@@ -71,6 +80,7 @@ impl SharedLease {
             key.clone(),
             lease,
             latest.clone(),
+            stopwatch,
         ));
         Self {
             documents,
@@ -86,9 +96,10 @@ async fn extend(
     key: String,
     mut lease: StoredLease,
     latest: Arc<Mutex<Version>>,
+    stopwatch: Stopwatch,
 ) {
     loop {
-        tokio::time::sleep(EXTEND).await;
+        stopwatch.sleep(EXTEND).await;
         let Ok(now) = documents.documents.time().await else {
             continue;
         };
