@@ -115,6 +115,7 @@ pub struct NodeStore {
     /// Whether this is one command, which takes no issuer's place and waits for none.
     is_command: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
+    trouble: Mutex<follow::Trouble>,
     states: Mutex<BTreeMap<String, (Duration, CaState, Revision)>>,
     answers: tokio::sync::Mutex<Option<(Duration, Answers)>>,
 }
@@ -154,6 +155,7 @@ impl NodeStore {
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
+            trouble: Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
         }
@@ -280,7 +282,12 @@ impl Store for NodeStore {
             self.check_own(lineage, expected).await?;
             self.save_shared(record, bundle).await?;
         }
-        self.own.save(record, expected, bundle).await
+        let saved = self.own.save(record, expected, bundle).await;
+        let is_full = matches!(saved, Err(StoreError::Io { .. }));
+        lock(&self.trouble)
+            .own
+            .note(is_full, self.stopwatch().read());
+        saved
     }
 
     async fn bundle(
@@ -446,6 +453,9 @@ impl Store for NodeStore {
     ) -> Result<Revision, StoreError> {
         lock(&self.states).remove(ca);
         let saved = self.shared.save_ca_state(ca, state, expected).await?;
+        let is_out = { state.outage.as_ref() }.is_some_and(|outage| !outage.windows_only);
+        let now = self.stopwatch().read();
+        (lock(&self.trouble).cas.entry(ca.to_owned()).or_default()).note(is_out, now);
         let known = (self.stopwatch().read(), state.clone(), saved);
         lock(&self.states).insert(ca.to_owned(), known);
         Ok(saved)

@@ -3,7 +3,7 @@
 //! another machine takes over when the count has stood still for a minute of its own clock,
 //! so that the machines' clocks may differ.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -19,6 +19,36 @@ const DESCRIBED: Duration = Duration::from_secs(120);
 /// and informed no other.
 const WHOLE: Duration = Duration::from_secs(3600);
 const ATTEMPTS: u32 = 20;
+/// An issuer that has reached no CA, or has written nothing to its own disk, for this time gives
+/// another machine its place: that one may be able to.
+const HINDERED: Duration = Duration::from_secs(1800);
+
+/// Since when something hinders this machine; `None`: nothing does.
+#[derive(Debug, Default)]
+pub(super) struct Hindrance(Option<Duration>);
+
+impl Hindrance {
+    pub(super) fn note(&mut self, is_there: bool, now: Duration) {
+        self.0 = is_there.then(|| self.0.unwrap_or(now));
+    }
+}
+
+/// What hinders this machine from the scheduled work of its fleet.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    /// Its copy cannot be written.
+    pub(super) own: Hindrance,
+    /// A CA is unreachable.
+    pub(super) cas: BTreeMap<String, Hindrance>,
+}
+
+impl Trouble {
+    fn is_long(&self, now: Duration) -> bool {
+        let all = self.cas.values().chain([&self.own]);
+        let mut since = all.filter_map(|one| one.0);
+        since.any(|since| now.saturating_sub(since) >= HINDERED)
+    }
+}
 
 /// What the last look has shown.
 #[derive(Debug, Default)]
@@ -36,6 +66,8 @@ pub(super) struct Following {
     failed: Vec<Lineage>,
     /// Whether the store was seen to compare and swap.
     is_probed: bool,
+    /// When this machine gave up its place.
+    gave_up: Option<Duration>,
     /// Whether this machine has left the fleet.
     has_left: bool,
     /// Whether the last look failed.
@@ -191,7 +223,7 @@ impl NodeStore {
             for lineage in unannounced {
                 fleet.announce(lineage.clone());
             }
-            self.seat(&mut fleet, following);
+            let gives_up = self.seat(&mut fleet, following);
             if fleet != following.fleet {
                 let written = self.shared.swap_fleet(&fleet, following.version.as_ref());
                 let Some(version) = written.await? else {
@@ -200,6 +232,13 @@ impl NodeStore {
                 };
                 (following.fleet, following.version) = (fleet, Some(version));
                 following.note_beat(self.stopwatch().read());
+            }
+            if gives_up {
+                following.gave_up = Some(self.stopwatch().read());
+                *lock(&self.trouble) = Trouble::default();
+                tracing::warn!(
+                    "this machine leaves the scheduled work to another one: it has reached no CA, or could not write its own files"
+                );
             }
             let issuer = following.fleet.issuer.as_ref();
             let is_issuer = issuer.is_some_and(|issuer| issuer.holder == self.process);
@@ -214,16 +253,26 @@ impl NodeStore {
         self.stopwatch().since(since) >= self.gone
     }
 
-    /// Takes or keeps the issuer's place, if it is this machine's or free.
-    fn seat(&self, fleet: &mut Fleet, following: &Following) {
+    /// Takes or keeps the issuer's place, if it is this machine's or free. True if this machine
+    /// gives it up.
+    fn seat(&self, fleet: &mut Fleet, following: &Following) -> bool {
+        let now = self.stopwatch().read();
         let is_command = self.is_command.load(Ordering::SeqCst);
         if self.role == Role::Serve || is_command || following.has_left {
-            return;
+            return false;
         }
         let is_gone = following.beat.is_some_and(|beat| self.is_gone(beat));
         let beat = match &fleet.issuer {
-            Some(issuer) if issuer.holder == self.process => issuer.beat + 1,
-            Some(_) if !is_gone => return,
+            Some(issuer) if issuer.holder == self.process => {
+                if lock(&self.trouble).is_long(now) {
+                    fleet.issuer = None;
+                    return true;
+                }
+                issuer.beat + 1
+            }
+            Some(_) if !is_gone => return false,
+            // The others look first.
+            None if following.gave_up.is_some_and(|at| now < at + self.every) => return false,
             _ => 1,
         };
         fleet.issuer = Some(Issuer {
@@ -231,6 +280,7 @@ impl NodeStore {
             holder: self.process,
             beat,
         });
+        false
     }
 
     /// Describes this machine to the others, if that is due; `describe` makes the description.
