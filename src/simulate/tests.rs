@@ -32,14 +32,18 @@ fn play_with(plan: &SimulationPlan, events: Vec<Vec<Event>>) -> Score {
 
 #[test]
 fn small_fleet_never_serves_an_expired_second() {
-    for seed in 0..2 {
-        let (score, timeline) = simulate(&plan(seed)).unwrap();
-        assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
-        // The scenarios must have done something.
-        assert!(score.due_renewals > 25, "{score:?}");
-        assert!(timeline.events.len() == 6, "{timeline:?}");
-        assert!(score.events["crashes"] > 4, "{score:?}");
-    }
+    let (score, timeline) = simulate(&plan(0)).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    // The scenarios must have done something.
+    assert!(score.due_renewals > 25, "{score:?}");
+    assert!(timeline.events.len() == 6, "{timeline:?}");
+    assert!(score.events["crashes"] > 4, "{score:?}");
+    let stores = score
+        .events
+        .iter()
+        .filter(|(name, _)| name.starts_with("store-"));
+    let stores: Vec<u64> = stores.map(|(_, count)| *count).collect();
+    assert!(stores.len() == 7 && !stores.contains(&0), "{score:?}");
 }
 
 #[test]
@@ -60,7 +64,7 @@ fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
 #[test]
 fn unreachable_ca_gets_at_most_one_probe_a_minute() {
     let outages = |scenario| SimulationPlan {
-        nodes: 3,
+        nodes: 2,
         scenarios: vec![scenario],
         ..plan(4)
     };
@@ -158,9 +162,9 @@ fn revocation_reaches_a_certificate_stored_by_a_killed_process() {
         scenarios: vec![Scenario::MassRevocation],
         ..calm()
     };
-    for moments in 0..3 {
+    for moments in 0..4 {
         let mut script = Script::new(&plan);
-        // Before the first pair is saved, after it, and before the save returns.
+        // Before and after the first pair is shared, and before and after it is copied.
         let (moment, left) = (KillPoint::Pair, moments);
         script.first_ends = Some(KillSwitch { moment, left });
         script.at_the_ca = vec![Event {
@@ -241,8 +245,6 @@ fn lease_expires_while_its_machine_is_suspended() {
     let score = play_with(&plan, vec![vec![frozen], vec![]]);
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
     assert!(score.leases_run_out > 0, "{score:?}");
-    // The other node was faster than the save after the suspension.
-    assert!(score.late_saves_refused > 0, "{score:?}");
     // The short-lived one is not due within two days.
     assert_eq!(score.orders, 4, "{score:?}");
 }
