@@ -37,6 +37,7 @@ pub(crate) use chain::{certified_key, key_fingerprint, serial_of};
 pub use known::BundleCache;
 pub use request::SigningRequest;
 pub(crate) use request::verify_request;
+pub(crate) use secret::shown;
 pub use secret::{Secret, SecretBytes};
 
 /// The type of a certificate's key.

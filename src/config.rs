@@ -19,6 +19,7 @@ mod dns;
 mod docker;
 mod each_key;
 mod environment;
+mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod interval;

@@ -1,12 +1,14 @@
 //! A failure for the user: an exit code, and messages with one hint each. It also
 //! crosses the control socket. Nothing is printed here.
 
+use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error as Message;
 
 use crate::files::accounts;
 use crate::files::beneath;
@@ -24,6 +26,32 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
         error.kind(),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded
     )
+}
+
+/// The message of an error, and what to do about it.
+#[derive(Debug, Message)]
+#[error("{message}")]
+pub(crate) struct Advised {
+    pub message: String,
+    pub hint: &'static str,
+}
+
+/// What to do about an error, if one of its causes says so.
+pub(crate) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(advised) = cause.downcast_ref::<Advised>() {
+            return Some(advised.hint);
+        }
+        let inner = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if let Some(hint) = inner.and_then(|inner| advice(inner)) {
+            return Some(hint);
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// Finds out why something cannot work; `None` if it can.

@@ -22,8 +22,12 @@ use thiserror::Error;
 
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
+use crate::failure::advice;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Issued, Record, Revision};
+
+/// Where a document of the store is that machines share.
+const OF_SHARED: &str = "of the shared store";
 
 /// Why an operation of the store failed.
 #[derive(Debug, Error)]
@@ -37,7 +41,11 @@ pub enum StoreError {
         source: std::io::Error,
     },
     #[error("the sealing key {path}: {detail}")]
-    Seal { path: String, detail: String },
+    Seal {
+        path: String,
+        detail: String,
+        hint: &'static str,
+    },
     #[error("{subject} is damaged: {detail}")]
     Corrupt { subject: String, detail: String },
     #[error(
@@ -63,6 +71,23 @@ pub enum StoreError {
         lineage: Lineage,
         generation: Generation,
     },
+}
+
+impl StoreError {
+    /// What to do about an error of the store that machines share; `None` for any other.
+    pub(crate) fn hint_of_shared(&self) -> Option<&'static str> {
+        match self {
+            Self::Seal { hint, .. } => Some(hint),
+            Self::Corrupt { subject, detail } if subject.contains(OF_SHARED) => Some(match () {
+                () if detail.contains("another key") => {
+                    "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
+                }
+                () if detail.contains("newer version") => "update certs on this machine",
+                () => "remove this document from the store: a machine with a copy stores it again",
+            }),
+            error => advice(error),
+        }
+    }
 }
 
 /// The exclusive right to work on one lineage; a drop or a crash releases it. It has no

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::protocols::docker;
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, Running, certs, free_port, impatient, run, until, until_within};
+use crate::support::{Nginx, Running, certs, free_port, run, until, until_within};
 use crate::targets::{NAME, generation, issued, live, script, verify};
 
 /// The configuration that all these tests share.
@@ -111,10 +111,7 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     });
     // The workers continue with the pair they have.
     signal(Signal::STOP);
-    let printed = run(
-        impatient(&mut ca.issue(&[NAME, "--force", &deploy, &verify])),
-        7,
-    );
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     for part in [
         "within 10 s",
         "serves another certificate",

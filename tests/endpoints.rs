@@ -4,9 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{
-    Nginx, Running, certs, free_port, impatient, listens, make_script, program, run, until,
-};
+use crate::support::{Nginx, Running, certs, free_port, listens, make_script, program, run, until};
 use crate::targets::{NAME, generation, haproxy, issued, live, verify};
 
 /// nginx with the pair of the CA, after `change` of its configuration. The change takes effect with the reload
@@ -233,7 +231,7 @@ fn quiet_command_prints_only_what_needs_the_reader() {
     let mut renew = crate::support::certs(&ca.path(""));
     assert_eq!(run(renew.args(["renew", "-q"]), 0), "");
     let elsewhere = [NAME, "-q", "--deploy", "none", &verify(free_port())];
-    let printed = run(impatient(&mut ca.issue(&elsewhere)), 7);
+    let printed = run(&mut ca.issue(&elsewhere), 7);
     assert!(printed.contains("is not verified"), "{printed}");
 }
 
@@ -344,7 +342,7 @@ fn mount_that_stays_at_one_generation_is_named_as_the_cause() {
     let deploy = format!("--deploy=nginx:{}", pid_file.display());
     let renews = |code| {
         run(
-            impatient(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)])),
+            &mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]),
             code,
         )
     };

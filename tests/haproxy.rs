@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{
-    NOBODY, Running, certs, free_port, impatient, listens, program, run, text, until,
-};
+use crate::support::{NOBODY, Running, certs, free_port, listens, program, run, text, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// HAProxy with a master process and each kind of socket.
@@ -265,7 +263,7 @@ fn haproxy_certificate_of_the_same_name_that_wins_is_named() {
         std::fs::write(ca.path("certs.toml"), front).unwrap();
         let issue = |port, code| {
             let mut issue = ca.issue(&[NAME, "--deploy=front", &verify(port)]);
-            run(impatient(issue.current_dir(ca.path(""))), code)
+            run(issue.current_dir(ca.path("")), code)
         };
         let printed = issue(haproxy.port, 7);
         let shown = match version {

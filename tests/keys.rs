@@ -13,7 +13,7 @@ use certs::identifier::Identifier;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
-use crate::support::{Nginx, Pebble, certs, free_port, impatient, run};
+use crate::support::{Nginx, Pebble, certs, free_port, run};
 use crate::targets::{NAME, haproxy, verify};
 
 const RSA: &str = "example.com_rsa";
@@ -108,7 +108,7 @@ fn nginx_serves_and_shows_the_certificates_of_both_keys() {
     let Some(_nginx) = Nginx::with_pairs(&both[..1], &directory, address) else {
         return;
     };
-    let printed = run(impatient(&mut command(&ca, &["reload", NAME])), 7);
+    let printed = run(&mut command(&ca, &["reload", NAME]), 7);
     assert!(printed.contains("example.com: deployed again"), "{printed}");
     assert!(
         printed.contains("example.com_rsa: failed (exit code 7)"),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::{
-    Nginx, Pebble, Running, certs, free_port, impatient, listens, loads, program, run, until,
+    Nginx, Pebble, Running, certs, free_port, listens, loads, program, run, until,
 };
 
 fn read(path: &Path) -> String {
@@ -96,10 +96,7 @@ fn certificate_not_served_is_reported_and_not_ordered_twice() {
         format!("127.0.0.1:{}", nginx.port),
     );
     let served = ["--deploy", &deploy, "--verify", &verify];
-    let printed = run(
-        impatient(pebble.issue(&["example.com", "--force"]).args(served)),
-        7,
-    );
+    let printed = run(pebble.issue(&["example.com", "--force"]).args(served), 7);
     assert!(
         printed.contains("serves another certificate") && printed.contains("hint:"),
         "{printed}"

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The time of `.ci/run` for proofs, in minutes, so that any one proof runs beside the one that every change
 /// touches.
-const BUDGET: u32 = 13;
+const BUDGET: u32 = 11;
 
 struct Proof {
     name: String,

@@ -356,6 +356,45 @@ fn keys_never_appear_in_any_output() {
 }
 
 /// The writable memory of process `id`.
+#[test]
+fn credentials_of_a_certificate_are_stored_and_never_shown() {
+    let installation = Installation::new("text");
+    let closed = format!("127.0.0.1:{}", free_port());
+    let (proxy, hook) = (
+        format!("http://user:hunter-of-proxy@{closed}"),
+        format!("https://user:hunter-of-hook@{closed}/hunter-of-path"),
+    );
+    let mut issue = installation.command(&["issue", "shown.example.com", "--dns", "rfc2136"]);
+    issue
+        .args(["--deploy", &hook, "--proxy", &proxy])
+        .env("CERTS_DNS_RFC2136_SERVER", &closed)
+        .env("CERTS_DNS_RFC2136_TSIG_NAME", "key")
+        .env("CERTS_DNS_RFC2136_TSIG_SECRET", "aHVudGVyLW9mLWRucw==");
+    // No server takes the record.
+    let mut printed = text(&issue.output().unwrap());
+    let stored = installation.path("data/records/shown.example.com/options.json");
+    let stored = std::fs::read_to_string(stored).unwrap();
+    for arguments in [
+        &["status", "shown.example.com"][..],
+        &["status", "shown.example.com", "--json"],
+        &["status", "--json"],
+        &["renew", "shown.example.com"],
+        &["delete", "shown.example.com", "--yes"],
+    ] {
+        printed += &text(&installation.command(arguments).output().unwrap());
+    }
+    assert!(printed.contains("tsig_secret"), "{printed}");
+    for secret in [
+        "aHVudGVyLW9mLWRucw==",
+        "hunter-of-proxy",
+        "hunter-of-hook",
+        "hunter-of-path",
+    ] {
+        assert!(stored.contains(secret), "{secret}: {stored}");
+        assert!(!printed.contains(secret), "{secret}: {printed}");
+    }
+}
+
 fn memory(id: u32) -> Vec<u8> {
     let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
     let mut memory = std::fs::File::open(format!("/proc/{id}/mem")).unwrap();

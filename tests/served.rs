@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::sidecar::{Sidecar, configured};
-use crate::support::{Nginx, certs, free_port, impatient, make_script, run, until, until_within};
+use crate::support::{Nginx, certs, free_port, make_script, run, until, until_within};
 use crate::targets::{NAME, issued, live};
 
 const NOTHING: &str = "not checked: no endpoint is configured; hint: --verify HOST:PORT";
@@ -122,10 +122,7 @@ fn server_whose_ports_are_unknown_is_not_checked_and_a_failed_one_not_proven() {
     );
     assert!(!printed.contains("not checked"), "{printed}");
     let closed = format!("127.0.0.1:{}", free_port());
-    run(
-        impatient(&mut ca.issue(&["c.example.com", "--verify", &closed])),
-        7,
-    );
+    run(&mut ca.issue(&["c.example.com", "--verify", &closed]), 7);
     let all = json(certs(&ca.path("")).arg("status"), 0);
     let states = all
         .as_array()

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Nginx, Pebble, certs, free_port, impatient, run, until};
+use crate::support::{Nginx, Pebble, certs, free_port, run, until};
 
 /// A running `certs run` with its log.
 struct PebbleSidecar {
@@ -228,7 +228,7 @@ fn certificate_not_served_raises_alarm_that_clears_and_never_orders() {
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
     // Without a `--verify` address, the sidecar finds where nginx listens.
     let sidecar = PebbleSidecar::start(&pebble, |command| {
-        impatient(command).env(
+        command.env(
             "CERTS_DEPLOY",
             format!("nginx:{}", nginx.pid_file.display()),
         );

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, certs, free_port, impatient, run};
+use crate::support::{Nginx, certs, free_port, run};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// A pipe before all servers in nginx's configuration, as long as this lives.
@@ -219,7 +219,7 @@ fn key_that_the_workers_read_is_judged_by_their_user() {
     fs::write(&config, format!("user daemon daemon;\n{variable}")).unwrap();
     let deploy = format!("--deploy=nginx:{}", nginx.pid_file.display());
     let printed = run(
-        impatient(&mut ca.issue(&[NAME, "--force", &deploy, &verify(nginx.port)])),
+        &mut ca.issue(&[NAME, "--force", &deploy, &verify(nginx.port)]),
         7,
     );
     assert!(printed.contains("nginx (uid 1, "), "{printed}");

@@ -1,16 +1,41 @@
 //! Text and bytes that must never be shown: keys and tokens.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
+thread_local! {
+    /// Whether [`shown`] is at work.
+    static HIDDEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `value` for a reader: "(…)" stands for each [`Secret`] in it.
+///
+/// # Errors
+/// That `value` is not JSON.
+pub(crate) fn shown(value: &impl Serialize) -> serde_json::Result<Value> {
+    HIDDEN.set(true);
+    let json = serde_json::to_value(value);
+    HIDDEN.set(false);
+    json
+}
+
 /// Secret text: `Debug` hides it, and the drop of the last clone wipes it. Clones share
-/// one text.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// one text. It is stored as it is; [`shown`] hides it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(Arc<Zeroizing<String>>);
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = if HIDDEN.get() { "(…)" } else { self.expose() };
+        serializer.serialize_str(text)
+    }
+}
 
 impl Secret {
     /// Takes ownership of the text.

@@ -207,9 +207,23 @@ impl Listener {
 
 /// The socket of UDP at the address of `socket`.
 fn beside(socket: &TcpListener) -> io::Result<UdpSocket> {
-    let datagrams = std::net::UdpSocket::bind(socket.local_addr()?)?;
-    datagrams.set_nonblocking(true)?;
-    UdpSocket::from_std(datagrams)
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let address = socket.local_addr()?;
+    let (family, flags) = match address {
+        SocketAddr::V4(_) => (AddressFamily::INET, SocketFlags::NONBLOCK),
+        SocketAddr::V6(_) => (AddressFamily::INET6, SocketFlags::NONBLOCK),
+    };
+    let datagrams = socket_with(
+        family,
+        SocketType::DGRAM,
+        flags | SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&datagrams, true)?;
+    }
+    bind(&datagrams, &address)?;
+    UdpSocket::from_std(datagrams.into())
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -229,6 +243,19 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn each_protocol_has_one_port_of_both_families() {
+        for protocol in [Protocol::Http, Protocol::Tls, Protocol::Dns] {
+            let bind =
+                |address| Listener::bind(&Listen { protocol, address }, &Responses::default());
+            let first = bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+            let port = first.addresses()[0].port();
+            if let Err(error) = bind((std::net::Ipv6Addr::UNSPECIFIED, port).into()) {
+                assert!(error.is_for_lack_of_ipv6(), "{error}");
+            }
+        }
+    }
 
     #[tokio::test]
     async fn bind_error_names_the_program_on_the_port() {

@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::Call;
 use super::args::Config;
 use super::output::{say, say_json};
-use crate::config::Purpose;
 use crate::failure::Failure;
 use crate::text::origins;
 
@@ -15,7 +14,7 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
         say_json(crate::config::schema());
         return Ok(());
     }
-    let settings = call.sources.settings(&Purpose::All)?;
+    let settings = call.sources.checked_settings()?;
     let refused = settings.certificates.iter().filter_map(|one| {
         let cause = one.cannot_order.clone()?;
         Some((format!("{}: {}", one.lineage, cause.why), cause.hint))

@@ -13,7 +13,7 @@ use super::factory::{emptied, outputs_for};
 use super::output::say;
 use crate::config::{CertificateSettings, Settings};
 use crate::control;
-use crate::failure::Failure;
+use crate::failure::{Advised, Failure};
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
 use crate::store::node::{Change, NodeStore, Role};
@@ -46,6 +46,10 @@ impl Call {
         if !is_run && !is_shared && control::is_running(&data_dir).await? {
             return Ok(());
         }
+        let problems = self.sources.fleet_problems();
+        if !problems.is_empty() {
+            return Err(problems.into());
+        }
         let node = open(&fleet, &data_dir)?;
         let joined = match is_run {
             true => node.join().await,
@@ -57,9 +61,9 @@ impl Call {
         match joined {
             Ok(changed) => self.drop_deleted(&node, changed).await?,
             Err(error) if may_follow && is_unreachable(&error) => {
-                tracing::error!("{}", cannot_reach(&fleet, &error));
+                tracing::error!("{}", cannot_reach(&error));
             }
-            Err(error) => return Err(of_fleet(&fleet, error)),
+            Err(error) => return Err(of_fleet(error)),
         }
         self.fleet = Some(Arc::new(node));
         Ok(())
@@ -73,6 +77,7 @@ impl Call {
     ) -> Result<(), Failure> {
         for (lineage, _) in changed.iter().filter(|(_, it)| *it == Change::Deleted) {
             let settings = self.sources.process_settings()?;
+            let renamed = node.renamed_to(lineage);
             let options = node.options(lineage).await.ok().flatten();
             let made_with =
                 options.and_then(|json| CertificateSettings::stored_as(lineage, &json).ok());
@@ -80,7 +85,7 @@ impl Call {
             let others = outputs_for(&settings)?;
             let deleted = delete(node, lineage, Some(&output), &others).await;
             deleted.map_err(Failure::on(lineage.as_str()))?;
-            tracing::info!(%lineage, "deleted: another machine of the fleet did so");
+            say_gone(lineage, renamed.as_ref());
         }
         Ok(())
     }
@@ -91,6 +96,14 @@ impl Call {
             Some(fleet) => Ok(fleet.clone()),
             None => Ok(Arc::new(open_store(settings.data_dir.clone())?)),
         }
+    }
+}
+
+/// Says what another machine has done with a certificate.
+pub(super) fn say_gone(lineage: &Lineage, renamed: Option<&Lineage>) {
+    match renamed {
+        Some(to) => tracing::info!(%lineage, "renamed to {to} by another machine of the fleet"),
+        None => tracing::info!(%lineage, "deleted by another machine of the fleet"),
     }
 }
 
@@ -114,8 +127,7 @@ fn works(verb: &Verb) -> bool {
 }
 
 fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
-    let opened = fleet.open(data_dir.to_owned());
-    let opened = opened.map_err(|error| of_fleet(fleet, error))?;
+    let opened = fleet.open(data_dir.to_owned()).map_err(of_fleet)?;
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
 
@@ -131,12 +143,15 @@ pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
         let late = |_| StoreError::Io {
             operation: "read",
             subject: "the machines of the fleet".to_owned(),
-            source: std::io::ErrorKind::TimedOut.into(),
+            source: std::io::Error::other(Advised {
+                message: format!("no answer within {} s", STATUS_WITHIN.as_secs()),
+                hint: "check that this machine reaches the store of its fleet",
+            }),
         };
         nodes.await.map_err(late)?
     };
     read.await.unwrap_or_else(|error| {
-        tracing::warn!("{}", of_fleet(fleet, error).in_a_line());
+        tracing::warn!("{}", of_fleet(error).in_a_line());
         Vec::new()
     })
 }
@@ -173,54 +188,20 @@ fn is_unreachable(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { source, .. } if !is_refused(source.kind()))
 }
 
-pub(super) fn cannot_reach(fleet: &FleetSettings, error: &StoreError) -> String {
-    let place = fleet.store.as_ref().map(ToString::to_string);
+pub(super) fn cannot_reach(error: &StoreError) -> String {
+    let hint = error.hint_of_shared().map(|hint| format!("; hint: {hint}"));
     format!(
-        "the store of the fleet at {} cannot be used: {error}; this machine serves what it has, and orders nothing meanwhile",
-        place.unwrap_or_default()
+        "the store of the fleet cannot be used: {error}; this machine serves what it has, and orders nothing meanwhile{}",
+        hint.unwrap_or_default()
     )
 }
 
 /// The failure of a command whose fleet's store cannot be used.
-fn of_fleet(fleet: &FleetSettings, error: StoreError) -> Failure {
-    let place = fleet.store.as_ref().map(ToString::to_string);
-    let place = place.unwrap_or_default();
-    if let StoreError::Seal { detail, .. } = &error {
-        let is_unset = detail.starts_with("no seal_key_file");
-        let hint = match is_unset {
-            true => {
-                "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file"
-            }
-            false => {
-                "the file holds the fleet's key, 32 bytes in base64; only the user of certs may read it: chown and chmod 600"
-            }
-        };
-        return Failure::usage(format!("the fleet's store at {place}: {error}"), hint);
+fn of_fleet(error: StoreError) -> Failure {
+    const STORE: &str = "the fleet's store";
+    match (error.hint_of_shared(), &error) {
+        (Some(hint), StoreError::Seal { .. }) => Failure::usage(format!("{STORE}: {error}"), hint),
+        (Some(hint), _) => Failure::output(format!("{STORE}: {error}"), hint),
+        (None, _) => Failure::on(STORE)(error),
     }
-    if let StoreError::Io {
-        operation: "open", ..
-    } = &error
-    {
-        return Failure::usage(
-            format!("the fleet's store at {place}: {error}"),
-            "docs/fleet.md shows the form of each store",
-        );
-    }
-    let is_about = |part: &str| error.to_string().contains(part);
-    let (is_foreign, is_newer) = (is_about("another key"), is_about("newer version"));
-    let hint = match &error {
-        StoreError::Corrupt { .. } if is_foreign => {
-            "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
-        }
-        StoreError::Corrupt { .. } if is_newer => "update certs on this machine",
-        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
-            "docs/fleet.md lists the servers that compare and swap"
-        }
-        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            "check the credentials in store or in the environment, and their rights"
-        }
-        StoreError::Corrupt { .. } => "restore this document from a backup of the store",
-        _ => "check that this machine reaches the store and may write there",
-    };
-    Failure::output(format!("the fleet's store at {place}: {error}"), hint)
 }

@@ -1,6 +1,7 @@
 //! `certs run`: the sidecar. Binds its listeners, starts the supervisor, reports
 //! readiness, and then obeys signals until it must stop.
 
+mod drain;
 mod following;
 mod managed;
 mod worker;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
+use self::drain::Drain;
 use self::following::follow;
 use self::managed::{AtStart, ManagedCertificates, read_stored, remember_new, with_labels};
 use self::worker::Sidecar;
@@ -58,7 +60,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut bound = Bound::new(&call, &settings).await?;
     let known = std::mem::take(&mut not_kept.known);
     let factory = factory(&call, &settings, known, &mut bound)?;
-    let shown = shown(&factory, board);
+    signals.drain = Drain::new(settings.drain.length());
+    let shown = shown(&factory, board, &signals.drain);
     let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
     let mut managed = ManagedCertificates {
         sources: call.sources.clone(),
@@ -136,11 +139,11 @@ async fn leave(call: &Call) {
 }
 
 /// What the admin endpoints show of a process that has just begun.
-fn shown(factory: &Factory, board: Board) -> Shown {
+fn shown(factory: &Factory, board: Board, drain: &Drain) -> Shown {
     Shown {
         board,
         metrics: factory.services.metrics.clone(),
-        process: factory.sandbox.check(),
+        process: Some(drain.check(factory.sandbox.check())),
     }
 }
 
@@ -366,7 +369,10 @@ async fn obey(
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.terminate.recv() => if !signals.drain.begin(managed, serving) {
+                return Ok(());
+            },
+            () = signals.drain.ended() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
@@ -413,6 +419,8 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// What follows the first of `terminate`.
+    drain: Drain,
 }
 
 impl Signals {
@@ -423,6 +431,7 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
+            drain: Drain::default(),
         })
     }
 }

@@ -309,7 +309,10 @@ fn exists(
     }
 }
 
-fn pick<'a, L, T>(layers: &[&'a L], of: impl Fn(&L) -> &Option<Given<T>>) -> Option<&'a Given<T>> {
+pub(super) fn pick<'a, L, T>(
+    layers: &[&'a L],
+    of: impl Fn(&L) -> &Option<Given<T>>,
+) -> Option<&'a Given<T>> {
     layers.iter().find_map(|layer| of(layer).as_ref())
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{self, DirectoryUrl};
 use super::docker::{DockerSettings, Grace, Pattern};
-use super::interval::Interval;
+use super::interval::{DrainTime, Interval};
 use super::key::{
     ACCOUNT, BOOLEAN, ENDPOINTS, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN,
     Scope, TEXT, UPDATE, choice, layer,
@@ -238,6 +238,10 @@ layer! {
             .doc("Further names under which the read-only endpoints are requested")
             .default_is("the addresses and the host name of this machine")
             => .admin_hosts;
+        "drain", drain: DrainTime, parsed, TEXT.hint("write 30s, 2m or 0s")
+            .doc("How long certs run still answers after SIGTERM, while /readyz says 503, so that a load balancer sends it nothing more")
+            .default("0s").option(RUN, "DURATION")
+            => .drain;
         "harden", harden: bool, boolean, BOOLEAN
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
@@ -281,6 +285,8 @@ layer! {
     besides {
         /// For every certificate.
         shared: CertificateLayer,
+        /// Keys with an invalid value.
+        invalid: BTreeSet<&'static str>,
     }
 }
 
@@ -332,8 +338,12 @@ impl Layer {
     /// Reads the value of the key `name`. Returns whether the key exists.
     pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
         let key = keys().find(|key| key.name == name);
+        let before = problems.len();
         key.is_some_and(|key| {
-            self.read(key, value, problems) || self.shared.take(key, value, problems)
+            let is_own = self.read(key, value, problems);
+            self.invalid
+                .extend((problems.len() > before).then_some(key.name));
+            is_own || self.shared.take(key, value, problems)
         })
     }
 }
@@ -387,6 +397,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub verify_within: Option<Interval>,
     pub renew: RenewSettings,
+    /// How long `certs run` still answers after SIGTERM.
+    #[serde(default)]
+    pub drain: DrainTime,
     /// How CAs are reached.
     #[serde(default)]
     pub proxies: Proxies,
@@ -428,6 +441,7 @@ impl Settings {
             verify_every: Interval::default(),
             verify_within: None,
             renew: RenewSettings::default(),
+            drain: DrainTime::default(),
             proxies: Proxies::default(),
             roots: SystemRoots::default(),
             resolver: None,

@@ -144,6 +144,7 @@ impl Sources {
             settings.certificates.push(certificate);
         }
         check::copies(&settings.certificates, &entries, &mut problems);
+        self.contradictions_of_fleet(&mut problems);
         problems.or(settings)
     }
 

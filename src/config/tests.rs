@@ -464,7 +464,7 @@ fn defaults_of_table_are_those_that_apply() {
             tried += 1;
         }
     }
-    assert_eq!(tried, 15);
+    assert_eq!(tried, 16);
     assert_eq!(DirectoryUrl::default().to_string(), "letsencrypt");
 }
 

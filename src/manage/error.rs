@@ -82,6 +82,15 @@ impl ManageError {
     /// The next action for the operator.
     #[must_use]
     pub(crate) fn hint(&self) -> String {
+        let of_shared = match self {
+            Self::Store(error) => error.hint_of_shared(),
+            _ => None,
+        };
+        of_shared.map_or_else(|| self.own_hint(), str::to_owned)
+    }
+
+    /// The same for an error that is not of the store of a fleet.
+    fn own_hint(&self) -> String {
         match self {
             Self::Acme(acme) => acme.cause.hint().into(),
             Self::Bundle { .. } => {
@@ -120,7 +129,6 @@ impl ManageError {
                 "run the version of certs that wrote it, or a newer one; nothing was changed".into()
             }
             Self::Store(StoreError::OnlyServes) => ONLY_SERVES.into(),
-            Self::Store(StoreError::Seal { .. }) => "name the fleet's key in seal_key_file".into(),
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process ends, or let it do the work".into()
             }
@@ -135,7 +143,9 @@ impl ManageError {
             Self::Output(output) if output.is_refusal() => output.hint().into(),
             Self::Store(StoreError::Io { subject: path, source, .. })
             | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
-            Self::Stored(_) | Self::Output(_) => STORE_HINT.into(),
+            Self::Stored(_) | Self::Store(StoreError::Seal { .. }) | Self::Output(_) => {
+                STORE_HINT.into()
+            }
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),
@@ -345,5 +355,34 @@ mod tests {
         };
         assert!(failed(Phase::Directory).is_outage());
         assert!(!failed(Phase::Finalize).is_outage());
+    }
+
+    #[test]
+    fn error_of_a_shared_store_has_the_hint_of_its_kind() {
+        let hint = "free space there";
+        let advised = || {
+            let message = "s3://bucket/certs: full".to_owned();
+            std::io::Error::other(crate::failure::Advised { message, hint })
+        };
+        let shared = || StoreError::Io {
+            operation: "write",
+            subject: "fleet of the shared store".to_owned(),
+            source: advised(),
+        };
+        assert_eq!(ManageError::from(shared()).hint(), hint);
+        let of_answer = crate::challenge::SolverError::Io {
+            operation: "share",
+            path: "the challenge answer".to_owned(),
+            source: std::io::Error::other(shared()),
+        };
+        for cause in [Cause::Journal(shared().into()), Cause::Solver(of_answer)] {
+            assert_eq!(cause.hint(), hint, "{cause:?}");
+        }
+        let own = StoreError::Io {
+            operation: "write",
+            subject: "/absent/records".to_owned(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        assert_eq!(ManageError::from(own).hint(), STORE_HINT);
     }
 }

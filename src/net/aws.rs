@@ -29,6 +29,8 @@ use crate::time::{Clock, SystemClock, Timestamp};
 
 /// The variables that name files with credentials, which are replaced at any time.
 pub(crate) const FILES: [&str; 3] = [WEB_IDENTITY_FILE, CONTAINER_TOKEN_FILE, SHARED_FILE];
+/// Below a user's home directory, where no variable names another file.
+pub(crate) const SHARED_IN_HOME: &str = ".aws/credentials";
 const WEB_IDENTITY_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
 const CONTAINER_TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 
@@ -133,7 +135,11 @@ impl Role {
         if let Some(keys) = kept.as_ref().filter(is_valid) {
             return Ok(keys.clone());
         }
-        let keys = self.fetch().await?;
+        let keys = match (self.fetch().await, kept.as_ref()) {
+            // Those of a file that this process may not read any more do not end.
+            (Err(_), Some(known)) if known.expires.is_none() => known.clone(),
+            (fetched, _) => fetched?,
+        };
         *kept = Some(keys.clone());
         Ok(keys)
     }

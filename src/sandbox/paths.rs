@@ -242,8 +242,13 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
             || aws::FILES.contains(&name.as_str());
         (is_ours && !value.is_empty()).then(|| PathBuf::from(value))
     });
+    let home = environment.get("HOME").filter(|home| !home.is_empty());
+    let of_s3 = { settings.fleet.store.as_ref() }.is_some_and(StorePlace::is_s3);
+    let shared = home.filter(|_| of_s3);
+    let shared = shared.map(|home| Path::new(home).join(aws::SHARED_IN_HOME));
     let certificates = settings.certificates.iter();
     named
+        .chain(shared)
         .chain(certificates.flat_map(|one| {
             let beside = one.deploy.iter().filter_map(|spec| spec.rights().reads);
             one.ca_files().cloned().chain(beside)
@@ -392,16 +397,26 @@ mod tests {
             ("CERTS_DNS_HETZNER_API_TOKEN_FILE", "/run/hetzner"),
             ("AWS_SHARED_CREDENTIALS_FILE", "/run/aws/credentials"),
             ("AWS_CONFIG_FILE", "/root/.aws/config"),
+            ("HOME", "/home/certs"),
         ];
         let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let found = files(&environment.into(), &settings.unwrap());
+        let (environment, mut settings) = (environment.into(), settings.unwrap());
+        let found = files(&environment, &settings);
         let wanted = [
             "/run/pod/token",
             "/run/task/token",
             "/run/hetzner",
             "/run/aws/credentials",
         ];
-        assert_eq!(found, wanted.map(PathBuf::from).into());
+        let mut wanted: BTreeSet<_> = wanted.map(PathBuf::from).into();
+        assert_eq!(found, wanted);
+        settings.fleet.store = Some("s3://bucket/certs".parse().unwrap());
+        wanted.insert("/home/certs/.aws/credentials".into());
+        assert_eq!(files(&environment, &settings), wanted);
+        // Other stores have no credentials there.
+        settings.fleet.store = Some("etcd://etcd/certs".parse().unwrap());
+        wanted.remove(Path::new("/home/certs/.aws/credentials"));
+        assert_eq!(files(&environment, &settings), wanted);
     }
 
     #[test]

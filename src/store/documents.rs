@@ -8,6 +8,7 @@ mod exchange;
 #[cfg(test)]
 mod fake;
 pub(crate) mod memory;
+mod named;
 #[cfg(feature = "store-postgres")]
 mod postgres;
 mod s3;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use thiserror::Error;
 
+pub(super) use self::named::{NamedDocuments, StoreKind};
 pub(super) use self::settings::ServerSettings;
 use crate::random::{Random, SystemRandom};
 use crate::time::Timestamp;
@@ -43,6 +45,36 @@ pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, 
             Err("this build has no PostgreSQL (its feature store-postgres)".to_owned())
         }
         _ => Err("the form is s3://…, etcd://…, etcds://… or postgres://…".to_owned()),
+    }
+}
+
+/// What to do about something invalid in a URL or in the environment of its kind of server.
+pub(super) fn settings_hint(url: &str, said: &str) -> &'static str {
+    let says = |word: &str| said.contains(word);
+    match () {
+        () if says("AWS_ENDPOINT") => {
+            "write https://HOST:PORT, or http:// for a host of a private network"
+        }
+        () if says("AWS_REGION") => "set it to the region of the bucket, such as eu-central-1",
+        () if says("credentials") => "leave them out: docs/fleet.md says where S3's are found",
+        () if says("ETCDCTL_PASSWORD") => {
+            "write USER:PASSWORD@ before HOST, or set ETCDCTL_PASSWORD"
+        }
+        () if says("etcds://") => "write etcds:// in place of etcd://",
+        () if says("sslmode") => {
+            "write sslmode=disable, prefer, require or verify-full; only the last two outside a private network"
+        }
+        () if says("sslrootcert") => "name a file in PEM with the root of the server's certificate",
+        () if says("prefix") => {
+            "a prefix has ASCII letters, digits, `.`, `_` and `-`, in parts between single slashes"
+        }
+        () if url.starts_with("s3:") => {
+            "write s3://BUCKET/PREFIX, such as s3://example-certs/production"
+        }
+        () if url.starts_with("etcd") => {
+            "write etcd://HOST:PORT/PREFIX, or etcds:// with TLS; further HOST:PORT follow after commas"
+        }
+        () => "write postgres://USER@HOST:PORT/DATABASE?prefix=PREFIX",
     }
 }
 
@@ -81,6 +113,11 @@ pub(crate) enum DocumentsError {
 /// `._-/*`, at most 300 bytes long.
 #[async_trait]
 pub(crate) trait Documents: Send + Sync + fmt::Debug {
+    /// The store as a user names it, if that is known.
+    fn place(&self) -> &str {
+        ""
+    }
+
     /// The document, as it was at some instant after the call began.
     async fn read(&self, key: &str) -> Result<Option<Document>, DocumentsError>;
 

@@ -114,6 +114,8 @@ pub struct NodeStore {
     is_issuer: AtomicBool,
     /// Whether this is one command, which takes no issuer's place and waits for none.
     is_command: AtomicBool,
+    /// Whether it takes the issuer's place no more.
+    has_resigned: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
     trouble: Mutex<follow::Trouble>,
     states: Mutex<BTreeMap<String, (Duration, CaState, Revision)>>,
@@ -154,6 +156,7 @@ impl NodeStore {
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
+            has_resigned: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
             trouble: Mutex::default(),
             states: Mutex::default(),
@@ -254,6 +257,16 @@ impl NodeStore {
             Some(own) => self.own.save_account(ca, account, &own).await,
             None => self.own.create_account(ca, account).await.map(drop),
         }
+    }
+
+    /// The name that a certificate has got, which is gone under the name `lineage`.
+    #[must_use]
+    pub fn renamed_to(&self, lineage: &Lineage) -> Option<Lineage> {
+        let copies = lock(&self.copies);
+        let id = copies.get(lineage)?.id;
+        let mut others = copies.iter().filter(|(name, _)| *name != lineage);
+        let (name, _) = others.find(|(_, copied)| copied.id == id)?;
+        Some(name.clone())
     }
 
     fn copied(&self, lineage: &Lineage) -> Option<Copied> {
@@ -368,8 +381,9 @@ impl Store for NodeStore {
     }
 
     fn is_issuer(&self) -> bool {
-        let is_either = |one: &AtomicBool| one.load(Ordering::SeqCst);
-        self.role == Role::Full && (is_either(&self.is_issuer) || is_either(&self.is_command))
+        let is = |one: &AtomicBool| one.load(Ordering::SeqCst);
+        let is_issuer = is(&self.is_issuer) && !is(&self.has_resigned);
+        self.role == Role::Full && (is_issuer || is(&self.is_command))
     }
 
     async fn share(

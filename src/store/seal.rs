@@ -16,14 +16,18 @@ const KEY: usize = 32;
 /// The first bytes of a key's digest tell which of several keys has sealed a document.
 const ID: usize = 8;
 const FORMAT: u8 = 1;
+/// Any other first byte than those up to here is not that of a format: a text begins with more.
+const LAST_FORMAT: u8 = 15;
 
 /// Why a document cannot be opened, or a key cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum SealError {
     #[error("the sealing key is not 32 bytes in base64, in a line of its own")]
     Key,
-    #[error("it was written by a newer version of certs (format {0})")]
+    #[error("it was written by a newer version of certs (format {0}), or changed")]
     Format(u8),
+    #[error("certs did not write it, or it was changed")]
+    Foreign,
     #[error("it was sealed with another key (its number is {0})")]
     OtherKey(String),
     #[error("it is too long")]
@@ -73,8 +77,12 @@ impl Seal {
     /// When it was sealed otherwise, or changed.
     pub(super) fn open(&self, name: &str, sealed: &[u8]) -> Result<SecretBytes, SealError> {
         let (&format, _) = sealed.split_first().ok_or(SealError::Opened)?;
-        if format != FORMAT {
-            return Err(SealError::Format(format));
+        match format {
+            FORMAT => {}
+            newer if (FORMAT..=LAST_FORMAT).contains(&newer) => {
+                return Err(SealError::Format(newer));
+            }
+            _ => return Err(SealError::Foreign),
         }
         let (head, rest) = sealed.split_at_checked(1 + ID).ok_or(SealError::Opened)?;
         let (nonce, content) = rest.split_at_checked(NONCE_LEN).ok_or(SealError::Opened)?;
@@ -127,6 +135,23 @@ pub(super) mod tests {
             assert!(seal.open("pairs/a", &changed).is_err(), "byte {at}");
             assert!(seal.open("pairs/a", &sealed[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn first_byte_that_is_no_format_is_not_of_a_newer_version() {
+        let seal = Seal::new(ONE).unwrap();
+        let mut sealed = seal.seal("a", b"secret").unwrap();
+        for (first, error) in [
+            (2, SealError::Format(2)),
+            (15, SealError::Format(15)),
+            (0, SealError::Foreign),
+            (b'{', SealError::Foreign),
+            (0x81, SealError::Foreign),
+        ] {
+            sealed[0] = first;
+            assert_eq!(seal.open("a", &sealed), Err(error));
+        }
+        assert_eq!(seal.open("a", b""), Err(SealError::Opened));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::issued::{ca_of, started, whole};
 use super::{Machine, PLAIN, write};
 use crate::support::faults::{Endpoint, Fault, Which};
-use crate::support::{Running, assert_says, certs, free_port, make_script, run, until};
+use crate::support::{Running, assert_says, by_depth, certs, free_port, make_script, run, until};
 
 /// Another program that answers a port of this machine before nginx does, until it is dropped.
 struct Front(
@@ -72,7 +72,7 @@ fn missing_redirect_is_named_until_it_is_seen() {
     let printed = run(&mut machine.install(&[]), 0);
     issue_as_printed(&machine, &ca, &printed);
     let front = Front::start(machine.http);
-    for _ in 0..2 {
+    for _ in 0..by_depth(1, 2, 2) {
         let printed = run(&mut machine.install(&[]), 7);
         assert_says(
             &printed,

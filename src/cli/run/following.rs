@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::worker::Sidecar;
-use crate::cli::fleet::cannot_reach;
+use crate::cli::fleet::{cannot_reach, say_gone};
 use crate::control::Worker;
 use crate::lineage::Lineage;
 use crate::observe::Board;
@@ -20,10 +20,10 @@ const SHOWN: usize = 200;
 pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sidecar: Arc<Sidecar>) {
     loop {
         match node.follow().await {
-            Followed::Down(error, true) => tracing::error!("{}", cannot_reach(&settings, &error)),
+            Followed::Down(error, true) => tracing::error!("{}", cannot_reach(&error)),
             Followed::Down(error, false) => tracing::debug!("the fleet's store: {error}"),
             Followed::Turn(turn) => {
-                sidecar.apply(turn.changed).await;
+                sidecar.apply(&node, turn.changed).await;
                 let board = &sidecar.board;
                 let described = node.describe(|process| describe(&settings, process, board));
                 if let Err(error) = described.await {
@@ -37,7 +37,7 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
 
 impl Sidecar {
     /// Puts what has changed elsewhere into effect here.
-    async fn apply(&self, changed: Vec<(Lineage, Change)>) {
+    async fn apply(&self, node: &NodeStore, changed: Vec<(Lineage, Change)>) {
         let (mut updated, mut is_new) = (Vec::new(), false);
         for (lineage, change) in changed {
             match change {
@@ -47,12 +47,13 @@ impl Sidecar {
                     is_new = true;
                     updated.push(lineage);
                 }
-                Change::Deleted => match self.delete(&lineage, false).await {
-                    Ok(_) => {
-                        tracing::info!(%lineage, "deleted: another machine of the fleet did so")
+                Change::Deleted => {
+                    let renamed = node.renamed_to(&lineage);
+                    match self.delete(&lineage, false).await {
+                        Ok(_) => say_gone(&lineage, renamed.as_ref()),
+                        Err(failure) => tracing::error!(%lineage, "{}", failure.in_a_line()),
                     }
-                    Err(failure) => tracing::error!(%lineage, "{}", failure.in_a_line()),
-                },
+                }
             }
         }
         if is_new {

@@ -10,6 +10,7 @@ use super::super::Call;
 use super::super::catalog::{Denial, confirmed, lacking};
 use super::super::kept::orphaned_for_command;
 use crate::ca_state::{CaState, Outage};
+use crate::certificate::shown;
 use crate::config::{
     CertificateSettings, Configured, Origin, Recollection, Remembered, Settings, StoredSettings,
 };
@@ -206,12 +207,12 @@ impl<'c> Rows<'c> {
     }
 }
 
-/// Stored settings with their output's whole path, and without the secrets of targets.
+/// Stored settings with their output's whole path, and without their secrets.
 fn shown_of(mut settings: CertificateSettings, process: &Settings) -> Result<Value, Failure> {
     settings.output = Some(process.output_of(&settings));
     let targets = settings.deploy.iter().map(ToString::to_string);
     let targets: Vec<String> = targets.collect();
-    let mut json = serde_json::to_value(settings)?;
+    let mut json = shown(&settings)?;
     json["deploy"] = targets.into();
     Ok(json)
 }

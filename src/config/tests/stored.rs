@@ -13,6 +13,7 @@ const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("admin.listen", "the endpoints of one process"),
     ("admin.hosts", "the endpoints of one process"),
     ("proxy", "the network of one process, with credentials"),
+    ("drain", "how a process ends"),
     ("harden", "the sandbox of one process"),
     ("verify.every", "when a process looks"),
     ("verify.within", "how long a process waits"),

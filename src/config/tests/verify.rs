@@ -21,7 +21,7 @@ fn verify_is_a_list_or_a_table() {
         "{certificate}[verify]\nevery = '1s'\nendpoint = 'a:1'\n"
     ));
     let problems = messages(&case.sources().settings(&Purpose::All).unwrap_err());
-    assert!(problems[0].contains("between 10s and 1d"), "{problems:?}");
+    assert!(problems[0].contains("between 10s and 24h"), "{problems:?}");
     assert!(
         problems[1].contains("unknown key `endpoint`"),
         "{problems:?}"

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{Keys, PROFILE, Role, RoleError, SHARED_FILE};
+use super::{Keys, PROFILE, Role, RoleError, SHARED_FILE, SHARED_IN_HOME};
 use crate::certificate::Secret;
 use crate::files::named;
 
@@ -13,7 +13,7 @@ impl Role {
     pub(super) fn of_profile(&self) -> Result<Option<Keys>, RoleError> {
         let (own, profile) = (self.variable(SHARED_FILE), self.variable(PROFILE));
         let is_named = own.is_some() || profile.is_some();
-        let home = || Some(PathBuf::from(self.variable("HOME")?).join(".aws/credentials"));
+        let home = || Some(PathBuf::from(self.variable("HOME")?).join(SHARED_IN_HOME));
         let Some(file) = own.map(PathBuf::from).or_else(home) else {
             return Ok(None);
         };

@@ -229,3 +229,27 @@ async fn profile_of_the_shared_file_comes_before_the_instance() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn keys_of_a_file_stay_when_it_cannot_be_read_any_more() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join(SHARED_IN_HOME);
+    std::fs::create_dir(file.parent().unwrap()).unwrap();
+    let write = |id: &str| {
+        let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = x\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("AKIA1");
+    let path = home.path().display().to_string();
+    let variables = move |name: &str| match name {
+        "HOME" => Some(path.clone()),
+        "AWS_EC2_METADATA_DISABLED" => Some("true".to_owned()),
+        _ => None,
+    };
+    let role = Role::with(variables, Arc::new(SystemClock));
+    assert_eq!(role.keys().await.unwrap().id, "AKIA1");
+    write("AKIA2");
+    assert_eq!(role.keys().await.unwrap().id, "AKIA2");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(role.keys().await.unwrap().id, "AKIA2");
+}

@@ -132,7 +132,9 @@ impl Root {
             None => (0, None),
             Some((version, content)) => match content.split_first() {
                 Some((&STORED, content)) => (version, Some(content.to_vec())),
-                _ => (version, None),
+                Some((&REMOVED, [])) => (version, None),
+                // Not ours, or damaged: it opens under no name.
+                _ => (version, Some(content)),
             },
         })
     }

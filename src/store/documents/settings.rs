@@ -45,6 +45,11 @@ pub(super) fn is_prefix(prefix: &str) -> bool {
     prefix.len() <= 200 && (prefix.is_empty() || prefix.split('/').all(is_part))
 }
 
+/// The message for another prefix.
+pub(super) fn invalid_prefix(prefix: &str) -> String {
+    format!("invalid prefix `{}`", prefix.escape_debug())
+}
+
 /// Whether `text` has ASCII letters, digits and `._-` only.
 pub(super) fn is_plain(text: &str) -> bool {
     text.bytes()

@@ -12,6 +12,7 @@ use crate::lineage::Lineage;
 use crate::store::StoreError;
 use crate::store::documents::Version;
 use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
+use crate::time::Timestamp;
 
 /// Between two descriptions of this machine.
 const DESCRIBED: Duration = Duration::from_secs(120);
@@ -49,6 +50,8 @@ impl Trouble {
         since.any(|since| now.saturating_sub(since) >= HINDERED)
     }
 }
+/// Clocks that are further apart are an alarm.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
 
 /// What the last look has shown.
 #[derive(Debug, Default)]
@@ -68,8 +71,6 @@ pub(super) struct Following {
     is_probed: bool,
     /// When this machine gave up its place.
     gave_up: Option<Duration>,
-    /// Whether this machine has left the fleet.
-    has_left: bool,
     /// Whether the last look failed.
     is_down: bool,
 }
@@ -166,6 +167,7 @@ impl NodeStore {
             None => {
                 let synced = self.sync_all().await?;
                 following.compared = Some(self.stopwatch().read());
+                self.check_clock().await;
                 synced
             }
         };
@@ -179,6 +181,15 @@ impl NodeStore {
             changed: synced.changed,
             promoted,
         })
+    }
+
+    /// Says when this machine's clock and that of the store are apart. Leases end by the store's
+    /// clock alone, and S3 refuses a machine that is a quarter of an hour off.
+    async fn check_clock(&self) {
+        let (theirs, ours) = (self.shared.time().await, self.stopwatch().now());
+        if let Some(alarm) = theirs.ok().and_then(|theirs| clock_alarm(ours, theirs)) {
+            tracing::error!("{alarm}");
+        }
     }
 
     /// Announces own changes to the other machines; whether this machine has become the
@@ -258,12 +269,17 @@ impl NodeStore {
     fn seat(&self, fleet: &mut Fleet, following: &Following) -> bool {
         let now = self.stopwatch().read();
         let is_command = self.is_command.load(Ordering::SeqCst);
-        if self.role == Role::Serve || is_command || following.has_left {
+        if self.role == Role::Serve || is_command {
+            return false;
+        }
+        let own = |issuer: &Issuer| issuer.holder == self.process;
+        if self.has_resigned.load(Ordering::SeqCst) {
+            fleet.issuer.take_if(|issuer| own(issuer));
             return false;
         }
         let is_gone = following.beat.is_some_and(|beat| self.is_gone(beat));
         let beat = match &fleet.issuer {
-            Some(issuer) if issuer.holder == self.process => {
+            Some(issuer) if own(issuer) => {
                 if lock(&self.trouble).is_long(now) {
                     fleet.issuer = None;
                     return true;
@@ -312,26 +328,36 @@ impl NodeStore {
         Ok(())
     }
 
+    /// Frees the issuer's place, for good: another machine does the scheduled work.
+    pub async fn resign(&self) {
+        self.has_resigned.store(true, Ordering::SeqCst);
+        let mut following = self.follow.lock().await;
+        if self.is_issuer.load(Ordering::SeqCst) {
+            match self.announce_changes(&mut following).await {
+                Ok(_) => tracing::info!(
+                    "another machine of the fleet does the scheduled work from now on"
+                ),
+                Err(error) => {
+                    tracing::warn!("another machine does the scheduled work in a minute: {error}")
+                }
+            }
+        }
+    }
+
     /// Frees the issuer's place, and takes this machine out of the fleet.
     pub async fn leave(&self) {
-        let mut following = self.follow.lock().await;
-        following.has_left = true;
-        if self.is_issuer.swap(false, Ordering::SeqCst) {
-            let mut fleet = following.fleet.clone();
-            for lineage in std::mem::take(&mut *lock(&self.unannounced)) {
-                fleet.announce(lineage);
-            }
-            fleet.issuer = None;
-            // Otherwise another machine takes it after a minute.
-            let _ = self
-                .shared
-                .swap_fleet(&fleet, following.version.as_ref())
-                .await;
-            following.version = None;
-        }
+        self.resign().await;
         self.shared.settle().await;
         self.shared.leave(self.process).await;
     }
+}
+
+fn clock_alarm(ours: Timestamp, theirs: Timestamp) -> Option<String> {
+    (ours.apart(theirs) > CLOCKS_APART).then(|| {
+        format!(
+            "this machine's clock says {ours}, and that of the shared store {theirs}; hint: set this machine's clock, best by NTP"
+        )
+    })
 }
 
 impl Following {
@@ -344,6 +370,26 @@ impl Following {
             .is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
         if !stands {
             self.beat = beat.map(|(holder, count)| (holder, count, now));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_that_is_minutes_off_is_an_alarm() {
+        let at = |seconds: i64| Timestamp::from_seconds(1_800_000_000 + seconds);
+        for (ahead, is_alarm) in [
+            (0, false),
+            (-60, false),
+            (60, false),
+            (300, true),
+            (-300, true),
+        ] {
+            let alarm = clock_alarm(at(ahead), at(0));
+            assert_eq!(alarm.is_some(), is_alarm, "{ahead}: {alarm:?}");
         }
     }
 }

@@ -183,9 +183,14 @@ async fn issuer_that_is_gone_is_replaced_after_a_minute() {
     assert!(one.is_issuer());
     turn(&one).await;
     assert!(!one.is_issuer());
-    // One that leaves makes room at once.
-    other.leave().await;
+    // One that leaves makes room at once, and one that is being drained too.
+    other.resign().await;
+    assert!(!other.is_issuer() && !turn(&other).await.promoted);
     assert!(turn(&one).await.promoted);
+    one.leave().await;
+    assert!(!one.is_issuer());
+    let third = machine(&documents, "third");
+    assert!(turn(&third).await.promoted);
 }
 
 #[tokio::test]
@@ -508,4 +513,24 @@ async fn issuer_that_reaches_no_ca_gives_another_machine_its_place() {
         without += u32::from(!one.is_issuer());
     }
     assert!(without > 0 && without < 6 && one.is_issuer(), "{without}");
+}
+
+#[tokio::test]
+async fn renamed_certificate_is_known_by_its_new_name() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    let (record, bundle) = issued(&record("example.com"), 1);
+    let (from, to) = (record.lineage.clone(), Lineage::parse("new").unwrap());
+    let revision = one.save(&record, Revision(0), Some(&bundle)).await.unwrap();
+    turn(&one).await;
+    turn(&other).await;
+    assert_eq!(other.renamed_to(&from), None);
+    one.rename(&from, &to, revision).await.unwrap();
+    turn(&one).await;
+    let changed = turn(&other).await.changed;
+    assert!(
+        changed.contains(&(from.clone(), Change::Deleted)),
+        "{changed:?}"
+    );
+    assert_eq!(other.renamed_to(&from), Some(to));
 }

@@ -131,6 +131,12 @@ impl SharedStore {
         Ok(())
     }
 
+    /// The time by the clock of the store.
+    pub(in crate::store) async fn time(&self) -> Result<Timestamp, StoreError> {
+        let time = self.documents.documents.time().await;
+        time.map_err(failed("ask for its time", FLEET))
+    }
+
     /// Swaps the document; `None` if another machine was faster.
     pub(in crate::store) async fn swap_fleet(
         &self,

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::store::StoreError;
 use crate::store::documents::{Document, Documents, DocumentsError, Version};
 use crate::store::seal::Seal;
+use crate::store::{OF_SHARED, StoreError};
 
 /// Documents whose content is JSON, sealed.
 #[derive(Debug)]
@@ -39,9 +39,9 @@ impl Sealed {
             return Ok(None);
         };
         let opened = self.seal.open(key, &content);
-        let opened = opened.map_err(|error| damaged(key, &error))?;
+        let opened = opened.map_err(|error| self.damaged(key, &error))?;
         let parsed = serde_json::from_slice(opened.expose());
-        let parsed = parsed.map_err(|error| damaged(key, &error))?;
+        let parsed = parsed.map_err(|error| self.damaged(key, &error))?;
         Ok(Some((parsed, version)))
     }
 
@@ -52,9 +52,9 @@ impl Sealed {
         value: &impl Serialize,
         expected: Option<&Version>,
     ) -> Result<Option<Version>, StoreError> {
-        let json = serde_json::to_vec(value).map_err(|error| damaged(key, &error))?;
+        let json = serde_json::to_vec(value).map_err(|error| self.damaged(key, &error))?;
         let sealed = self.seal.seal(key, &json);
-        let sealed = sealed.map_err(|error| damaged(key, &error))?;
+        let sealed = sealed.map_err(|error| self.damaged(key, &error))?;
         match self.documents.write(key, &sealed, expected).await {
             Ok(version) => Ok(Some(version)),
             Err(DocumentsError::Conflict) => Ok(None),
@@ -72,6 +72,14 @@ impl Sealed {
                 }
             }
             Err(error) => Err(failed("write", key)(error)),
+        }
+    }
+
+    fn damaged(&self, key: &str, error: &dyn fmt::Display) -> StoreError {
+        let place = self.documents.place();
+        StoreError::Corrupt {
+            subject: format!("{key} {OF_SHARED} {place}").trim_end().to_owned(),
+            detail: error.to_string(),
         }
     }
 
@@ -97,7 +105,7 @@ impl Sealed {
 }
 
 pub(super) fn failed(operation: &'static str, key: &str) -> impl Fn(DocumentsError) -> StoreError {
-    let subject = format!("{key} of the shared store");
+    let subject = format!("{key} {OF_SHARED}");
     move |error| StoreError::Io {
         operation,
         subject: subject.clone(),
@@ -105,13 +113,6 @@ pub(super) fn failed(operation: &'static str, key: &str) -> impl Fn(DocumentsErr
             DocumentsError::Unanswered(source) | DocumentsError::Failed(source) => source,
             error @ DocumentsError::Conflict => io::Error::other(error),
         },
-    }
-}
-
-pub(super) fn damaged(key: &str, error: &dyn fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        subject: format!("{key} of the shared store"),
-        detail: error.to_string(),
     }
 }
 

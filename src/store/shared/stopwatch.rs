@@ -1,11 +1,11 @@
-//! The time that a store measures: how long ago something was, and pauses. It is never the
-//! time of day, which the machines of a fleet do not agree on.
+//! The time that a store measures: how long ago something was, and pauses. The time of day, on
+//! which the machines of a fleet do not agree, only warns.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::time::{Clock, SystemClock};
+use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Reads the monotonic time of a clock.
 #[derive(Clone)]
@@ -24,6 +24,11 @@ impl Stopwatch {
     /// The time since that reading.
     pub(in crate::store) fn since(&self, reading: Duration) -> Duration {
         self.read().saturating_sub(reading)
+    }
+
+    /// This machine's time of day, to be compared with the store's.
+    pub(in crate::store) fn now(&self) -> Timestamp {
+        self.0.now()
     }
 
     pub(in crate::store) async fn sleep(&self, length: Duration) {

@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use super::super::super::responses::Responses;
 use super::super::Failed;
 use super::{Kind, Provider, SELF, Txt};
+use crate::challenge::SolverError;
+use crate::failure::advice;
 use crate::net::dns::lookup::Resolver;
 
 pub(super) const KIND: Kind = Kind {
@@ -24,6 +26,10 @@ pub(super) const KIND: Kind = Kind {
 };
 
 const STORE_HINT: &str = "check that this machine reaches the store of its fleet";
+
+fn not_shared(error: &SolverError) -> Failed {
+    Failed::new(error.to_string(), advice(error).unwrap_or(STORE_HINT))
+}
 
 struct Own {
     resolver: Resolver,
@@ -67,13 +73,13 @@ impl Provider for Own {
     async fn add(&self, txt: &Txt) -> Result<(), Failed> {
         self.responses.zones().add(&txt.place, &txt.value);
         let shared = self.responses.share_value(&txt.place, &txt.value).await;
-        shared.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
+        shared.map_err(|error| not_shared(&error))
     }
 
     async fn remove(&self, txt: &Txt) -> Result<(), Failed> {
         self.responses.zones().remove(&txt.place, &txt.value);
         let taken = self.responses.withdraw_value(&txt.place, &txt.value).await;
-        taken.map_err(|error| Failed::new(error.to_string(), STORE_HINT))
+        taken.map_err(|error| not_shared(&error))
     }
 
     /// In a fleet, the store keeps the values.

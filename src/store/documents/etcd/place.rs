@@ -4,11 +4,9 @@ use http::Uri;
 use http::uri::Authority;
 use percent_encoding::percent_decode_str;
 
-use super::super::settings::{ServerSettings, is_prefix, is_private};
+use super::super::settings::{ServerSettings, invalid_prefix, is_prefix, is_private};
 use crate::certificate::Secret;
 
-const FORM: &str =
-    "the form is etcd://HOST:PORT/PREFIX, etcds:// with TLS, further HOST:PORT after commas";
 const PORT: u16 = 2379;
 
 /// The members of a cluster, and the place of the documents.
@@ -25,12 +23,8 @@ impl Place {
     /// # Errors
     /// What is invalid, without the password.
     pub(super) fn of(settings: &ServerSettings) -> Result<Self, String> {
-        let (scheme, rest) = settings.url.split_once("://").ok_or(FORM)?;
-        let scheme = match scheme {
-            "etcd" => "http",
-            "etcds" => "https",
-            _ => return Err(FORM.to_owned()),
-        };
+        let (scheme, rest) = settings.url.split_once("://").unwrap_or_default();
+        let scheme = if scheme == "etcd" { "http" } else { "https" };
         let (user, rest) = match rest.rsplit_once('@') {
             Some((user, rest)) => (Some(user), rest),
             None => (None, rest),
@@ -38,7 +32,7 @@ impl Place {
         let (members, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let prefix = prefix.trim_matches('/');
         if !is_prefix(prefix) {
-            return Err(FORM.to_owned());
+            return Err(invalid_prefix(prefix));
         }
         let members = members.split(',').map(|member| url_of(scheme, member));
         let user = user.map(|user| credentials(user, settings));
@@ -51,9 +45,11 @@ impl Place {
 }
 
 fn url_of(scheme: &str, member: &str) -> Result<String, String> {
-    let authority: Authority = member.parse().map_err(|_| FORM)?;
+    // What is wrong with it may be a password.
+    let invalid = "invalid HOST:PORT";
+    let authority: Authority = member.parse().map_err(|_| invalid)?;
     if authority.host().is_empty() {
-        return Err(FORM.to_owned());
+        return Err(invalid.to_owned());
     }
     if scheme == "http" && !is_private(authority.host()) {
         let host = authority.host();
@@ -63,11 +59,14 @@ fn url_of(scheme: &str, member: &str) -> Result<String, String> {
     }
     let port = match member.strip_prefix(authority.host()) {
         Some("") => PORT,
-        Some(port) => port.trim_start_matches(':').parse().map_err(|_| FORM)?,
-        None => return Err(FORM.to_owned()),
+        Some(port) => {
+            let port = port.trim_start_matches(':').parse();
+            port.map_err(|_| format!("invalid port of {}", authority.host()))?
+        }
+        None => return Err(invalid.to_owned()),
     };
     let url = format!("{scheme}://{}:{port}", authority.host());
-    url.parse::<Uri>().map_err(|_| FORM)?;
+    url.parse::<Uri>().map_err(|_| invalid)?;
     Ok(url)
 }
 
@@ -122,16 +121,16 @@ mod tests {
 
     #[test]
     fn invalid_urls_are_refused_without_the_password() {
-        for url in [
-            "etcd://",
-            "etcd:///p",
-            "etcd://a:b:c/p",
-            "http://a/p",
-            "etcd://a,/p",
-            "etcd://a/p//q",
-            "etcd://a:x/p",
+        for (url, words) in [
+            ("etcd://", "invalid HOST:PORT"),
+            ("etcd:///p", "invalid HOST:PORT"),
+            ("etcd://a:b:c/p", "invalid HOST:PORT"),
+            ("etcd://a,/p", "invalid HOST:PORT"),
+            ("etcd://a/p//q", "invalid prefix `p//q`"),
+            ("etcd://a:x/p", "invalid port of a"),
+            ("etcd://a:99999/p", "invalid port of a"),
         ] {
-            assert_eq!(place(url, &[]).unwrap_err(), FORM, "{url}");
+            assert_eq!(place(url, &[]).unwrap_err(), words, "{url}");
         }
         let why = place("etcd://u:hidden@etcd.example.com/p", &[]).unwrap_err();
         assert!(

@@ -1,5 +1,6 @@
 //! An etcd of this machine, and servers that are at fault.
 
+use std::io;
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::super::fake::{Reply, Server, program, serve};
+use super::super::named::StoreKind;
 use super::super::tests::{check, check_changes};
 use super::*;
 use crate::net::proxy::Proxies;
@@ -96,8 +98,14 @@ async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
     let anonymous = documents(&format!("etcds://{address}/certs"), &roots);
     ready(&mut server, &anonymous).await;
     let untrusted = documents(&format!("etcds://{address}/certs"), &[]);
-    let error = untrusted.read("key").await.unwrap_err().to_string();
-    assert!(error.contains("certificate"), "{error}");
+    let error = io::Error::from(untrusted.read("key").await.unwrap_err());
+    let hint = StoreKind::Etcd.hint(&error);
+    assert!(hint.contains("SSL_CERT_FILE"), "{error}: {hint}");
+    let (_, port) = address.rsplit_once(':').unwrap();
+    let other_name = documents(&format!("etcds://localhost:{port}/certs"), &roots);
+    let error = io::Error::from(other_name.read("key").await.unwrap_err());
+    let hint = StoreKind::Etcd.hint(&error);
+    assert!(hint.contains("as its certificate does"), "{error}: {hint}");
     for (path, body) in [
         (
             "/v3/auth/user/add",
@@ -113,11 +121,13 @@ async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
         let _: Value = anonymous.call(path, &body, Effect::Writes).await.unwrap();
     }
     let error = anonymous.read("key").await.unwrap_err().to_string();
-    assert!(error.contains("etcd://USER:PASSWORD@"), "{error}");
+    assert!(error.contains("write USER:PASSWORD@"), "{error}");
     let wrong = documents(&format!("etcds://root:hidden-too@{address}/certs"), &roots);
     let error = wrong.write("key", b"x", None).await.unwrap_err();
     assert!(matches!(error, DocumentsError::Failed(_)), "{error:?}");
     let shown = format!("{error:?} {wrong:?}");
+    let hint = StoreKind::Etcd.hint(&error.into());
+    assert!(hint.contains("ETCDCTL_PASSWORD"), "{shown}: {hint}");
     assert!(
         shown.contains("authentication failed") && !shown.contains("hidden"),
         "{shown}"

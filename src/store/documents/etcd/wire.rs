@@ -93,7 +93,7 @@ impl fmt::Display for Refusal {
             printable(&self.message)
         )?;
         match self.message.contains("user name is empty") {
-            true => f.write_str(" (it wants a user: etcd://USER:PASSWORD@HOST:PORT/PREFIX)"),
+            true => f.write_str(" (it wants a user: write USER:PASSWORD@ before HOST in store)"),
             false => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
-use super::super::settings::{ServerSettings, is_prefix, is_private};
+use super::super::settings::{ServerSettings, invalid_prefix, is_prefix, is_private};
 use crate::files::named;
 use crate::net::roots::SystemRoots;
 use crate::net::secure::Secure;
@@ -55,7 +55,7 @@ impl Place {
             }
         }
         if !is_prefix(prefix) {
-            return Err("prefix is a path of ASCII letters, digits and ._-".to_owned());
+            return Err(invalid_prefix(prefix));
         }
         let url = format!("{url}?{}", others.join("&"));
         let mut config: Config = url

@@ -1,6 +1,6 @@
 //! A PostgreSQL of this machine, and servers that are at fault.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::fake::{Server, program};
+use super::super::named::StoreKind;
 use super::super::tests::{check, check_changes};
 use super::*;
 use crate::net::proxy::Proxies;
@@ -159,6 +160,8 @@ async fn password_and_certificate_are_checked(postgres: &Postgres) {
     assert!(matches!(error, DocumentsError::Failed(_)), "{error:?}");
     let shown = format!("{error:?} {wrong:?}");
     assert!(shown.contains("password authentication failed"), "{shown}");
+    let hint = StoreKind::Postgres.hint(&error.into());
+    assert!(hint.contains("PGPASSWORD"), "{shown}: {hint}");
     assert!(!shown.contains("hidden"), "{shown}");
     // Root reads no file in the directory of the server's user.
     let ours = tempfile::tempdir().unwrap();
@@ -178,8 +181,9 @@ async fn password_and_certificate_are_checked(postgres: &Postgres) {
         assert_eq!(is_tls, query != "sslmode=disable", "{query}");
     }
     let unknown = postgres.by_tcp("hidden", "sslmode=verify-full");
-    let error = unknown.read("key").await.unwrap_err().to_string();
-    assert!(error.contains("certificate"), "{error}");
+    let error = io::Error::from(unknown.read("key").await.unwrap_err());
+    let hint = StoreKind::Postgres.hint(&error);
+    assert!(hint.contains("sslrootcert"), "{error}: {hint}");
 }
 
 async fn rights_and_read_only_servers_are_named(postgres: &Postgres) {
@@ -191,10 +195,11 @@ async fn rights_and_read_only_servers_are_named(postgres: &Postgres) {
     )
     .await;
     let limited = postgres.of("limited", "shared");
-    let error = limited.read("key").await.unwrap_err().to_string();
+    let error = io::Error::from(limited.read("key").await.unwrap_err());
+    let (shown, hint) = (error.to_string(), StoreKind::Postgres.hint(&error));
     assert!(
-        error.contains("permission denied") && error.contains("42501"),
-        "{error}"
+        shown.contains("permission denied") && hint.contains("grant the user"),
+        "{shown}: {hint}"
     );
     run(
         &owner,
@@ -217,6 +222,8 @@ async fn rights_and_read_only_servers_are_named(postgres: &Postgres) {
             error.to_string().contains("name the primary server"),
             "{error}"
         );
+        let hint = StoreKind::Postgres.hint(&error.into());
+        assert_eq!(hint, "name the primary server in store");
     }
 }
 

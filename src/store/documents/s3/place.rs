@@ -2,7 +2,7 @@
 
 use http::Uri;
 
-use super::super::settings::{ServerSettings, is_plain, is_prefix, is_private};
+use super::super::settings::{ServerSettings, invalid_prefix, is_plain, is_prefix, is_private};
 
 /// The place of the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +23,14 @@ impl Place {
         let path = settings.url.strip_prefix("s3://").unwrap_or_default();
         let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
         let prefix = prefix.trim_matches('/');
-        if !(3..=63).contains(&bucket.len()) || !is_plain(bucket) || !is_prefix(prefix) {
-            let form = "the form is s3://BUCKET/PREFIX, of ASCII letters, digits and ._-";
-            return Err(form.to_owned());
+        if path.contains('@') {
+            return Err("it has credentials".to_owned());
+        }
+        if !(3..=63).contains(&bucket.len()) || !is_plain(bucket) {
+            return Err(format!("invalid bucket `{}`", bucket.escape_debug()));
+        }
+        if !is_prefix(prefix) {
+            return Err(invalid_prefix(prefix));
         }
         let region =
             { settings.variable("AWS_REGION") }.or_else(|| settings.variable("AWS_DEFAULT_REGION"));
@@ -134,19 +139,16 @@ mod tests {
 
     #[test]
     fn invalid_places_are_refused() {
-        for url in [
-            "s3://",
-            "s3://b",
-            "s3:///a",
-            "s3://bucket/a//b",
-            "s3://bucket/../x",
-            "s3://b ck/x",
-            "etcd://bucket",
+        for (url, words) in [
+            ("s3://", "invalid bucket ``"),
+            ("s3://b", "invalid bucket `b`"),
+            ("s3:///a", "invalid bucket ``"),
+            ("s3://bucket/a//b", "invalid prefix `a//b`"),
+            ("s3://bucket/../x", "invalid prefix `../x`"),
+            ("s3://b ck/x", "invalid bucket `b ck`"),
+            ("s3://key:secret@bucket/x", "it has credentials"),
         ] {
-            assert!(
-                place(url, &[]).unwrap_err().contains("s3://BUCKET/PREFIX"),
-                "{url}"
-            );
+            assert_eq!(place(url, &[]).unwrap_err(), words, "{url}");
         }
         assert!(place("s3://bucket", &[("AWS_REGION", "a.b")]).is_err());
     }
