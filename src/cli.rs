@@ -149,7 +149,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         runtime.shutdown_timeout(THREADS_END);
         joined
     });
-    let ended = joined.and_then(|()| runtime()).and_then(|runtime| {
+    let joined = joined.and_then(|refused| Ok((runtime()?, refused)));
+    let ended = joined.and_then(|(runtime, refused)| {
         let fleet = call.fleet.clone();
         let ended = runtime.block_on(async {
             let ended = work(call, arguments.verb).await;
@@ -160,7 +161,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         });
         // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
-        ended
+        ended.and(refused.map_or(Ok(()), Err))
     });
     exit_code(ended, &terminal)
 }
@@ -188,7 +189,7 @@ async fn work(call: Call, verb: Verb) -> Result<(), Failure> {
             ..
         } => status::health(&call, health).await,
         Verb::Status { name, .. } => status::status(&call, name.as_deref()).await,
-        Verb::Config { verb } => config::config(&call, &verb),
+        Verb::Config { verb } => config::config(&call, &verb).await,
         Verb::Ca(verb) => ca::run(&call, verb).await,
         Verb::Import(options) => import::import(&call, &options).await,
         Verb::Delete(options) => delete::delete(&call, &options).await,

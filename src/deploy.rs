@@ -41,6 +41,8 @@ use crate::files::beneath::REFUSED_HINT;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::dns::lookup::Resolver;
+use crate::program::NOT_STARTED_HINT;
 use crate::record::Generation;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -132,6 +134,9 @@ pub struct Delivery {
     pub live: PathBuf,
     /// Whether the target must load it now, even if that costs the server much.
     pub urgent: bool,
+    /// Looks up the host of the target.
+    #[serde(default)]
+    pub(crate) resolver: Resolver,
 }
 
 /// A server that loads certificates from the output, or a copy for one. The caller adds
@@ -239,6 +244,8 @@ pub enum DeployCause {
     #[error("the pair is refused: {0}")]
     Refused(String),
     #[error("{0}")]
+    NotStarted(String),
+    #[error("{0}")]
     Program(String),
     #[error("{0}")]
     Unsafe(String),
@@ -300,6 +307,7 @@ impl DeployCause {
                 "check that it runs and that this process may connect to it; the deployment is retried"
             }
             Self::Refused(_) => "fix what it reports; it keeps serving the pair that it has",
+            Self::NotStarted(_) => NOT_STARTED_HINT,
             Self::Program(_) => {
                 "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; the deployment is retried"
             }
@@ -337,5 +345,6 @@ pub(crate) fn sample() -> Delivery {
         not_after: Timestamp::from_seconds(1_900_000_000),
         live: PathBuf::from("/certs/live/example.com"),
         urgent: false,
+        resolver: Resolver::default(),
     }
 }

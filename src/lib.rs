@@ -126,8 +126,8 @@
 //!   one after the other.
 //! - When no endpoint is configured, /proc shows where nginx listens, so that
 //!   verification needs no configuration.
-//! - Hosts are looked up by the system's resolver; DNS-01 asks the servers of a zone
-//!   themselves ([`net::dns`]).
+//! - Hosts are looked up by the configured resolver, else by the system's; DNS-01 asks the
+//!   servers of a zone themselves ([`net::dns`]).
 //! - Files, verification and keys are services behind traits, so that [`simulate`] runs
 //!   the real flows.
 //! - `certs run` started by root becomes another user once its ports are bound

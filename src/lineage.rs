@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::fingerprint::Fingerprint;
 use crate::identifier::{Identifier, IdentifierError};
-use crate::text::stored_as_text;
+use crate::text::{shell_word, stored_as_text};
 
 /// The name of a certificate through its renewals. It is also a directory's name: it
 /// has only `[a-z0-9._-]` and never starts with a dot or a hyphen.
@@ -36,6 +36,23 @@ impl Known {
     /// Whether it has the name of the certificate for the second key of `first`.
     fn bears(&self, first: &Lineage) -> bool {
         KINDS.iter().any(|kind| first.beside(kind) == self.lineage)
+    }
+}
+
+/// The command that requests `names` as this certificate again: its other options are stored.
+pub(crate) fn reissue<'n>(
+    lineage: &Lineage,
+    names: impl IntoIterator<Item = &'n Identifier>,
+) -> String {
+    let names: Vec<&Identifier> = names.into_iter().collect();
+    let words = names.iter().map(|name| shell_word(&name.to_string()));
+    let words = words.collect::<Vec<_>>().join(" ");
+    match names
+        .first()
+        .is_some_and(|first| Lineage::of(first) == *lineage)
+    {
+        true => format!("certs issue {words}"),
+        false => format!("certs issue {words} --name {lineage}"),
     }
 }
 

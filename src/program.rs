@@ -21,11 +21,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
+use crate::certificate::Secret;
 use crate::files::trust;
 use crate::text::printable;
 
 /// The end of its output is kept, which usually has the error.
 const MOST_OUTPUT: usize = 4096;
+/// A secret that a program prints is not longer.
+const LONGEST_SECRET: usize = 65_536;
 const LINES: usize = 10;
 /// The part of our environment that it inherits: no credentials.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
@@ -55,12 +58,15 @@ pub(crate) enum ProgramError {
     Failed(String),
 }
 
+/// The hint for a program that cannot be started.
+pub(crate) const NOT_STARTED_HINT: &str = "name a program that exists and may be executed";
+
 impl ProgramError {
     /// The next thing to do.
     pub(crate) fn hint(&self) -> &str {
         match self {
             Self::Untrusted { hint, .. } => hint,
-            Self::NotStarted(_) => "name a program that exists and may be executed",
+            Self::NotStarted(_) => NOT_STARTED_HINT,
             Self::Failed(_) => {
                 "call the program with these arguments by hand, and correct what it reports"
             }
@@ -136,12 +142,43 @@ impl Call {
         variables: &[(&str, OsString)],
         within: Duration,
     ) -> Result<String, ProgramError> {
-        let mut child = self.start(variables)?;
         let streams: [LastOutput; 2] = Default::default();
+        self.end_within(variables, within, &streams, &streams)
+            .await?;
+        Ok(last_lines(&streams))
+    }
+
+    /// Runs the program, and returns what it prints on standard output, which no message shows.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run), and when it prints too much.
+    pub(crate) async fn secret(&self, within: Duration) -> Result<Secret, ProgramError> {
+        let output = LastOutput::keeping(LONGEST_SECRET + 1);
+        let streams = [output, LastOutput::default()];
+        self.end_within(&[], within, &streams, &streams[1..])
+            .await?;
+        let printed = streams[0].take();
+        let is_long = printed.len() > LONGEST_SECRET;
+        let printed = String::from_utf8(printed).map(Secret::new);
+        printed.ok().filter(|_| !is_long).ok_or_else(|| {
+            let message = format!("printed more than {LONGEST_SECRET} bytes, or no text");
+            ProgramError::Failed(message)
+        })
+    }
+
+    /// Waits until the program ends; its failure shows the end of what the streams in `shown` had.
+    async fn end_within(
+        &self,
+        variables: &[(&str, OsString)],
+        within: Duration,
+        [output, errors]: &[LastOutput; 2],
+        shown: &[LastOutput],
+    ) -> Result<(), ProgramError> {
+        let mut child = self.start(variables)?;
         // Everything is read, and only the end kept: a full pipe would block the program.
         let mut reading = JoinSet::new();
-        reading.spawn(tail(child.stdout.take(), streams[0].clone()));
-        reading.spawn(tail(child.stderr.take(), streams[1].clone()));
+        reading.spawn(tail(child.stdout.take(), output.clone()));
+        reading.spawn(tail(child.stderr.take(), errors.clone()));
         let Ok(status) = tokio::time::timeout(within, child.wait()).await else {
             end(&mut child).await;
             let late = format!("did not end within {} s", within.as_secs());
@@ -150,9 +187,9 @@ impl Call {
         // A process that it left running may keep its output open for ever.
         let rest = async { while reading.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
-        let output = last_lines(&streams);
+        let output = last_lines(shown);
         Err(ProgramError::Failed(match (status, output.as_str()) {
-            (Ok(status), _) if status.success() => return Ok(output),
+            (Ok(status), _) if status.success() => return Ok(()),
             (Ok(status), "") => format!("failed ({status}) without any output"),
             (Ok(status), output) => format!("failed ({status}): {output}"),
             (Err(error), _) => format!("could not be waited for: {error}"),
@@ -223,23 +260,48 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
 }
 
 /// The end of a stream.
-type LastOutput = Arc<Mutex<Vec<u8>>>;
+#[derive(Clone)]
+struct LastOutput {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    most: usize,
+}
+
+impl Default for LastOutput {
+    fn default() -> Self {
+        Self::keeping(MOST_OUTPUT)
+    }
+}
+
+impl LastOutput {
+    fn keeping(most: usize) -> Self {
+        let bytes = Arc::default();
+        Self { bytes, most }
+    }
+
+    fn add(&self, more: &[u8]) {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.extend_from_slice(more);
+        let surplus = bytes.len().saturating_sub(self.most);
+        bytes.drain(..surplus);
+    }
+
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// Keeps the end of `stream`.
 async fn tail(stream: Option<impl AsyncRead + Unpin>, last: LastOutput) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.extend_from_slice(&buffer[..read]);
-        let surplus = last.len().saturating_sub(MOST_OUTPUT);
-        last.drain(..surplus);
+        last.add(&buffer[..read]);
     }
 }
 
 fn last_lines(streams: &[LastOutput]) -> String {
     let text = |last: &LastOutput| {
-        let last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&last).into_owned()
     };
     let all = streams.iter().map(text).collect::<Vec<_>>();
@@ -301,6 +363,26 @@ mod tests {
         let absent = run(&call("/absent/program", &[])).await.unwrap_err();
         assert!(absent.to_string().contains("/absent"), "{absent:?}");
         assert!(matches!(absent, ProgramError::NotStarted(_)), "{absent:?}");
+    }
+
+    #[tokio::test]
+    async fn secret_of_a_program_is_whole_and_in_no_message() {
+        let printed = |script: &str| {
+            let call = shell(script);
+            async move { call.secret(Duration::from_secs(20)).await }
+        };
+        let secret = printed("echo warned >&2; yes secret | head -c 60000").await;
+        assert_eq!(secret.unwrap().expose().len(), 60_000);
+        for (script, words) in [
+            ("echo secret; echo why >&2; exit 1", "why"),
+            ("yes secret | head -c 70000", "more than 65536"),
+            ("printf 'secret\\377'", "no text"),
+            ("echo secret; exit 3", "without any output"),
+        ] {
+            let error = printed(script).await.unwrap_err().to_string();
+            assert!(error.contains(words), "{script}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -40,9 +40,10 @@ pub enum StoreError {
         subject: String,
         source: std::io::Error,
     },
-    #[error("the sealing key {path}: {detail}")]
+    #[error("the sealing key {from}: {detail}")]
     Seal {
-        path: String,
+        /// Its file or its program.
+        from: String,
         detail: String,
         hint: &'static str,
     },
@@ -60,6 +61,12 @@ pub enum StoreError {
     Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
+    #[error("{subject} was sealed with another key (its number is {number})")]
+    OtherKey { subject: String, number: String },
+    #[error("the shared store is of another fleet than the certificates of this machine")]
+    OtherFleet,
+    #[error("the shared store has an older state of {lineage} than this machine")]
+    Older { lineage: Lineage },
     #[error("this machine only serves the certificates of its fleet")]
     OnlyServes,
     #[error("{lineage} is stored already")]
@@ -78,13 +85,21 @@ impl StoreError {
     pub(crate) fn hint_of_shared(&self) -> Option<&'static str> {
         match self {
             Self::Seal { hint, .. } => Some(hint),
-            Self::Corrupt { subject, detail } if subject.contains(OF_SHARED) => Some(match () {
-                () if detail.contains("another key") => {
-                    "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes"
-                }
-                () if detail.contains("newer version") => "update certs on this machine",
-                () => "remove this document from the store: a machine with a copy stores it again",
-            }),
+            Self::OtherKey { .. } => Some(
+                "seal_key_file must hold the key of this fleet's other machines; two fleets need two prefixes",
+            ),
+            Self::OtherFleet => Some(
+                "name this fleet's own store; to join the other fleet instead, remove copies.json from the data directory",
+            ),
+            Self::Older { .. } => Some(
+                "start certs run on a machine of role full that has the certificate: it puts its newer state back",
+            ),
+            Self::Newer { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("update certs on this machine")
+            }
+            Self::Corrupt { subject, .. } if subject.contains(OF_SHARED) => {
+                Some("remove this document from the store: a machine with a copy stores it again")
+            }
             error => advice(error),
         }
     }
@@ -222,8 +237,11 @@ pub(crate) trait OwnStore: Store + fmt::Debug {
     /// Keeps `content` beside the records.
     fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError>;
 
-    /// What [`keep`](Self::keep) has kept.
-    fn kept(&self, name: &str) -> Result<Option<String>, StoreError>;
+    /// Adds to what is kept, without a flush.
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError>;
+
+    /// What [`keep`](Self::keep) has kept, of any length.
+    fn kept(&self, name: &str) -> Option<String>;
 }
 
 /// Compares the revision that was loaded with the stored one, and returns the next one.

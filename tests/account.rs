@@ -239,7 +239,10 @@ fn changed_terms_name_the_command_that_agrees() {
         "{printed}"
     );
     assert!(
-        printed.contains("certs account update --agree-tos"),
+        printed.contains(&format!(
+            "certs account update --ca {} ",
+            ca.server.directory_url()
+        )),
         "{printed}"
     );
     run(&mut account(&ca, &["update", "--agree-tos"]), 0);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{by_depth, certs, free_port, run, text};
+use crate::support::{assert_says, by_depth, certs, free_port, run, text};
 
 /// A CA started by the command line.
 struct CaServer {
@@ -267,74 +267,164 @@ fn ca_serve_requires_external_account() {
         command
             .arg(&key)
             .args(["--http-listen", &format!("127.0.0.1:{port}")]);
-        run(&mut command, code);
+        let printed = run(&mut command, code);
+        let hint = "hint: the CA does not accept the external account binding";
+        assert_eq!(printed.contains(hint), code == 4, "{printed}");
     }
 }
 
+/// Wrong options, the words of the message and of its hint, and the options that the hint gives.
+type Case<'a> = (&'a [&'a str], &'a str, &'a str, &'a [&'a str]);
+
 #[test]
-fn ca_serve_exits_2_with_hint_for_unusable_options() {
+fn ca_serve_exits_2_with_hint_that_leads_to_a_server() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let weak = directory.path().join("weak");
-    std::fs::write(&weak, "AAAA").unwrap();
-    let weak = weak.to_str().unwrap();
-    let accounts = |name: &str, text: &str| {
-        let file = directory.path().join(name);
-        std::fs::write(&file, text).unwrap();
-        file.to_str().unwrap().to_owned()
+    let (free, every) = (free_port(), free_port());
+    let (free, every) = (format!("127.0.0.1:{free}"), format!("0.0.0.0:{every}"));
+    let place = |name: &str| directory.path().join(name).display().to_string();
+    let file = |name: &str, text: &str| {
+        std::fs::write(place(name), text).unwrap();
+        place(name)
     };
-    let none = &accounts("none", "# none yet\n\n");
-    let odd = &accounts("odd", "a MDEyMzQ1Njc4OWFiY2RlZg\nb\n");
-    let short = &accounts("short", "a MDEyMzQ1Njc4OWFiY2RlZg\nb AAAA\n");
-    for (arguments, words) in [
-        (vec!["--listen", &taken], "cannot listen on"),
-        (vec!["--listen", "0.0.0.0:0"], "gives clients no address"),
-        (vec!["--host", "*.internal"], "not a name or an address"),
-        (vec!["--eab-file", none], "no account found"),
+    let key = "MDEyMzQ1Njc4OWFiY2RlZg";
+    let [none, odd, short, accounts, weak, strong] = [
+        ("none", "# none yet\n\n"),
+        ("odd", "a MDEyMzQ1Njc4OWFiY2RlZg\nb\n"),
+        ("short", "a MDEyMzQ1Njc4OWFiY2RlZg\nb AAAA\n"),
+        ("accounts", "a MDEyMzQ1Njc4OWFiY2RlZg\n"),
+        ("weak", "AAAA"),
+        ("strong", key),
+    ]
+    .map(|(name, text)| file(name, text));
+    let (absent, written) = (place("absent/root.pem"), place("root.pem"));
+    let line = "write a line for each account: its ID, a space, and an HMAC key";
+    let host = "for example --host ca.internal";
+    let given: &[&str] = &["--eab-file", &accounts];
+    let cases: &[Case<'_>] = &[
         (
-            vec!["--eab-file", odd],
+            &["--listen", &taken],
+            "cannot listen on",
+            "choose another with --listen 127.0.0.1:PORT",
+            &["--listen", &free],
+        ),
+        (
+            &["--listen", &every],
+            "gives clients no address",
+            "this machine: --host ca.internal",
+            &["--listen", &every, "--host", "ca.internal"],
+        ),
+        (
+            &["--host", "*.internal"],
+            "not a name or an address",
+            host,
+            &["--host", "ca.internal"],
+        ),
+        (&["--eab-file", &none], "no account found", line, given),
+        (
+            &["--eab-file", &odd],
             "line 2 is not an identifier and a key",
+            line,
+            given,
         ),
-        (vec!["--eab-file", short], "a key is shorter than 16 bytes"),
         (
-            vec![
-                "--listen",
-                "127.0.0.1:0",
-                "--eab-kid",
-                "a",
-                "--eab-hmac-file",
-                weak,
-            ],
+            &["--eab-file", &short],
+            "a key is shorter than 16 bytes",
+            line,
+            given,
+        ),
+        (
+            &["--eab-kid", "a", "--eab-hmac-file", &weak],
             "shorter than 16 bytes",
+            "write an HMAC key of at least 16 bytes in base64url to the file",
+            &["--eab-kid", "a", "--eab-hmac-file", &strong],
         ),
         (
-            vec!["--listen", "127.0.0.1:0", "--root-out", "/nowhere/root.pem"],
-            "/nowhere/root.pem",
+            &["--root-out", &absent],
+            "absent/root.pem",
+            "name a file in a writable directory",
+            &["--root-out", &written],
         ),
-    ] {
-        let printed = run(
-            certs(directory.path())
-                .args(["ca", "serve"])
-                .args(arguments),
-            2,
-        );
-        assert!(
-            printed.contains(words) && printed.contains("hint:"),
-            "{printed}"
-        );
+        (
+            &["--permit", "a b"],
+            "--permit `a b`",
+            "for example --permit example.com",
+            &["--permit", "example.com"],
+        ),
+    ];
+    let serve = |data: &str, arguments: &[&str]| {
+        let mut command = certs(&directory.path().join(data));
+        command.args(["ca", "serve"]).args(arguments);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command
+    };
+    for (wrong, message, hint, right) in cases {
+        let printed = run(&mut serve("one", wrong), 2);
+        assert_says(&printed, &[message, "hint: ", hint]);
+        drop(Serving::start(&mut serve("one", right)));
     }
-    let printed = run(
-        certs(directory.path()).args(["ca", "serve", "--lifetime", "soon"]),
-        2,
-    );
+    let printed = run(&mut serve("one", &["--lifetime", "soon"]), 2);
     assert!(printed.contains("a number with s, m, h or d"), "{printed}");
-    let _ca = CaServer::start(directory.path(), &["--listen", "127.0.0.1:0"]);
-    let printed = run(
-        certs(directory.path()).args(["ca", "serve", "--listen", "127.0.0.1:0"]),
-        2,
-    );
-    assert!(printed.contains("in use by another process"), "{printed}");
+    // The root of the data directory permits no such host: another host, or another directory.
+    let other = ["--host", "ca.iana.org"];
+    let printed = run(&mut serve("one", &other), 2);
+    let hint = "choose a --host that it permits, such as ca.internal, or a new --data-dir";
+    assert_says(&printed, &[hint]);
+    let ca = Serving::start(&mut serve("one", &["--host", "ca.internal"]));
+    let printed = run(&mut serve("one", &[]), 2);
+    let hint = "use the CA that is running, or give another --data-dir";
+    assert_says(&printed, &["in use by another process", hint]);
+    drop(Serving::start(&mut serve("two", &other)));
+    drop(ca);
+    // The root of a CA that was never started, and a file without one.
+    let trust = |data: &str, root: &[&str], code| {
+        let mut command = certs(&directory.path().join(data));
+        run(command.args(["ca", "trust"]).args(root), code)
+    };
+    let hint = "start the CA once with `certs ca serve`, or name its root with --root FILE";
+    assert_says(&trust("three", &[], 2), &[hint]);
+    trust("one", &[], 0);
+    let hint = "name a file with the CA's root alone with --root FILE";
+    assert_says(&trust("three", &["--root", &weak], 2), &[hint]);
+    trust("three", &["--root", &written], 0);
+}
+
+#[test]
+fn wrong_settings_of_the_ca_are_named_and_corrected() {
+    use certs::ca::{Server, Settings};
+    let clock = std::sync::Arc::new(certs::time::SystemClock);
+    let made = Server::new(Settings::new("http://ca.test"), clock.clone());
+    let error = made.err().unwrap();
+    assert!(error.to_string().contains("is not https://"), "{error}");
+    assert_eq!(error.hint(), "correct the settings of the CA");
+    assert!(Server::new(Settings::new("https://ca.test"), clock).is_ok());
+}
+
+/// A CA that has printed its directory; it ends with its test.
+struct Serving(Child);
+
+impl Serving {
+    fn start(command: &mut Command) -> Self {
+        let quiet = command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = quiet.spawn().unwrap();
+        let mut line = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        lines.read_line(&mut line).unwrap();
+        let serving = Self(child);
+        assert!(line.starts_with("directory: https://"), "{line}");
+        serving
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

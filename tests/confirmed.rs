@@ -71,8 +71,13 @@ fn denied_rights_are_shown_before_the_renewal() {
         ),
         format!("denied: the right to write below {own}"),
     ] {
+        let hint = "configured nor confirmed; hint: as root, repeat certs issue with its options";
+        let right = format!("{right} is stored, but neither {hint}");
         assert!(printed.contains(&right), "no `{right}` in {printed}");
     }
+    let printed = verb(&ca, &["rename", "moved.example.com", "moved"], 8);
+    let hint = "hint: as root, repeat certs issue with its options: it confirms them";
+    assert!(printed.contains(hint), "{printed}");
     let json = verb(&ca, &["status", "--json"], 0);
     let json: Value = serde_json::from_str(&json).unwrap();
     let first = json[1]["denied"][0].as_str().unwrap();
@@ -93,6 +98,7 @@ fn denied_rights_are_shown_before_the_renewal() {
     sidecar.stop();
     run(&mut ca.issue(&moved), 0);
     assert!(!verb(&ca, &["status"], 0).contains("denied"));
+    verb(&ca, &["rename", "moved.example.com", "moved"], 0);
 
     // A damaged file confirms nothing, and no command passes over it.
     fs::write(&confirmed, &rights[..rights.len() / 2]).unwrap();
@@ -117,6 +123,11 @@ fn denied_rights_are_shown_before_the_renewal() {
     );
     assert!(!printed.contains("new.example.com"), "{printed}");
     verb(&ca, &["renew"], 8);
+    // The file is moved away, and the rights are confirmed again.
+    fs::rename(&confirmed, ca.path("away")).unwrap();
+    run(&mut ca.issue(&[NAME, &hook]), 0);
+    let printed = verb(&ca, &["status", NAME], 0);
+    assert!(!printed.contains("denied"), "{printed}");
 }
 
 #[test]
@@ -175,4 +186,41 @@ fn readyz_reports_that_the_helper_process_is_gone() {
     rustix::process::kill_process(helper, rustix::process::Signal::KILL).unwrap();
     until("the report", || sidecar.readiness() == 503);
     assert!(readyz(&sidecar).contains("helper process is gone"));
+}
+
+#[test]
+fn certificate_whose_output_is_denied_is_deleted_without_its_files() {
+    let ca = EmbeddedCa::start();
+    let (own, hook) = (
+        ca.path("own").display().to_string(),
+        script(&ca.path("hook"), "true"),
+    );
+    run(&mut ca.issue(&[NAME, "--output-dir", &own, &hook]), 0);
+    let rights = ca.path("data.confirmed/rights.json");
+    let confirmed = fs::read_to_string(&rights).unwrap();
+    fs::remove_file(&rights).unwrap();
+    let printed = verb(&ca, &["delete", NAME, "--yes"], 8);
+    let words = crate::followed::printed_command(&printed, "without those files: certs ", "\n");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    verb(&ca, &words, 0);
+    assert!(ca.path(&format!("own/live/{NAME}")).exists());
+    // What nothing uses any more is withdrawn, or removed by hand.
+    fs::write(&rights, confirmed).unwrap();
+    let other = "other.example.com";
+    for name in [NAME, other] {
+        run(&mut ca.issue(&[name, &hook]), 0);
+    }
+    let options = ca.path(&format!("data/records/{other}/options.json"));
+    let readable = fs::read_to_string(&options).unwrap();
+    fs::write(&options, "{").unwrap();
+    let printed = verb(&ca, &["delete", NAME, "--yes"], 0);
+    let hint = format!(
+        "hint: remove from {} what nothing else uses",
+        rights.display()
+    );
+    assert!(printed.contains(&hint), "{printed}");
+    fs::write(&options, readable).unwrap();
+    verb(&ca, &["delete", other, "--yes"], 0);
+    fs::write(&rights, r#"{"rights":[]}"#).unwrap();
+    verb(&ca, &["status"], 0);
 }

@@ -160,16 +160,25 @@ fn one_record_proves_names_for_good_by_dns_persist_01() {
         let printed = run(&mut command, 5);
         assert!(printed.contains(words), "{found}: {printed}");
     }
-    lab.bind.change(&format!("add {name} 1 TXT \"{wanted}\""));
+    // One that ends soon proves the names, and the hint says how it lasts.
+    let soon = time::OffsetDateTime::now_utc().unix_timestamp() + 86_400;
+    lab.bind.change(&format!("delete {name} TXT"));
+    let ending = format!("{wanted}; persistUntil={soon}");
+    lab.bind.change(&format!("add {name} 1 TXT \"{ending}\""));
     lab.bind.change(&format!(
         "add _validation-persist.alias.example.com 1 TXT \"{other}\""
     ));
     let printed = run(&mut command, 0);
     assert!(printed.contains("issued; generation 0001"), "{printed}");
+    let hint = "hint: give it a later persistUntil, or none";
+    assert!(printed.contains(hint), "{printed}");
+    lab.bind.change(&format!("delete {name} TXT"));
+    lab.bind.change(&format!("add {name} 1 TXT \"{wanted}\""));
     // Renewals need no option, no credentials and no change of DNS.
     let before = lab.bind.log().matches(" an RR at ").count();
     let printed = lab.renew(0);
     assert!(printed.contains("issued; generation 0002"), "{printed}");
+    assert!(!printed.contains(hint), "{printed}");
     assert_eq!(lab.bind.log().matches(" an RR at ").count(), before);
     lab.bind.change(&format!("delete {name} TXT"));
     let printed = lab.renew(5);

@@ -274,6 +274,69 @@ fn store_of_another_fleet_is_refused_and_stays() {
     // As the hints say.
     run(&mut fleet.issue("guest", &["other.example.com"]), 0);
     assert_eq!(fleet.orders(), 2);
+    // The same key from a program, and not from both.
+    let key = fleet.ca.path("seal.key").display().to_string();
+    let mut renew = fleet.on("guest", &["renew"]);
+    renew.env("CERTS_SEAL_KEY_EXEC", format!("/bin/cat {key}"));
+    let said = run(&mut renew, 2);
+    assert!(said.contains("both set"), "{said}");
+    run(renew.env_remove("CERTS_SEAL_KEY_FILE"), 0);
+}
+
+#[test]
+fn machine_that_only_serves_has_a_key_that_opens_no_account() {
+    let fleet = Fleet::new();
+    run(&mut fleet.issue("one", &["example.com"]), 0);
+    let printed = fleet.on("one", &["config", "serve-key"]).output().unwrap();
+    let key = String::from_utf8(printed.stdout).unwrap();
+    assert!(key.starts_with("serve:") && !key.contains(KEY.trim()));
+    fleet.write_key("serve.key", &key);
+    let mut renew = fleet.on("two", &["renew"]);
+    renew.env("CERTS_SEAL_KEY_FILE", fleet.ca.path("serve.key"));
+    let said = run(&mut renew, 2);
+    assert!(said.contains("opens no accounts"), "{said}");
+    // As the hint says.
+    assert!(said.contains("hint: set role = \"serve\""), "{said}");
+    let said = run(renew.env("CERTS_ROLE", "serve"), 0);
+    assert!(!said.contains("sealing key"), "{said}");
+    let live = fleet.live("one", "example.com");
+    assert!(live.is_some() && fleet.live("two", "example.com") == live);
+    let said = run(fleet.on("three", &["renew"]).env("CERTS_ROLE", "serve"), 0);
+    assert!(said.contains("hint: certs config serve-key"), "{said}");
+}
+
+#[test]
+fn damaged_document_is_refused_by_commands_and_put_back_by_the_sidecar() {
+    let fleet = Fleet::new();
+    run(&mut fleet.issue("one", &["example.com"]), 0);
+    run(&mut fleet.on("two", &["renew"]), 0);
+    let live = fleet.live("two", "example.com");
+    let document = fleet.ca.path("shared/certificates/example.com");
+    let newest = files_below(&document).into_iter().max().unwrap();
+    let mut damaged = std::fs::read(&newest).unwrap();
+    damaged[40] ^= 1;
+    std::fs::write(&newest, &damaged).unwrap();
+    std::fs::remove_file(fleet.home("two").join("data/copies.json")).unwrap();
+    let said = run(&mut fleet.on("two", &["renew"]), 8);
+    assert!(said.contains("certificates/example.com"), "{said}");
+    assert!(
+        said.contains("it was changed, or belongs to another name"),
+        "{said}"
+    );
+    assert!(said.contains("hint: remove this document"), "{said}");
+    assert_eq!(std::fs::read(&newest).unwrap(), damaged);
+    assert_eq!(fleet.live("two", "example.com"), live);
+    // As the hint says.
+    std::fs::remove_file(fleet.home("one").join("data/copies.json")).unwrap();
+    let _running = fleet.run("one", free_port(), &[]);
+    until("the document", || {
+        std::fs::read(files_below(&document).into_iter().max().unwrap()).unwrap() != damaged
+    });
+    run(&mut fleet.on("two", &["renew"]), 0);
+    assert_eq!(
+        (fleet.live("two", "example.com"), fleet.orders()),
+        (live, 1)
+    );
 }
 
 #[test]

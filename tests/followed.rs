@@ -1,6 +1,11 @@
 //! Hints are followed to the letter: each failure is provoked, what its hint says is done, and the same command
 //! succeeds. Hints about servers are followed where these servers are tested.
 
+mod accounts;
+mod orders;
+mod public;
+mod revocations;
+mod running;
 mod servers;
 
 use std::path::Path;
@@ -18,7 +23,7 @@ const LOAD: &str = "/etc/haproxy/a.pem";
 type Row<'r> = (&'r str, &'r str, &'r str);
 
 /// The words between backquotes or after the colon of a hint are written as they stand.
-const ROWS: [Row<'_>; 32] = [
+const ROWS: [Row<'_>; 43] = [
     (
         "emial = 'a@b.example' A",
         "did you mean `email`?",
@@ -179,14 +184,104 @@ const ROWS: [Row<'_>; 32] = [
         "for example 30 3 * * * for",
         "[renew]\nschedule = '30 3 * * *' A",
     ),
+    (
+        "fallback_ca = 'letsencrypt-staging' A",
+        "name a CA whose certificates are trusted, such as zerossl",
+        "email = 'a@b.example'\nfallback_ca = 'zerossl' A",
+    ),
+    (
+        "ca = 'https://ca.internal/dir'\nca_root = '/etc/passwd' A",
+        "name a PEM file with --ca-root",
+        "ca = 'https://ca.internal/dir'\nca_root = 'ROOT' A",
+    ),
+    (
+        "[[certificate]]\nnames = [MANY]",
+        "public CAs take 100 at most: make two certificates",
+        "[[certificate]]\nnames = [HALF]\n[[certificate]]\nnames = [REST]",
+    ),
+    (
+        "[[certificate]]\nnames = [5]",
+        "a DNS name or an IP address belongs here",
+        "[[certificate]]\nnames = ['5.example.com']",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2163'\n[dns.rfc2136]\nserver = '192.0.2.53'",
+        "did you mean rfc2136?",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver = '192.0.2.53'",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'none-such'",
+        "exec runs a program of yours, self needs none",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'self'",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver = 'no address!'",
+        "config/dns.toml and docs/dns.md show each provider's credentials",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver = '192.0.2.53'",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\naddress = '192.0.2.53'",
+        "the keys of rfc2136: server, ",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver = '192.0.2.53'",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'mine'\n[dns]\nmine = '192.0.2.53'",
+        "write [dns.NAME] above the credentials, with provider = \"…\"",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'mine'\n[dns.mine]\nprovider = 'rfc2136'\nserver = '192.0.2.53'",
+    ),
+    (
+        "ca = 'https://ca.internal/dir'\ndns = 'self'\n[[certificate]]\nnames = '192.0.2.1'",
+        "use --challenge http-01 for addresses",
+        "ca = 'https://ca.internal/dir'\ndns = 'self'\n[[certificate]]\nnames = '192.0.2.1'\nchallenge = 'http-01'",
+    ),
+    (
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver_file = '/etc'",
+        "name a readable file",
+        "[[certificate]]\nnames = 'a.example.com'\ndns = 'rfc2136'\n[dns.rfc2136]\nserver_file = 'SERVER'",
+    ),
 ];
+
+/// The printed command between `before` and `after`, as a shell reads its words.
+pub(crate) fn printed_command(printed: &str, before: &str, after: &str) -> Vec<String> {
+    let rest = printed.split_once(before);
+    let (_, rest) = rest.unwrap_or_else(|| panic!("no `{before}` in {printed}"));
+    let command = rest.split_once(after);
+    let (command, _) = command.unwrap_or_else(|| panic!("no `{after}` in {rest}"));
+    let words = command.split_whitespace();
+    words
+        .map(|word| word.trim_matches('\'').to_owned())
+        .collect()
+}
+
+/// The printed path after `before`.
+fn place<'p>(printed: &'p str, before: &str) -> &'p str {
+    let rest = printed.split_once(before);
+    let (_, rest) = rest.unwrap_or_else(|| panic!("no `{before}` in {printed}"));
+    rest.split([',', ';', '\n']).next().unwrap_or_default()
+}
 
 #[test]
 fn hints_of_a_configuration_lead_to_a_valid_one() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("certs.toml");
+    let (root, server) = (
+        directory.path().join("root.pem"),
+        directory.path().join("server"),
+    );
+    let made = rcgen::generate_simple_self_signed(["ca.internal".to_owned()]).unwrap();
+    std::fs::write(&root, made.cert.pem()).unwrap();
+    std::fs::write(&server, "192.0.2.53\n").unwrap();
+    let names = |range: std::ops::Range<u32>| {
+        let names = range.map(|n| format!("'n{n}.example.com'"));
+        names.collect::<Vec<_>>().join(", ")
+    };
     let check = |text: &str, code| {
         let text = text
+            .replace("MANY", &names(0..101))
+            .replace("HALF", &names(0..50))
+            .replace("REST", &names(50..101))
+            .replace("ROOT", root.to_str().unwrap())
+            .replace("SERVER", server.to_str().unwrap())
             .replace(" A", A)
             .replace(" BOTH", BOTH)
             .replace("LOAD", LOAD);
@@ -216,6 +311,33 @@ fn hints_of_a_configuration_lead_to_a_valid_one() {
     let printed = run(command.args(["config", "check", "--config"]).arg(&file), 2);
     assert!(printed.contains("or agree_tos = true"), "{printed}");
     check("A", 0);
+    // Variables: one that does not exist, and a file that cannot be read.
+    for (variable, value, words, right) in [
+        (
+            "CERTS_EMIAL",
+            "a@b.example",
+            "did you mean CERTS_EMAIL?",
+            ("CERTS_EMAIL", "a@b.example"),
+        ),
+        (
+            "CERTS_EMAIL_FILE",
+            "/etc",
+            "name a readable file",
+            ("CERTS_EMAIL_FILE", server.to_str().unwrap()),
+        ),
+    ] {
+        let check = |variable: &str, value: &str, code| {
+            let mut command = certs(directory.path());
+            command.args(["config", "check", "--config"]).arg(&file);
+            run(command.env(variable, value), code)
+        };
+        let printed = check(variable, value, 2);
+        assert!(printed.contains(words), "{variable}: {printed}");
+        if variable.ends_with("FILE") {
+            std::fs::write(&server, "a@b.example\n").unwrap();
+        }
+        check(right.0, right.1, 0);
+    }
 }
 
 /// The commands of a hint, each up to the end of its phrase.
@@ -275,12 +397,8 @@ fn hints_of_commands_lead_to_their_success() {
     renew();
     table(&["d.example.com"]);
     let printed = renew();
-    let words = "certs issue with its names keeps it";
-    assert!(
-        printed.contains("orphaned") && printed.contains(words),
-        "{printed}"
-    );
-    run(ca.issue(&["c.example.com"]).current_dir(ca.path("")), 0);
+    let keep = printed_command(&printed, "renews it once, certs ", " keeps it");
+    run(certs(&ca.path("")).args(keep).current_dir(ca.path("")), 0);
     let printed = renew();
     assert!(!printed.contains("orphaned"), "{printed}");
 }

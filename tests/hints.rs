@@ -107,12 +107,14 @@ fn every_command_takes_a_lineage_or_a_name_of_the_certificate() {
     }
     let printed = verb(&["delete", "b.example.com", "--yes"], 2);
     assert!(
-        printed.contains("second, shop; nothing was deleted"),
+        printed.contains(
+            "second, shop; nothing was deleted\nhint: delete one of them by its own name"
+        ),
         "{printed}"
     );
-    verb(&["delete", "a.example.com", "--yes"], 0);
+    verb(&["delete", "shop", "--yes"], 0);
     verb(&["status", "shop"], 2);
-    verb(&["delete", "b.example.com", "--yes"], 0);
+    verb(&["delete", "c.example.com", "--yes"], 0);
     assert_eq!(verb(&["list", "--json"], 0).trim(), "[]");
 }
 

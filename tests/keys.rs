@@ -333,7 +333,7 @@ fn pebble_issues_for_a_lifetime_and_by_a_preferred_chain() {
 }
 
 /// Writes a signing request of a new key for `names`, and the key.
-fn request(directory: &Path, names: &[&str]) -> (PathBuf, PathBuf) {
+pub(crate) fn request(directory: &Path, names: &[&str]) -> (PathBuf, PathBuf) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = rcgen::CertificateParams::new(names).unwrap();
@@ -346,7 +346,7 @@ fn request(directory: &Path, names: &[&str]) -> (PathBuf, PathBuf) {
 }
 
 /// `certs csr FILE` against this CA.
-fn csr(ca: &EmbeddedCa, file: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn csr(ca: &EmbeddedCa, file: &Path, arguments: &[&str]) -> Command {
     let issue = ca.issue(arguments);
     let mut command = certs(&ca.path(""));
     command.arg("csr").arg(file).args(issue.get_args().skip(1));

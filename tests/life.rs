@@ -1,13 +1,15 @@
 //! The later life of certificates: the two of two keys, revocations that are given up, keys that are revoked under
 //! every name, signing requests, and what a deletion removes elsewhere.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{RData, Record, RecordType};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -16,7 +18,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::sidecar::{Sidecar, configured};
-use crate::support::{certs, free_port, make_script, run, until};
+use crate::support::{Running, certs, free_port, make_script, run, until};
 
 const NAME: &str = "example.com";
 const RSA: &str = "example.com_rsa";
@@ -633,9 +635,27 @@ fn resolver() -> (String, Arc<Mutex<Vec<String>>>) {
             let mut reply = Message::response(request.id, request.op_code);
             reply.add_query(question.clone());
             let name = question.name().to_ascii();
-            if question.query_type() == RecordType::A && name.ends_with("lab.test.") {
-                let here = RData::A(A(Ipv4Addr::LOCALHOST));
-                reply.add_answer(Record::from_rdata(question.name().clone(), 60, here));
+            let is_zone = name == "lab.test.";
+            let found = match question.query_type() {
+                RecordType::A if name.ends_with("lab.test.") => {
+                    Some(RData::A(A(Ipv4Addr::LOCALHOST)))
+                }
+                RecordType::SOA if is_zone => {
+                    let name = question.name();
+                    Some(RData::SOA(SOA::new(
+                        name.clone(),
+                        name.clone(),
+                        1,
+                        60,
+                        60,
+                        60,
+                        60,
+                    )))
+                }
+                _ => None,
+            };
+            if let Some(found) = found {
+                reply.add_answer(Record::from_rdata(question.name().clone(), 60, found));
             }
             names.lock().unwrap().push(name);
             let _ = socket.send_to(&reply.to_vec().unwrap(), from);
@@ -670,4 +690,106 @@ fn named_resolver_finds_the_ca_the_proxy_and_the_endpoint() {
             "{name}: {asked:?}"
         );
     }
+}
+
+/// A server at a port of this machine that answers each connection as a web server does, and closes it. It ends with
+/// the tests.
+fn answering() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        }
+    });
+    port
+}
+
+#[test]
+fn named_resolver_finds_deploy_targets_stores_and_acme_dns() {
+    let ca = EmbeddedCa::start();
+    let (resolver, asked) = resolver();
+    let (resolver, port) = (["--resolver", &resolver], answering());
+    for (target, code) in [
+        (format!("http://hook.lab.test:{port}/"), 0),
+        (format!("caddy:caddy.lab.test:{port}"), 0),
+        // The one does not speak as HAProxy does, and the other is an unfiltered API.
+        (format!("haproxy:haproxy.lab.test:{port}"), 7),
+        ("docker:web".to_owned(), 7),
+    ] {
+        let mut issue = ca.issue(&[NAME, "--force", &format!("--deploy={target}")]);
+        issue.env("DOCKER_HOST", format!("tcp://docker.lab.test:{port}"));
+        run(issue.args(resolver), code);
+    }
+    // None of them has TLS, which all of them must have.
+    let seal = ca.path("seal.key");
+    std::fs::write(&seal, format!("{}=\n", "A".repeat(43))).unwrap();
+    std::fs::set_permissions(&seal, PermissionsExt::from_mode(0o600)).unwrap();
+    for store in [
+        format!("etcds://etcd.lab.test:{port}/certs"),
+        format!("postgres://certs@postgres.lab.test:{port}/certs"),
+        "s3://bucket/certs".to_owned(),
+    ] {
+        let mut issue = verb(&ca, &["issue", NAME, "--store", &store]);
+        issue
+            .env("AWS_ENDPOINT_URL", format!("https://s3.lab.test:{port}"))
+            .env("AWS_ACCESS_KEY_ID", "id")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .env("CERTS_SEAL_KEY_FILE", &seal);
+        run(issue.args(resolver), 8);
+    }
+    let mut issue = ca.issue(&["www.lab.test", "--dns", "acmedns"]);
+    for (field, value) in [
+        ("SERVER", format!("https://acme-dns.lab.test:{port}")),
+        ("USERNAME", "user".to_owned()),
+        ("PASSWORD", "password".to_owned()),
+        ("SUBDOMAIN", "sub".to_owned()),
+    ] {
+        issue.env(format!("CERTS_DNS_ACMEDNS_{field}"), value);
+    }
+    run(issue.args(resolver), 5);
+    let asked = asked.lock().unwrap().clone();
+    for name in [
+        "hook", "caddy", "haproxy", "docker", "etcd", "postgres", "s3", "acme-dns",
+    ] {
+        let name = format!("{name}.lab.test.");
+        assert!(asked.contains(&name), "{name}: {asked:?}");
+    }
+}
+
+#[test]
+fn next_run_removes_the_webroot_answer_of_a_killed_one() {
+    let ca = EmbeddedCa::start();
+    let (webroot, data) = (ca.path("webroot"), ca.path("data"));
+    std::fs::create_dir(&webroot).unwrap();
+    let answers = || {
+        let found = std::fs::read_dir(webroot.join(".well-known/acme-challenge"));
+        found.map_or(0, Iterator::count)
+    };
+    let issue = |names: &[&str]| {
+        let mut command = verb(&ca, &["issue", "--agree-tos", "--webroot"]);
+        command
+            .arg(&webroot)
+            .arg("--ca-root")
+            .arg(ca.path("root.pem"));
+        command
+            .args(["--ca", &ca.server.directory_url()])
+            .args(names);
+        command
+    };
+    ca.script
+        .add(Endpoint::Challenge, Which::Every, Fault::HangBefore);
+    let mut issuing = Running::start(&mut issue(&[NAME]));
+    until("the answer", || answers() == 1);
+    let record = data.join("records").join(NAME).join("record.json");
+    let record = || std::fs::read_to_string(&record).unwrap();
+    assert!(record().contains("http-01"), "{}", record());
+    issuing.kill();
+    ca.script.clear();
+    assert_eq!(answers(), 1);
+    // Another order, with other tokens, whose answers no server serves.
+    run(&mut issue(&[NAME, "www.example.com"]), 5);
+    assert_eq!(answers(), 0);
 }

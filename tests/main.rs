@@ -38,6 +38,7 @@ mod haproxy;
 mod harden;
 mod hints;
 mod hostile;
+mod hosts;
 mod house;
 mod import;
 mod imported;

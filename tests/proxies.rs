@@ -181,6 +181,13 @@ fn failure_names_the_proxy_its_cause_and_what_to_do() {
     let named = format!("cannot connect to the proxy http://127.0.0.1:{port} (--proxy)");
     assert!(closed.contains(&named), "{closed}");
     assert_eq!(ca.script.count(Endpoint::Directory), 0);
+    // The hints: right credentials, from a file too, or no proxy at all.
+    let (proxy, file) = (Proxy::start(Manner::Authorize(CODE)), ca.path("proxy"));
+    std::fs::write(&file, proxy.url(USER)).unwrap();
+    run(ca.issue(&[NAME]).env("CERTS_PROXY_FILE", &file), 0);
+    let mut issue = ca.issue(&[NAME, "--force"]);
+    issue.env("HTTPS_PROXY", format!("http://127.0.0.1:{port}"));
+    run(issue.env("NO_PROXY", "127.0.0.1"), 0);
 }
 
 #[test]

@@ -3,6 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use certs::lineage::Lineage;
+use certs::record::Renaming;
+use certs::store::{Store, fs::FileStore};
+
+use crate::followed::printed_command;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::sidecar::Sidecar;
@@ -91,8 +96,17 @@ fn rename_keeps_a_link_and_names_readers() {
     run(&mut verb(&ca, &["renew", "--force"]), 0);
     loads(&ca.path("out/live/example.com"));
     let printed = run(&mut verb(&ca, &["rename", "shop", "store"]), 0);
-    assert!(printed.contains("--keep-link"), "{printed}");
+    assert!(
+        printed.contains("hint: --keep-link keeps a link"),
+        "{printed}"
+    );
     assert!(!ca.path("out/live/shop").exists());
+    run(
+        &mut verb(&ca, &["rename", "store", "shop", "--keep-link"]),
+        0,
+    );
+    let link = std::fs::read_link(ca.path("out/live/store")).unwrap();
+    assert_eq!(link, Path::new("shop"));
 }
 
 #[test]
@@ -121,8 +135,19 @@ fn rename_refuses_names_that_are_taken_or_configured() {
         printed.contains("the configuration names it shop"),
         "{printed}"
     );
-    run(&mut verb(&ca, &["rename", "shop", NAME]), 0);
+    let hint = "hint: change `name` there after certs delete, or leave `name` out";
+    assert!(printed.contains(hint), "{printed}");
+    // Without it, the configuration's certificate is the renamed one.
+    run(
+        verb(&ca, &["rename", "shop", NAME]).env("CERTS_DOMAINS", NAME),
+        0,
+    );
     assert_eq!(places(&ca), before);
+    // What is left of another name is removed.
+    let printed = run(&mut verb(&ca, &["rename", NAME, "left"]), 2);
+    let delete = printed_command(&printed, "what is left of it: certs ", "\n");
+    run(certs(&ca.path("")).args(delete), 0);
+    run(&mut verb(&ca, &["rename", NAME, "left"]), 0);
 }
 
 #[test]
@@ -177,4 +202,28 @@ fn rename_killed_at_any_call_is_finished_by_the_next() {
         assert_eq!(places(&ca), of(NAME), "{point:?}");
     }
     assert_eq!(ca.script.committed(Endpoint::NewOrder), 1);
+}
+
+#[tokio::test]
+async fn interrupted_rename_is_finished_by_the_printed_command() {
+    let ca = EmbeddedCa::start();
+    run(&mut ca.issue(&[NAME]), 0);
+    let store = FileStore::open(ca.path("data")).unwrap();
+    let [from, to] = [NAME, "shop"].map(|name| Lineage::parse(name).unwrap());
+    let (mut record, revision) = store.load(&from).await.unwrap().unwrap();
+    record.renaming = Some(Renaming {
+        from,
+        to,
+        keep_link: true,
+    });
+    store.save(&record, revision, None).await.unwrap();
+    let printed = run(&mut verb(&ca, &["status"]), 0);
+    let finish = printed_command(&printed, "was interrupted; hint: certs ", " finishes it");
+    run(certs(&ca.path("")).args(finish), 0);
+    let printed = run(&mut verb(&ca, &["status"]), 0);
+    assert!(
+        printed.contains("shop") && !printed.contains("hint: certs rename"),
+        "{printed}"
+    );
+    loads(&ca.path("out/live/example.com"));
 }

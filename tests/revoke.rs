@@ -195,9 +195,12 @@ fn revoke_by_a_key_alone_needs_no_account() {
     let made = rcgen::KeyPair::generate().unwrap();
     std::fs::write(&other, made.serialize_pem()).unwrap();
     let wrong = ["revoke", "--cert-file", &cert, "--key-file", &other];
-    run(&mut at_ca("elsewhere", &wrong), 2);
+    let printed = run(&mut at_ca("elsewhere", &wrong), 2);
+    let hint = "hint: give the certificate in PEM, and its own key; nothing was sent";
+    assert!(printed.contains(hint), "{printed}");
     let printed = run(&mut at_ca("elsewhere", &files[..3]), 2);
-    assert!(printed.contains("--key-file"), "{printed}");
+    let hint = "hint: add the certificate's own key with --key-file, or name its CA with --ca";
+    assert!(printed.contains(hint), "{printed}");
     assert_eq!(ca.script.count(Endpoint::Revocation), 0);
     let printed = run(
         &mut at_ca("elsewhere", &[&files[..], &["--json"]].concat()),
@@ -235,7 +238,10 @@ fn wrong_revocations_send_nothing() {
     ca.script
         .add(Endpoint::Revocation, Which::Every, unauthorized);
     let printed = run(&mut verb(&ca, &["revoke", NAME, "--now"]), 4);
-    assert!(printed.contains("--key-file KEY"), "{printed}");
+    assert!(
+        printed.contains("or for a file with --key-file KEY"),
+        "{printed}"
+    );
 }
 
 #[test]

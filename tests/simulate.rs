@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use crate::support::{certs, text};
+use crate::support::{certs, run, text};
 
 const SMALL: [&str; 5] = ["simulate", "--nodes", "2", "--certificates", "4"];
 
@@ -108,4 +108,48 @@ fn simulate_writes_svg_plot_and_table() {
     let svg = std::fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
     assert!(svg.contains(">outages</text>"), "{svg}");
+}
+
+#[test]
+fn hints_of_simulations_are_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let few = ["--certificates", "1", "--nodes", "1", "--days"];
+    let simulate = |arguments: &[&str], code| {
+        let mut command = certs(directory.path());
+        run(command.arg("simulate").args(few).args(arguments), code)
+    };
+    let (absent, plot) = ("absent/plot.svg", "plot.svg");
+    let [absent, plot] = [absent, plot].map(|name| directory.path().join(name));
+    let [absent, plot] = [absent, plot].map(|path| path.display().to_string());
+    for (wrong, words, right) in [
+        (
+            &["1", "--scenario", "outages"][..],
+            "simulate more days",
+            &["40", "--scenario", "outages"][..],
+        ),
+        (
+            &["40", "--scenario", "long-outage,outages"],
+            "run it alone",
+            &["60", "--scenario", "long-outage"],
+        ),
+        (
+            &["1", "--scenario", "none", "--plot", &absent],
+            "name a file in an existing, writable directory",
+            &["1", "--scenario", "none", "--plot", &plot],
+        ),
+    ] {
+        let printed = simulate(wrong, 2);
+        assert!(printed.contains(words), "{words}: {printed}");
+        simulate(right, 0);
+    }
+    // The page that the hint names has the scenarios.
+    let printed = simulate(&["1", "--scenario", "nonsense"], 2);
+    let words = "hint: certs simulate --help describes each scenario";
+    assert!(printed.contains(words), "{printed}");
+    let mut help = certs(directory.path());
+    let help = run(help.args(["simulate", "--help"]), 0);
+    let (_, names) = printed.split_once("or one of ").unwrap();
+    for name in names.lines().next().unwrap().split(", ") {
+        assert!(help.contains(name), "{name}: {help}");
+    }
 }

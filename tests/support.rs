@@ -66,6 +66,13 @@ impl Running {
         Self(logging.spawn().unwrap())
     }
 
+    /// Writes its output and its errors to `file`.
+    pub(crate) fn start_writing(command: &mut Command, file: std::fs::File) -> Self {
+        let errors = file.try_clone().unwrap();
+        let writing = command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        Self(writing.spawn().unwrap())
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }

@@ -325,3 +325,122 @@ fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another
         matches!(both, (Ok(copy), Ok(wanted)) if copy == wanted)
     });
 }
+
+#[test]
+fn hints_of_an_import_are_followed() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let import = |words: &[&str], code| {
+        let mut command = certs(root);
+        run(command.current_dir(root).arg("import").args(words), code)
+    };
+    // Where the client has no state, and where it has.
+    let (key, chain) = pair(&["l.example.com"], 60);
+    let place = root.join("lego/certificates");
+    std::fs::create_dir_all(&place).unwrap();
+    let about = r#"{"domain": "l.example.com", "certUrl": "https://ca.test/cert/7"}"#;
+    for (name, content) in [("json", about), ("key", &key), ("crt", &chain)] {
+        std::fs::write(place.join(format!("l.example.com.{name}")), content).unwrap();
+    }
+    let (lego, elsewhere) = (root.join("lego"), root.join("elsewhere"));
+    let (lego, elsewhere) = (lego.to_str().unwrap(), elsewhere.to_str().unwrap());
+    let printed = import(&["lego", elsewhere], 2);
+    assert!(
+        printed.contains("hint: name the path of the state of lego"),
+        "{printed}"
+    );
+    let printed = import(&["lego"], 2);
+    let words =
+        crate::followed::printed_command(&printed, "hint: name the path: certs import ", "\n");
+    assert_eq!(words, ["lego", "PATH"]);
+    let printed = import(&["lego", lego, "--ca", "nonsense"], 2);
+    let words = "or an https:// URL";
+    assert!(printed.contains(words), "{printed}");
+    import(&["lego", lego, "--ca", "https://ca.test/directory"], 0);
+    // A part that could not be taken is mended, and one program may run after a chmod.
+    let (good, other) = (pair(&["a.example.com"], 60), pair(&["b.example.com"], 60));
+    let hook = root.join("hook");
+    crate::support::make_script(&hook, "true");
+    std::fs::set_permissions(&hook, PermissionsExt::from_mode(0o777)).unwrap();
+    let hook = hook.display();
+    let settings = format!("renew_hook = {hook}");
+    let source = root.join("letsencrypt");
+    let write = |chain: &str| {
+        let mixed = (other.0.clone(), chain.to_owned());
+        let both = [
+            ("a.example.com", &*settings, &good),
+            ("b.example.com", "", &mixed),
+        ];
+        letsencrypt(&source, &both);
+    };
+    write(&good.1);
+    let certbot = ["certbot", source.to_str().unwrap()];
+    let printed = import(&certbot, 8);
+    let words = "fix the reason named above for each, and import again";
+    assert!(printed.contains(words), "{printed}");
+    let (_, mend) = printed
+        .split_once("; hint: chmod ")
+        .unwrap_or_else(|| panic!("{printed}"));
+    let (mend, again) = mend.split_once(", and import again with ").unwrap();
+    let mut chmod = std::process::Command::new("chmod");
+    run(chmod.args(mend.split(' ')), 0);
+    let option = again.split_whitespace().take(2);
+    let option: Vec<String> = option
+        .map(|word| word.replace("/PROGRAM", &hook.to_string()))
+        .collect();
+    write(&other.1);
+    let words = [&certbot[..], &[&option[0], &option[1]]].concat();
+    import(&words, 0);
+    let options = root.join("data/records/a.example.com/options.json");
+    let options = std::fs::read_to_string(options).unwrap();
+    assert!(options.contains(&format!("exec:{hook}")), "{options}");
+}
+
+/// A wildcard that HTTP-01 cannot prove gets another challenge by the printed command.
+#[test]
+fn imported_wildcard_is_kept_or_left_as_printed() {
+    use crate::support::faults::{Endpoint, Fault, Which};
+    let ca = EmbeddedCa::start();
+    let source = ca.path("letsencrypt");
+    letsencrypt(
+        &source,
+        &[(
+            "wild",
+            "authenticator = dns-cloudflare",
+            &pair(&["*.example.com"], 1),
+        )],
+    );
+    let conf = source.join("renewal/wild.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let public = "https://acme-v02.api.letsencrypt.org/directory";
+    std::fs::write(&conf, text.replace(public, &ca.server.directory_url())).unwrap();
+    let verb = |words: &[&str], code| {
+        let mut command = certs(&ca.path(""));
+        command.env("CERTS_DNS_EXEC_PROGRAM", "/bin/true");
+        run(
+            command
+                .args(words)
+                .env("CERTS_CA_ROOT", ca.path("root.pem")),
+            code,
+        )
+    };
+    verb(&["import", "certbot", source.to_str().unwrap()], 0);
+    let printed = verb(&["renew"], 2);
+    let keep = crate::followed::printed_command(&printed, "hint: certs ", " keeps it");
+    let keep: Vec<String> = keep
+        .iter()
+        .map(|word| word.replace("PROVIDER", "exec"))
+        .collect();
+    let keep: Vec<&str> = keep.iter().map(String::as_str).collect();
+    // The order is sent: which zone the CA sees does not matter here.
+    let refusal = Fault::problem(400, "rejectedIdentifier", "sent");
+    ca.script.add(Endpoint::NewOrder, Which::Every, refusal);
+    assert!(verb(&keep, 4).contains("sent"));
+    let delete = crate::followed::printed_command(&printed, "keeps it, certs ", " leaves it");
+    let delete: Vec<&str> = delete.iter().map(String::as_str).collect();
+    let printed = verb(&delete, 2);
+    let delete = crate::followed::printed_command(&printed, "to delete it: certs ", "\n");
+    let delete: Vec<&str> = delete.iter().map(String::as_str).collect();
+    verb(&delete, 0);
+}

@@ -14,7 +14,9 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
-use crate::support::{Nginx, Running, certs, free_port, listens, make_script, program, run, until};
+use crate::support::{
+    Nginx, Running, by_depth, certs, free_port, listens, make_script, program, run, until,
+};
 
 pub(crate) const NAME: &str = "example.com";
 
@@ -407,15 +409,51 @@ fn postfix_serves_new_pair_after_starttls() {
         return;
     }
     let (directory, port) = (ca.path("postfix"), free_port());
-    let mail = Postfix::start(&program, &directory, &live(&ca), port);
+    let mail = Postfix::start(
+        &program,
+        &directory,
+        &live(&ca),
+        port,
+        ["", "n - n - - smtpd"],
+    );
+    renewed_by_postfix(&ca, &directory, port);
+    drop(mail);
+}
+
+#[test]
+fn postfix_behind_postscreen_is_verified_after_its_greet_wait() {
+    // Postscreen lets each new client wait for 6 s.
+    if by_depth(true, false, false) {
+        return;
+    }
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_POSTFIX", "/usr/sbin/postfix") else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: Postfix: its master runs as root");
+        return;
+    }
+    let (directory, port) = (ca.path("postfix"), free_port());
+    let main = "postscreen_access_list =\npostscreen_greet_wait = 6s\n";
+    let services = "n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\ntlsproxy unix - - n - 0 tlsproxy\n\
+                    dnsblog unix - - n - 0 dnsblog";
+    let mail = Postfix::start(&program, &directory, &live(&ca), port, [main, services]);
+    renewed_by_postfix(&ca, &directory, port);
+    let log = std::fs::read_to_string(directory.join("log")).unwrap();
+    assert!(log.contains("PASS NEW [127.0.0.1]"), "{log}");
+    drop(mail);
+}
+
+/// Renews with Postfix as the target, and verifies it by STARTTLS at `port`.
+fn renewed_by_postfix(ca: &EmbeddedCa, directory: &Path, port: u16) {
     let deploy = format!(
         "--deploy=postfix:{}",
         directory.join("queue/pid/master.pid").display()
     );
     let verify = format!("--verify=smtp://127.0.0.1:{port}");
     run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
-    assert_eq!(generation(&ca), 2);
-    drop(mail);
+    assert_eq!(generation(ca), 2);
 }
 
 /// Postfix with directories of its own.
@@ -425,7 +463,14 @@ struct Postfix {
 }
 
 impl Postfix {
-    fn start(program: &Path, directory: &Path, live: &Path, port: u16) -> Self {
+    /// With more settings, and `listener` at `port`.
+    fn start(
+        program: &Path,
+        directory: &Path,
+        live: &Path,
+        port: u16,
+        [more, listener]: [&str; 2],
+    ) -> Self {
         let (config, root) = (directory.join("etc"), directory.display());
         for part in ["etc", "queue", "data"] {
             std::fs::create_dir_all(directory.join(part)).unwrap();
@@ -435,12 +480,12 @@ impl Postfix {
              mail_owner = postfix\nsetgid_group = postdrop\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
              mydestination =\nmyhostname = mail.example.com\nalias_maps =\nlocal_recipient_maps =\nmaillog_file_prefixes = {root}\nmaillog_file = {root}/log\n\
              smtpd_tls_security_level = may\n\
-             smtpd_tls_cert_file = {live}/fullchain.pem\nsmtpd_tls_key_file = {live}/privkey.pem\n",
+             smtpd_tls_cert_file = {live}/fullchain.pem\nsmtpd_tls_key_file = {live}/privkey.pem\n{more}",
             live = live.display()
         );
         std::fs::write(config.join("main.cf"), main).unwrap();
         let services = format!(
-            "127.0.0.1:{port} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\n\
+            "127.0.0.1:{port} inet {listener}\npostlog unix-dgram n - n - 1 postlogd\n\
              tlsmgr unix - - n 1000? 1 tlsmgr\nanvil unix - - n - 1 anvil\n\
              rewrite unix - - n - - trivial-rewrite\nproxymap unix - - n - - proxymap\n"
         );

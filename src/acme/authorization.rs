@@ -18,7 +18,7 @@ use super::answers::{PlannedAnswer, announce, until_visible};
 use super::client::Flow;
 use super::documents::{self, Authorization};
 use super::error::{Cause, FailedName};
-use super::poll::{FIRST_POLL, PlacedOrder, Watch, is_usable};
+use super::poll::{FIRST_POLL, PlacedOrder, SETTLING, Watch, is_usable};
 use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
@@ -150,8 +150,13 @@ impl Flow<'_> {
         until_visible(planned, journal).await?;
         order.retry_after = self.start_challenges(order, planned).await?;
         let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
+        // Every name server has the records already, and the CA's look at them is not seen.
+        let first = match planned.iter().all(|one| one.answer.kind.proves_by_zone()) {
+            true => SETTLING,
+            false => FIRST_POLL,
+        };
         let watch = Watch::of(planned.iter().map(|planned| planned.url.clone()));
-        self.poll(order, &still, FIRST_POLL, observed, watch).await
+        self.poll(order, &still, first, observed, watch).await
     }
 
     /// Starts the challenges that no earlier run has started; returns the longest

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::{Cause, Explained, Phase};
+use super::error::{AcmeError, Cause, Explained, Phase};
 use super::exchange::{Transport, https};
 use crate::text::printable;
 
@@ -131,7 +131,7 @@ impl Cause {
         let hint = match (explained.kind.as_ref(), terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
             ("unauthorized", ..) if phase == Phase::Revocation => Some(Cow::Borrowed(
-                "this account may not revoke it; its own key may, as compromised: certs revoke --cert-file CERT --key-file KEY",
+                "this account may not revoke it, and its own key may: repeat the command with --reason keycompromise, or for a file with --key-file KEY",
             )),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA: add `0 issue \"{name}\"`, or use a CA that they allow"
@@ -153,6 +153,20 @@ impl Cause {
             explained.hint = hint;
         }
         self
+    }
+}
+
+impl AcmeError {
+    /// The next action. Its commands about the account name the CA: there may be accounts at
+    /// others.
+    #[must_use]
+    pub(crate) fn hint(&self) -> String {
+        let mut hint = self.cause.hint().to_owned();
+        for verb in ["show", "update", "deactivate"] {
+            let command = format!("certs account {verb}");
+            hint = hint.replace(&command, &format!("{command} --ca {}", self.ca));
+        }
+        hint
     }
 }
 

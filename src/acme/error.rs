@@ -292,12 +292,10 @@ impl Cause {
             Self::Solver(SolverError::Io { source, .. }) if beneath::is_refusal(source) => {
                 beneath::REFUSED_HINT
             }
-            Self::Solver(error) => {
-                crate::failure::advice(error).unwrap_or("check the --webroot directory and its owner")
-            }
-            Self::Journal(error) => crate::failure::advice(error.as_ref()).unwrap_or(
-                "check the data directory: owner, mode, free space; `fuser -v LOCK` shows the process that holds a lock",
-            ),
+            Self::Solver(error) => crate::failure::advice(error)
+                .unwrap_or("check the --webroot directory and its owner"),
+            Self::Journal(error) => crate::failure::advice(error.as_ref())
+                .unwrap_or("run again with -v and report the output"),
             Self::Binding(_) => {
                 "restore the file of --eab-hmac-file, or get a new pair from the CA's web site"
             }

@@ -18,7 +18,7 @@ use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 /// The CA needs this long to record a validation or a certificate request.
-const SETTLING: Duration = Duration::from_millis(50);
+pub(super) const SETTLING: Duration = Duration::from_millis(50);
 pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
 /// A longer `Retry-After` says nothing about this order, such as a default of a day: the

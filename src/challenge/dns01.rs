@@ -369,6 +369,20 @@ mod tests {
     use super::super::{AccountReference, Token};
     use super::*;
 
+    #[test]
+    fn check_names_what_a_provider_lacks() {
+        let (none, resolver) = (Credentials::default(), Resolver::default());
+        let built = provider::build("rfc2136", &none, &resolver, &Responses::default());
+        let hint = built.err().unwrap().hint;
+        assert_eq!(hint, "certs config check names what is missing or invalid");
+        let unfit = provider::check("rfc2136", "rfc2136", &none).unwrap_err();
+        assert!(
+            unfit.message.contains("server missing"),
+            "{}",
+            unfit.message
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn program_that_hangs_is_named() {
         let directory = tempfile::tempdir().unwrap();

@@ -131,6 +131,23 @@ impl Responses {
         self.learn(live.collect());
     }
 
+    /// The same for a handshake with this server name, unless an order of this process answers
+    /// it: what is known waits for no store.
+    pub(super) async fn refresh_for(&self, server_name: &str) {
+        if !self.answers_for(server_name) {
+            self.refresh().await;
+        }
+    }
+
+    /// The reply of our name server to a request of at most `most` bytes, as soon as the answer
+    /// is known: at once if an order of this process has a value for that name.
+    pub(super) async fn reply(&self, request: &[u8], most: Option<u16>) -> Option<Vec<u8>> {
+        if !self.zones().has_own_value(request) {
+            self.refresh().await;
+        }
+        self.zones().reply(request, most)
+    }
+
     /// The HTTP-01 answer for `token`, if it is live on a machine of the fleet and for `host`.
     pub(super) async fn lookup_anywhere(&self, host: &Identifier, token: &str) -> Option<String> {
         if let Some(found) = self.lookup(host, token) {
@@ -138,5 +155,104 @@ impl Responses {
         }
         self.refresh().await;
         self.lookup(host, token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    use hickory_proto::rr::RecordType;
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::challenge::listen::Listener;
+    use crate::challenge::protocol::{Listen, Protocol};
+    use crate::challenge::{AccountReference, Token};
+    use crate::net::dns::wire;
+    use crate::net::tls;
+    use crate::store::place::FleetSettings;
+
+    const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    const SOON: Duration = Duration::from_secs(1);
+
+    /// Answers in a fleet whose store takes connections and never replies.
+    async fn with_silent_store(data: &std::path::Path) -> (Responses, std::net::TcpListener) {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let key = data.join("seal.key");
+        std::fs::write(&key, KEY).unwrap();
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+        let settings = FleetSettings {
+            store: Some(
+                format!("etcd://{}/p", silent.local_addr().unwrap())
+                    .parse()
+                    .unwrap(),
+            ),
+            seal_key_file: Some(key),
+            ..FleetSettings::default()
+        };
+        let node = settings.open(data.join("data")).await.unwrap().unwrap();
+        let responses = Responses::default();
+        responses.share_through(Arc::new(node));
+        (responses, silent)
+    }
+
+    fn serve(responses: &Responses, protocol: Protocol) -> std::net::SocketAddr {
+        let address = ([127, 0, 0, 1], 0).into();
+        let listener = Listener::bind(&Listen { protocol, address }, responses).unwrap();
+        let address = listener.addresses()[0];
+        tokio::spawn(listener.serve());
+        address
+    }
+
+    async fn handshake(address: std::net::SocketAddr, name: &'static str) -> bool {
+        let mut config = tls::accepting_any().unwrap();
+        config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = TcpStream::connect(address).await.unwrap();
+        let shaken = connector.connect(name.try_into().unwrap(), stream);
+        timeout(SOON, shaken)
+            .await
+            .is_ok_and(|shaken| shaken.is_ok())
+    }
+
+    #[tokio::test]
+    async fn known_answer_waits_for_no_store() {
+        let data = tempfile::tempdir().unwrap();
+        let (responses, _silent) = with_silent_store(data.path()).await;
+        for kind in [ChallengeKind::Http01, ChallengeKind::TlsAlpn01] {
+            let answer = Answer {
+                identifier: "known.example.com".parse().unwrap(),
+                token: Token::parse(&"t".repeat(22)).unwrap(),
+                key_authorization: "t.thumbprint".into(),
+                kind,
+                account: AccountReference::default(),
+            };
+            let solver = responses.solver(kind);
+            // The store never replies.
+            tokio::spawn(async move { solver.present(&answer).await });
+        }
+        tokio::task::yield_now().await;
+        let (host, token) = ("known.example.com".parse().unwrap(), "t".repeat(22));
+        let found = timeout(SOON, responses.lookup_anywhere(&host, &token)).await;
+        assert!(found.unwrap().is_some());
+        let tls = serve(&responses, Protocol::Tls);
+        assert!(handshake(tls, "known.example.com").await);
+        assert!(!handshake(tls, "unknown.example.com").await);
+        let name = |text: &str| Name::from_ascii(text).unwrap();
+        let known = name("_acme-challenge.example.com.");
+        let place = Place {
+            zone: Zone {
+                apex: known.clone(),
+                names: Vec::new(),
+                servers: Vec::new(),
+            },
+            name: known.clone(),
+        };
+        responses.zones().add(&place, "value");
+        let dns = serve(&responses, Protocol::Dns);
+        let reply = timeout(SOON, wire::ask(dns, &known, RecordType::TXT, false)).await;
+        assert_eq!(reply.unwrap().unwrap().answers.len(), 1);
     }
 }

@@ -184,12 +184,12 @@ impl Listener {
             },
         };
         let connections = match (&tls, fleet.fleet()) {
-            // A handshake asks for a name and waits for nothing.
+            // A handshake shows a certificate at once, or none.
             (Some(_), Some(_)) => Connections::after(
                 limits,
-                Arc::new(move || {
+                Arc::new(move |name| {
                     let fleet = fleet.clone();
-                    Box::pin(async move { fleet.refresh().await })
+                    Box::pin(async move { fleet.refresh_for(&name).await })
                 }),
             ),
             _ => Connections::new(limits),

@@ -108,6 +108,18 @@ impl Responses {
         Some((answer.identifier.clone(), answer.key_authorization.clone()))
     }
 
+    /// Whether an order of this process answers TLS-ALPN-01 for that server name.
+    pub(super) fn answers_for(&self, server_name: &str) -> bool {
+        let live = self.lock();
+        let mut own = live
+            .iter()
+            .filter(|((kind, _), answer)| *kind == ChallengeKind::TlsAlpn01 && answer.is_own);
+        own.any(|(_, answer)| {
+            let wanted = answer.identifier.challenge_server_name();
+            wanted.eq_ignore_ascii_case(server_name)
+        })
+    }
+
     /// From now on the machines of `fleet` give each other's answers.
     pub(crate) fn share_through(&self, fleet: Arc<NodeStore>) {
         // A process is of one fleet.

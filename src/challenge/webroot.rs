@@ -14,16 +14,16 @@ use async_trait::async_trait;
 use http::header::HOST;
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use rustix::fs::{FlockOperation, Gid, Uid, fchown, flock};
+use rustix::fs::{Gid, Uid, fchown};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::responses::Responses;
-use super::{
-    Answer, ChallengeKind, Solver, SolverError, SolverSettings, Token, Unfit, check_http01_name,
-};
+use super::{Answer, ChallengeKind, Solver, SolverError, SolverSettings, Unfit, check_http01_name};
 use crate::files::beneath::Directory;
+use crate::files::is_leftover;
 use crate::identifier::Identifier;
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{HttpError, Longest, Origin};
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
@@ -31,7 +31,7 @@ const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
 const DIRECTORY: u32 = 0o755;
 const FILE: u32 = 0o644;
 /// More than a token and a thumbprint.
-const LARGEST: u64 = 1024;
+const LARGEST: usize = 1024;
 const FETCH_WITHIN: Duration = Duration::from_secs(3);
 
 /// The directories that another server serves on port 80.
@@ -167,18 +167,15 @@ fn give_to_owner_of(webroot: &Directory, made: &Directory) -> io::Result<()> {
     Ok(fchown(made.opened()?, Some(user), Some(group))?)
 }
 
-/// Writes answers. An answer is locked while it is presented, so that one without a lock is
-/// known to be left over from a process that was killed.
+/// Writes answers.
 struct Webroot {
     settings: Settings,
-    presented: Mutex<BTreeMap<String, Presented>>,
+    /// The webroots of the presented answers.
+    presented: Mutex<BTreeMap<String, PathBuf>>,
 }
 
-/// The webroot of an answer, and the open answer.
-type Presented = (PathBuf, File);
-
 impl Webroot {
-    fn presented(&self) -> MutexGuard<'_, BTreeMap<String, Presented>> {
+    fn presented(&self) -> MutexGuard<'_, BTreeMap<String, PathBuf>> {
         self.presented
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -196,30 +193,6 @@ impl Webroot {
         };
         root.ok_or_else(missing)
     }
-
-    /// Removes the answers of our account that no process presents any more.
-    fn sweep(directory: &Directory, answer: &Answer) {
-        let (_, thumbprint) = answer.key_authorization.split_once('.').unwrap_or_default();
-        for name in directory.names().unwrap_or_default() {
-            let token = name.to_str().and_then(|name| Token::parse(name).ok());
-            let Some(token) = token.filter(|token| *token != answer.token) else {
-                continue;
-            };
-            let own = format!("{}.{thumbprint}", token.as_str());
-            let is_own = directory
-                .read(&name, LARGEST)
-                .is_ok_and(|found| found == own.as_bytes());
-            if is_own && directory.file(&name).is_ok_and(|file| lock(&file).is_ok()) {
-                // Another process may remove it at the same time.
-                let _ = directory.remove(&name);
-            }
-        }
-    }
-}
-
-/// Locks an open answer, unless another process has.
-fn lock(file: &File) -> io::Result<()> {
-    Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
 
 #[async_trait]
@@ -228,23 +201,16 @@ impl Solver for Webroot {
         kind == ChallengeKind::Http01 && !identifier.is_wildcard()
     }
 
+    fn leaves_traces(&self) -> bool {
+        true
+    }
+
     async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
         let (root, name) = (self.root(answer)?, answer.token.as_str());
-        let directory = challenges(root)?;
-        Self::sweep(&directory, answer);
         let content = answer.key_authorization.as_bytes();
-        let mut opened = None;
-        let keep = |file: &File| {
-            let file = file.try_clone()?;
-            // Not every file system has locks.
-            let _ = lock(&file);
-            opened = Some(file);
-            Ok(())
-        };
-        let written = directory.replace(name, FILE, content, keep);
+        let written = challenges(root)?.replace(name, FILE, content, |_| Ok(()));
         written.map_err(|error| failed("write", &root.join(name), error))?;
-        self.presented()
-            .extend(opened.map(|file| (name.to_owned(), (root.to_owned(), file))));
+        self.presented().insert(name.to_owned(), root.to_owned());
         Ok(())
     }
 
@@ -255,7 +221,12 @@ impl Solver for Webroot {
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
         let (root, name) = (self.root(answer)?, answer.token.as_str());
         self.presented().remove(name);
-        let removed = challenges(root)?.remove(name);
+        let directory = challenges(root)?;
+        // A process that was killed may have left it half written.
+        let mut all = directory.names().unwrap_or_default();
+        all.retain(|found| is_leftover(&found.to_string_lossy(), name));
+        all.push(name.into());
+        let removed = all.iter().try_for_each(|one| directory.remove(one));
         removed.map_err(|error| failed("remove", &root.join(name), error))
     }
 
@@ -284,11 +255,11 @@ impl Solver for Webroot {
 }
 
 impl Drop for Webroot {
-    /// Removes what an interrupted command has presented.
+    /// Removes at once what an interrupted command has presented.
     fn drop(&mut self) {
         let presented = std::mem::take(&mut *self.presented());
-        for (name, (root, _)) in presented {
-            // There is no way to report it.
+        for (name, root) in presented {
+            // The next run removes what stays here.
             let _ = challenges(&root).map(|directory| directory.remove(name));
         }
     }
@@ -309,9 +280,9 @@ async fn fetch(answer: &Answer) -> Option<Seen> {
     for address in ["127.0.0.1:80", "[::1]:80"] {
         let request = Request::get(&path).header(HOST, answer.identifier.to_string());
         let request = request.body(Full::default()).ok()?;
-        let origin = Origin::Tcp(address.to_owned());
+        let origin = Origin::Tcp(address.to_owned(), Resolver::default());
         match origin
-            .send(request, FETCH_WITHIN, Longest::Cut(LARGEST as usize))
+            .send(request, FETCH_WITHIN, Longest::Cut(LARGEST))
             .await
         {
             Ok((status, body)) => {
@@ -343,6 +314,7 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> SolverErro
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::Token;
     use super::*;
 
     const KEY_AUTHORIZATION: &str = "abcdefghijklmnopqrstuv.thumbprint";
@@ -409,28 +381,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn webroot_removes_answers_that_a_killed_process_left() {
+    async fn webroot_removes_answer_that_the_record_of_a_killed_process_names() {
         let root = tempfile::tempdir().unwrap();
         let (webroot, path) = solver(root.path());
         webroot.present(&answer()).await.unwrap();
-        let other = Answer {
-            token: Token::parse("another-token-of-22-chars").unwrap(),
-            key_authorization: "another-token-of-22-chars.thumbprint".into(),
-            ..answer()
-        };
-        let file = |name: &str, content: &str| {
-            std::fs::write(path.with_file_name(name), content).unwrap();
-        };
-        let (left, foreign) = ("left-over-token-of-22-chars", "foreign-token-of-22-chars");
-        file(left, &format!("{left}.thumbprint"));
-        file(foreign, &format!("{foreign}.another-account"));
-        file("index.html", "index.html.thumbprint");
+        // As a process that is killed leaves it, or the next one while it writes.
+        std::mem::forget(webroot);
+        let half = format!(".{}.new-1", answer().token.as_str());
+        std::fs::write(path.with_file_name(&half), "abc").unwrap();
+        let foreign = path.with_file_name("foreign-token-of-22-chars");
+        std::fs::write(&foreign, "foreign").unwrap();
         let (second, _) = solver(root.path());
-        second.present(&other).await.unwrap();
-        let exists = |name: &str| path.with_file_name(name).exists();
-        assert!(!exists(left));
-        // Another process's answer, another account's, and no answer.
-        assert!(path.exists() && exists(foreign) && exists("index.html"));
+        assert!(second.leaves_traces() && path.exists());
+        second.clean_up(&answer()).await.unwrap();
+        let left = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [foreign]);
     }
 
     #[tokio::test]

@@ -49,6 +49,13 @@ impl Zones {
         }
     }
 
+    /// Whether an order of this process has a value for `name`, in small letters.
+    pub(super) fn has_own(&self, name: &Name) -> bool {
+        let own = lock(&self.own);
+        let mut values = own.values().filter_map(|zone| zone.values.get(name));
+        values.any(|values| !values.is_empty())
+    }
+
     /// Replaces the values of other machines.
     pub(super) fn learn(&self, values: &[(Place, String)]) {
         let mut known = Known::new();

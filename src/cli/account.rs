@@ -104,7 +104,7 @@ impl<'s> Opened<'s> {
         if !stored.is_some_and(|stored| is_registered(&stored)) {
             return Err(Failure::usage(
                 format!("{identity}: the stored key is not registered yet"),
-                "the first order registers it: certs issue NAME",
+                format!("the first order registers it: certs issue NAME --ca {identity}"),
             ));
         }
         Ok(Self {
@@ -165,7 +165,7 @@ async fn show(
                 let used_by = dependents(store, ca.directory.identity()).await?;
                 match call.json {
                     true => shown.push(as_json(ca, &state, &used_by)?),
-                    false => print(ca, &state, &used_by),
+                    false => print(call, ca, &state, &used_by),
                 }
             }
             Err(failure) => {
@@ -191,7 +191,7 @@ fn as_json(
     Ok(json)
 }
 
-fn print(ca: &CaSettings, state: &AccountState, used_by: &[Lineage]) {
+fn print(call: &Call, ca: &CaSettings, state: &AccountState, used_by: &[Lineage]) {
     let or_none = |text: String| {
         if text.is_empty() {
             "none".to_owned()
@@ -214,7 +214,10 @@ fn print(ca: &CaSettings, state: &AccountState, used_by: &[Lineage]) {
     }
     say(format_args!("  certificates: {}", or_none(list(used_by))));
     if state.rollover_pending {
-        say("  a key change was interrupted; hint: certs account rollover completes it");
+        let identity = ca.directory.identity();
+        say(call.terminal.hint(&format!(
+            "  a key change was interrupted; hint: certs account rollover --ca {identity} completes it"
+        )));
     }
 }
 

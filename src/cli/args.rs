@@ -169,6 +169,11 @@ pub(super) enum Config {
     /// Print the JSON Schema of the file
     #[command(after_help = "Example: certs config schema > certs.schema.json")]
     Schema,
+    /// Print the sealing key of a fleet for a machine of role serve: it opens certificates, and no accounts
+    #[command(
+        after_help = "Example: certs config serve-key | ssh web-2 'umask 077 && cat > /etc/certs/seal.key'"
+    )]
+    ServeKey,
 }
 
 #[derive(Debug, Args)]

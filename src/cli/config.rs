@@ -1,18 +1,23 @@
-//! `certs config check` and `certs config schema`.
+//! `certs config check`, `certs config schema` and `certs config serve-key`.
 
 use serde_json::Value;
 
 use super::Call;
 use super::args::Config;
+use super::fleet;
 use super::output::{say, say_json};
 use crate::failure::Failure;
 use crate::text::origins;
 
-/// Checks, or prints the schema; sends and writes nothing.
-pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
-    if matches!(verb, Config::Schema) {
-        say_json(crate::config::schema());
-        return Ok(());
+/// Checks, or prints the schema or a key; sends and writes nothing.
+pub(super) async fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
+    match verb {
+        Config::Schema => {
+            say_json(crate::config::schema());
+            return Ok(());
+        }
+        Config::ServeKey => return fleet::print_serve_key(call).await,
+        Config::Check { .. } => {}
     }
     let settings = call.sources.checked_settings()?;
     let refused = settings.certificates.iter().filter_map(|one| {

@@ -89,13 +89,15 @@ impl Factory {
     ) -> Result<Self, Failure> {
         let display = Arc::new(Display::new(call.terminal.clone()));
         let outputs = Arc::new(outputs_for(settings)?);
+        let resolver = Resolver::new(settings.resolver);
         Ok(Self {
             services: Services {
                 same_names: SameNames::across(store.clone()),
                 store,
                 output: outputs.clone(),
                 gate: Gate::default(),
-                verifier: Arc::new(Handshake::by(Resolver::new(settings.resolver))),
+                verifier: Arc::new(Handshake::by(resolver.clone())),
+                resolver,
                 keys: Arc::new(FreshKeys),
                 bundles: BundleCache::default(),
                 probes: Probes::default(),
@@ -403,7 +405,7 @@ impl Factory {
             preferred_chain: ca.preferred_chain.clone(),
             notice: ca.directory.notice(),
         });
-        let resolver = Arc::new(Resolver::new(self.process.resolver));
+        let resolver = Arc::new(self.services.resolver.clone());
         Ok(Arc::new(client.map_err(invalid)?.with_caa(resolver)))
     }
 

@@ -1,7 +1,7 @@
 //! This machine in its fleet: the store is opened and compared before a command reads what is
 //! stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::args::Verb;
 use super::catalog::open_store;
 use super::factory::{emptied, outputs_for};
 use super::output::say;
-use crate::config::{CertificateSettings, Settings};
+use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::failure::{Advised, Failure};
 use crate::lineage::Lineage;
@@ -27,12 +27,13 @@ const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Call {
     /// Opens the store of the fleet, and brings this machine's copy up to date, if `verb`
-    /// works on certificates and no `certs run` does it.
-    pub(super) async fn join_fleet(&mut self, verb: &Verb) -> Result<(), Failure> {
+    /// works on certificates and no `certs run` does it. Returns what `verb` has failed at,
+    /// whatever else it does: a document of the store that is refused.
+    pub(super) async fn join_fleet(&mut self, verb: &Verb) -> Result<Option<Failure>, Failure> {
         let (data_dir, fleet) = self.sources.fleet();
         let is_run = matches!(verb, Verb::Run(_));
         if fleet.store.is_none() || !works(verb) {
-            return Ok(());
+            return Ok(None);
         }
         let may_follow = matches!(verb, Verb::Run(_) | Verb::Renew(_) | Verb::Reload { .. });
         if fleet.role == Role::Serve && !may_follow {
@@ -44,18 +45,22 @@ impl Call {
         // The accounts of the fleet are not those of `certs run` alone.
         let is_shared = matches!(verb, Verb::Account(_));
         if !is_run && !is_shared && control::is_running(&data_dir).await? {
-            return Ok(());
+            return Ok(None);
         }
         let problems = self.sources.fleet_problems();
         if !problems.is_empty() {
             return Err(problems.into());
         }
-        let node = open(&fleet, &data_dir)?;
+        let node = open(&fleet, &data_dir).await?;
+        let mut refused = Vec::new();
         let joined = match is_run {
-            true => node.join().await,
+            true => node.join(self.configured()).await,
             false => {
                 node.serve_command();
-                node.sync_all().await.map(|synced| synced.changed)
+                node.sync_all().await.map(|synced| {
+                    refused = synced.refused;
+                    synced.changed
+                })
             }
         };
         match joined {
@@ -66,7 +71,16 @@ impl Call {
             Err(error) => return Err(of_fleet(error)),
         }
         self.fleet = Some(Arc::new(node));
-        Ok(())
+        let mut refused = refused.into_iter();
+        let refused = refused.find(|(lineage, _)| is_about_all_or(verb, lineage));
+        Ok(refused.map(|(_, error)| of_fleet(error)))
+    }
+
+    /// The certificates of this machine's configuration.
+    fn configured(&self) -> BTreeSet<Lineage> {
+        let configured = self.sources.settings(&Purpose::All);
+        let all = configured.into_iter().flat_map(|it| it.certificates);
+        all.map(|one| one.lineage.clone()).collect()
     }
 
     /// Deletes what was deleted on other machines.
@@ -99,6 +113,25 @@ impl Call {
     }
 }
 
+/// Whether `verb` is for many certificates, `lineage` among them.
+fn is_about_all_or(verb: &Verb, lineage: &Lineage) -> bool {
+    let names = match verb {
+        Verb::Renew(renew) => &renew.names,
+        Verb::Reload { names } => names,
+        _ => return false,
+    };
+    names.is_empty() || names.iter().any(|name| name == lineage.as_str())
+}
+
+/// Prints the sealing key for a machine of role serve.
+pub(super) async fn print_serve_key(call: &Call) -> Result<(), Failure> {
+    let (_, fleet) = call.sources.fleet();
+    let key = fleet.serve_key().await;
+    let key = key.map_err(of_fleet)?;
+    key.expose().lines().for_each(say);
+    Ok(())
+}
+
 /// Says what another machine has done with a certificate.
 pub(super) fn say_gone(lineage: &Lineage, renamed: Option<&Lineage>) {
     match renamed {
@@ -126,8 +159,9 @@ fn works(verb: &Verb) -> bool {
     )
 }
 
-fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
-    let opened = fleet.open(data_dir.to_owned()).map_err(of_fleet)?;
+async fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
+    let opened = fleet.open(data_dir.to_owned()).await;
+    let opened = opened.map_err(of_fleet)?;
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
 
@@ -136,7 +170,7 @@ fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failure> {
 pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
     let fleet = &settings.fleet;
     let read = async {
-        let Some(shared) = fleet.shared()? else {
+        let Some(shared) = fleet.shared().await? else {
             return Ok(Vec::new());
         };
         let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
@@ -179,6 +213,12 @@ pub(super) fn show(nodes: &[FleetNode], now: Timestamp) {
         say(format_args!(
             "machine {name}: {role}, version {version}, {kept} certificates, last seen {seen}"
         ));
+        if let Some(rival) = &node.rival {
+            let host = &node.host;
+            say(format_args!(
+                "machine {name}: two machines have this name, the hosts {host} and {rival}; give each its own --node"
+            ));
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::deploy::Outlet;
 use crate::deploy::confirmed::Right;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, reissue};
 use crate::manage::preflight;
 use crate::manage::{CannotOrder, Outcome, Trigger};
 use crate::observe::ProofState;
@@ -98,13 +98,16 @@ pub(super) async fn pass(
 /// Replaces each CA's directory by its staging directory.
 pub(crate) fn at_staging(certificates: &mut [CertificateSettings]) {
     for certificate in certificates {
+        let again = reissue(&certificate.lineage, &certificate.names);
         let directory = &mut certificate.ca.directory;
         match directory.staging() {
             Some(staging) => *directory = staging,
             None => {
                 certificate.cannot_order = Some(CannotOrder {
                     why: format!("{directory} has no staging directory for a dry run"),
-                    hint: "certs issue with its names and --ca letsencrypt --dry-run tests names, port 80 and DNS just as well".to_owned(),
+                    hint: format!(
+                        "{again} --ca letsencrypt --dry-run tests names, port 80 and DNS just as well"
+                    ),
                     only_when_due: false,
                 });
             }

@@ -15,7 +15,8 @@ use crate::config::{
 use crate::control;
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
-use crate::lineage::{ByName, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::{ByName, Lineage, reissue};
 use crate::observe::RequestedBy;
 use crate::store::{Store, StoreError};
 
@@ -92,7 +93,7 @@ pub(super) async fn orphan_dropped(
         };
         own.orphaned = Some(KEY_DROPPED.to_owned());
         remember(&store, &own).await?;
-        tracing::warn!(lineage = %second, "{}", notice(&second, KEY_DROPPED));
+        tracing::warn!(lineage = %second, "{}", notice(&second, &own.names, KEY_DROPPED));
     }
     Ok(())
 }
@@ -168,7 +169,8 @@ pub(super) async fn keep_stored(
                 continue;
             }
             _ => {
-                tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: certs issue retries, certs delete {lineage} forgets it");
+                let retry = reissue(&lineage, &settings.names);
+                tracing::warn!(%lineage, "not managed, because no certificate exists yet; hint: {retry} retries, certs delete {lineage} forgets it");
             }
         }
         not_kept.known.extend(whole);
@@ -294,7 +296,7 @@ pub(super) async fn skip_orphans(
         let lineage = &one.lineage;
         let why = orphaned_for_command(&index, one, requests.get(lineage), sidecar_runs);
         if let Some(why) = &why {
-            tracing::warn!(%lineage, "{}", notice(lineage, why));
+            tracing::warn!(%lineage, "{}", notice(lineage, &one.names, why));
         }
         why.is_none()
     });
@@ -317,14 +319,19 @@ fn finish(lineage: &Lineage) -> String {
 }
 
 /// What an operator reads about an orphaned certificate.
-pub(super) fn notice(lineage: &Lineage, why: &str) -> String {
+pub(super) fn notice<'n>(
+    lineage: &Lineage,
+    names: impl IntoIterator<Item = &'n Identifier>,
+    why: &str,
+) -> String {
     if why == UNFINISHED {
         return format!("not renewed: {why}; hint: {}", finish(lineage));
     }
+    let again = reissue(lineage, names);
     let keep = match why {
-        KEY_DROPPED => "certs issue with its names and both types in --key keeps it",
-        KEY_NOT_CONFIGURED => "both types in `key` of the configuration keep it",
-        _ => "certs issue with its names keeps it",
+        KEY_DROPPED => "certs issue with its names and both types in --key keeps it".to_owned(),
+        KEY_NOT_CONFIGURED => "both types in `key` of the configuration keep it".to_owned(),
+        _ => format!("{again} keeps it"),
     };
     format!(
         "orphaned, and renewed no more: {why}; hint: certs renew {lineage} renews it once, {keep}, certs delete {lineage} removes it"

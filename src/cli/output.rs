@@ -153,13 +153,9 @@ impl Terminal {
             let (command, rest) = part.split_at(end_of_command(&word, part));
             made = made + places + " " + command;
             for (_, option) in further.iter().filter(|(of, _)| of.contains(&&*word)) {
-                let name = option.split_whitespace().next().unwrap_or_default();
-                let is_there = command.split_whitespace().any(|one| one == name);
-                made += if is_there || command == word {
-                    ""
-                } else {
-                    option
-                };
+                if command != word && is_lacking(command, option, further) {
+                    made += option;
+                }
             }
             made + rest
         })
@@ -246,6 +242,18 @@ impl Terminal {
     }
 }
 
+/// Whether `command` lacks this option of ours. The root is that of our CA alone.
+fn is_lacking(command: &str, option: &str, ours: &[(&[&str], String)]) -> bool {
+    let words: Vec<&str> = command.split(' ').collect();
+    let name = option.split_whitespace().next().unwrap_or_default();
+    let own = ours.iter().find(|(_, one)| one.starts_with(" --ca "));
+    let own = own.map(|(_, one)| one.trim_start_matches(" --ca "));
+    let theirs = words.iter().position(|word| *word == "--ca");
+    let theirs = theirs.and_then(|at| words.get(at + 1).copied());
+    let is_foreign = name == "--ca-root" && theirs.is_some() && theirs != own;
+    !words.contains(&name) && !is_foreign
+}
+
 /// The end of the command at the start of a sentence: of its verb alone, if prose follows it.
 fn end_of_command(verb: &str, text: &str) -> usize {
     // Verbs with a further one.
@@ -254,21 +262,17 @@ fn end_of_command(verb: &str, text: &str) -> usize {
     } else {
         1
     };
-    let (mut at, mut count, mut takes_value) = (verb.len(), 0, false);
+    let (mut at, mut count) = (verb.len(), 0);
     for word in text.split(' ') {
         let whole = word.trim_end_matches([',', ';', ':', '.', ')', '`', '\n']);
         count += 1;
         let is_option = word.starts_with("--") && count > most;
-        let is_value = takes_value && !PROSE.contains(&whole);
-        let is_plain = whole.bytes().all(|byte| byte.is_ascii_lowercase());
-        // A name, a path, or a place for one.
-        if count > most && !is_option && !is_value && is_plain
-            || verb == "issue" && count == 2 && is_option
-        {
+        // All else is a name, which may have no dot, a path, or a place for one.
+        let is_prose = whole.is_empty() || PROSE.contains(&whole);
+        if count > most && is_prose || verb == "issue" && count == 2 && is_option {
             break;
         }
         at = word.as_ptr() as usize - text.as_ptr() as usize + whole.len();
-        takes_value = is_option;
         if whole.len() < word.len() {
             break;
         }
@@ -276,8 +280,30 @@ fn end_of_command(verb: &str, text: &str) -> usize {
     at
 }
 
-/// Words of prose, which follow an option without a value.
-const PROSE: [&str; 7] = ["again", "and", "or", "with", "may", "makes", "waits"];
+/// The words of prose that follow a command in a hint.
+const PROSE: [&str; 21] = [
+    "again",
+    "and",
+    "as",
+    "completes",
+    "does",
+    "ends",
+    "finishes",
+    "forgets",
+    "is",
+    "keeps",
+    "makes",
+    "may",
+    "no",
+    "obtains",
+    "or",
+    "registers",
+    "retries",
+    "shows",
+    "takes",
+    "tests",
+    "with",
+];
 
 impl Write for &Terminal {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
@@ -426,8 +452,29 @@ mod tests {
                 "certs renew a.example --force, or certs run",
                 "certs --data-dir /d renew a.example --force, or certs run",
             ),
+            (
+                "certs issue intranet printer --name office retries, certs delete office",
+                "certs --data-dir /d issue intranet printer --name office --ca https://ca.internal/dir --agree-tos retries, certs delete office",
+            ),
         ] {
             assert_eq!(terminal.hint(text), shown);
+        }
+    }
+
+    #[test]
+    fn root_is_repeated_for_its_ca_alone() {
+        let ours = [(&["issue"][..], " --ca https://ca.internal/dir".to_owned())];
+        for (command, lacks) in [
+            ("issue a.example", true),
+            ("issue a.example --ca https://ca.internal/dir", true),
+            ("issue a.example --ca letsencrypt --dry-run", false),
+            ("issue a.example --ca-root /other.pem", false),
+        ] {
+            assert_eq!(
+                is_lacking(command, " --ca-root /root.pem", &ours),
+                lacks,
+                "{command}"
+            );
         }
     }
 

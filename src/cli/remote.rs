@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Call;
-use super::catalog::{existing_store, recall};
+use super::catalog::{as_stored, existing_store, recall};
 use super::embedded;
 use super::factory::{account_of, invalid, reached_by, ways_of};
 use crate::acme::{Client, ClientSettings};
@@ -23,6 +23,8 @@ async fn known(call: &Call, settings: &Settings) -> Result<KnownCas, Failure> {
     for (_, stored) in recall(&call.sources, settings)? {
         certificates.extend(stored.ok());
     }
+    // What an option sets here is not theirs, such as the root of another CA.
+    certificates.extend(as_stored(&call.sources, settings));
     let cas = certificates
         .into_iter()
         .flat_map(|one| [Some(one.ca.clone()), one.fallback.clone()])
@@ -44,7 +46,7 @@ pub(super) async fn with_account(
     let none = |of: &str| {
         Failure::usage(
             format!("no account{of} is stored in {shown}"),
-            "certs issue registers one; certs account import FILE takes an existing key; root's data directory may be another: --data-dir DIR",
+            "certs issue NAME registers one; certs account import FILE takes an existing key; root's data directory may be another: --data-dir DIR",
         )
     };
     let store = existing_store(settings.data_dir.clone())?;

@@ -68,7 +68,8 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
     let name = match (&options.name, &options.cert_file) {
         (Some(name), _) => name,
         (None, Some(file)) => return Box::pin(revoke_file(call, options, file)).await,
-        (None, None) => return Err(Failure::usage("no certificate is given", "give a NAME")),
+        // The parser requires one of the two.
+        (None, None) => return Err(Failure::unexpected("no certificate is given")),
     };
     // A proxy is for this command, whichever CA it is.
     if options.keys.gives_besides(&["proxy"]) {
@@ -94,9 +95,15 @@ pub(super) async fn revoke(call: &Call, options: &Revoke) -> Result<(), Failure>
     if options.cancel {
         return ended;
     }
-    if ended.is_err() && !is_revoked(&settings, &lineage).await {
+    if ended.is_err() && is_pending(&settings, &lineage).await {
+        let now = match at_once {
+            true => String::new(),
+            false => {
+                format!("certs revoke {lineage} --now --reason {reason} waits for no replacement, ")
+            }
+        };
         let note = format!(
-            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: certs revoke {lineage} --now --reason {reason} waits for no replacement, certs revoke {lineage} --cancel gives it up"
+            "{lineage}: not revoked; once the cause is repaired, the same command continues; hint: {now}certs revoke {lineage} --cancel gives it up"
         );
         call.terminal.print(&call.terminal.hint(&note));
     }
@@ -162,14 +169,14 @@ async fn reuses_key(settings: &Settings, lineage: &Lineage) -> bool {
     stored.await.is_some_and(|stored| stored.reuse_key)
 }
 
-/// Whether nothing of it waits to be revoked.
-async fn is_revoked(settings: &Settings, lineage: &Lineage) -> bool {
+/// Whether a revocation of it waits for its replacement, or for the CA.
+async fn is_pending(settings: &Settings, lineage: &Lineage) -> bool {
     let stored = async {
         let store = existing_store(settings.data_dir.clone()).ok()??;
         store.load(lineage).await.ok()?
     };
     let record = stored.await.map(|(record, _)| record);
-    record.is_some_and(|record| record.revocation.is_none() && !record.revoked.is_empty())
+    record.is_some_and(|record| record.revocation.is_some())
 }
 
 /// A certificate and perhaps its key, from files.

@@ -302,7 +302,8 @@ fn discover(
     let Some(docker) = &settings.docker else {
         return Ok(None);
     };
-    let daemon = DockerApi::new(&docker.host, docker.accept_raw_socket);
+    let resolver = &factory.services.resolver;
+    let daemon = DockerApi::new(&docker.host, resolver, docker.accept_raw_socket);
     let daemon = daemon.map_err(|error| {
         Failure::usage(error, "set --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;

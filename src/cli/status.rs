@@ -194,7 +194,7 @@ fn names(status: &Status) -> Option<String> {
 /// Why the certificate is not renewed, or not deployed.
 fn obstacles(status: &Status) -> impl Iterator<Item = String> {
     let orphaned = status.orphaned_why.as_ref();
-    let orphaned = orphaned.map(|why| notice(&status.name, why));
+    let orphaned = orphaned.map(|why| notice(&status.name, &status.identifiers, why));
     let stuck = status.not_renewable.as_ref();
     let stuck = stuck.map(|why| format!("not renewable: {why}"));
     let denied = status.denied.iter().map(|right| format!(

@@ -10,7 +10,7 @@ use super::read::Entry;
 use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::Identifier;
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, reissue};
 use crate::manage::{CannotOrder, is_registered};
 
 /// The most names that public CAs accept in one certificate.
@@ -94,9 +94,14 @@ pub(super) fn cannot_order(
         { stored.names.iter() }.any(|name| stored.challenge.check_name(name).is_err());
     let lineage = &stored.lineage;
     let hint = match only_when_due {
-        true => format!(
-            "certs issue with names that HTTP-01 can prove makes another certificate; certs delete {lineage} leaves this one to its old client"
-        ),
+        true => {
+            let again = reissue(lineage, &stored.names);
+            let by = match stored.names.iter().any(Identifier::is_wildcard) {
+                true => "--dns PROVIDER",
+                false => "--challenge http-01",
+            };
+            format!("{again} {by} keeps it, certs delete {lineage} leaves it to its old client")
+        }
         false => all(|problem| problem.hint),
     };
     Some(CannotOrder {

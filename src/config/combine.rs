@@ -105,6 +105,14 @@ impl Sources {
         );
         exists(user, owner::user, problems);
         exists(group, owner::group, problems);
+        if let Some((message, hint)) = settings.fleet.key_fault() {
+            let origins = [
+                pick(&layers, |layer| &layer.seal_key_exec).map(|given| &given.origin),
+                pick(&layers, |layer| &layer.store).map(|given| &given.origin),
+            ];
+            let origin = origins.into_iter().flatten().next();
+            problems.add(origin.unwrap_or(&SettingOrigin::Nowhere), message, hint);
+        }
         settings.file.clone_from(&self.file);
         settings.proxies = self.proxies.clone();
         if let Some(proxy) = pick(&layers, |layer| &layer.proxy) {
@@ -112,6 +120,7 @@ impl Sources {
         }
         settings.roots = self.roots.clone();
         settings.resolver = value(pick(&self.shared_layers(), |layer| &layer.resolver));
+        settings.fleet.resolver = settings.resolver;
         settings.challenge = self.challenge(&self.shared_layers());
         settings.docker = self.docker();
         settings

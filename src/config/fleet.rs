@@ -50,22 +50,14 @@ impl Sources {
     pub(super) fn contradictions_of_fleet(&self, problems: &mut Problems) {
         let layers = self.layers();
         let is_given = |name: &str| layers.iter().any(|layer| layer.invalid.contains(name));
-        let (store, seal) = (
-            pick(&layers, |layer| &layer.store),
-            pick(&layers, |layer| &layer.seal_key_file),
-        );
-        match (store, seal) {
-            (Some(store), None) if !is_given("seal_key_file") => problems.add(
-                &store.origin,
-                "a store without a sealing key",
-                "make a key once, openssl rand -base64 32 > seal.key, give it to each machine with mode 0600, and add seal_key_file = \"seal.key\"",
-            ),
-            (None, Some(seal)) if !is_given("store") => problems.add(
-                &seal.origin,
-                "a sealing key without a store",
-                "add store = \"…\" in one of the forms of docs/fleet.md, or leave seal_key_file out",
-            ),
-            _ => {}
+        let store = pick(&layers, |layer| &layer.store);
+        let file = pick(&layers, |layer| &layer.seal_key_file).map(|given| &given.origin);
+        let program = pick(&layers, |layer| &layer.seal_key_exec).map(|given| &given.origin);
+        if let (None, Some(origin)) = (store, file.or(program))
+            && !is_given("store")
+        {
+            let hint = "add store = \"…\" in one of the forms of docs/fleet.md, or leave the sealing key out";
+            problems.add(origin, "a sealing key without a store", hint);
         }
         if let Some(role) = serves(pick(&layers, |layer| &layer.role))
             && store.is_none()

@@ -117,7 +117,7 @@ layer! {
             .default_is("port 53 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
         "resolver", resolver: ServerAddress, parsed, TEXT
             .hint("an address such as 192.0.2.1 or 192.0.2.1:53 belongs here")
-            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies and endpoints")
+            .doc("Ask this DNS resolver: for the zones of names to prove by DNS-01, the CAA records of refused names, and the hosts of CAs, proxies, endpoints, deploy targets and stores")
             .default_is("those of /etc/resolv.conf").option(ISSUE | RUN, "ADDR:PORT").for_the_process();
     }
 
@@ -211,6 +211,10 @@ layer! {
             .doc("The file with the key that seals what the store gets: 32 bytes in base64; further lines hold earlier keys")
             .option(EVERY, "FILE")
             => .fleet.seal_key_file;
+        "seal_key_exec", seal_key_exec: Vec<String>, list, LIST
+            .hint("a program by its absolute path, and its arguments, belong here")
+            .doc("Instead of seal_key_file, this program prints the key; it is started by its arguments and never by a shell")
+            => .fleet.seal_key_exec;
         "node", node: NodeName, parsed, TEXT.hint("letters, digits, -, _ and . belong here")
             .doc("The name of this machine in the fleet").default_is("the host name").option(EVERY, "NAME")
             => .fleet.node;

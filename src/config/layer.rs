@@ -15,6 +15,7 @@ use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::dns::lookup::Resolver;
 use crate::net::proxy::Proxy;
 use crate::store::place::StorePlace;
 use crate::text::origins;
@@ -86,9 +87,11 @@ pub(super) fn directory(value: &Value, _hint: &str, problems: &mut Problems) -> 
 
 /// Reads the address of Docker's API.
 pub(super) fn docker_host(value: &Value, hint: &str, problems: &mut Problems) -> Read<String> {
-    parsed_by(value, hint, problems, |text| match Api::at(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err((error.to_string(), hint.to_owned())),
+    parsed_by(value, hint, problems, |text| {
+        match Api::at(text, &Resolver::default()) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(error) => Err((error.to_string(), hint.to_owned())),
+        }
     })
 }
 

@@ -185,6 +185,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         output: Arc::new(Output::new(directory.join("certs"))),
         gate: Gate::default(),
         verifier: Arc::new(Handshake::default()),
+        resolver: Default::default(),
         keys: Arc::new(FreshKeys),
         bundles: BundleCache::default(),
         probes: Probes::default(),

@@ -180,6 +180,7 @@ mod tests {
             not_after: crate::time::Timestamp::from_seconds(0),
             live: "nowhere".into(),
             urgent: false,
+            resolver: Default::default(),
         };
         tally.deploying(&delivery(Generation(1), &old));
         tally.handshake(&lineage, &old, Instant::now());

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{HttpError, Longest, Origin, ReplyBody};
 use crate::text::origins;
 
@@ -39,8 +40,8 @@ pub(crate) enum Filter {
 
 impl Api {
     /// The API at an address in the form of DOCKER_HOST: `unix://PATH` or
-    /// `tcp://HOST:PORT`.
-    pub(crate) fn at(host: &str) -> Result<Self, String> {
+    /// `tcp://HOST:PORT`, whose HOST `resolver` looks up.
+    pub(crate) fn at(host: &str, resolver: &Resolver) -> Result<Self, String> {
         let invalid = || format!("invalid address of Docker's API `{}`", origins(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
@@ -56,9 +57,10 @@ impl Api {
         }
         match (uri.host(), uri.port()) {
             (Some(name), None) if host.starts_with("tcp://") => {
-                Ok(Self(Origin::Tcp(format!("{name}:{PORT}"))))
+                let address = format!("{name}:{PORT}");
+                Ok(Self(Origin::Tcp(address, resolver.clone())))
             }
-            _ => Origin::of(&uri).map(Self),
+            _ => Origin::of(&uri, resolver).map(Self),
         }
     }
 
@@ -72,7 +74,7 @@ impl Api {
     pub(crate) fn socket(&self) -> Option<&Path> {
         match &self.0 {
             Origin::Unix(path) => Some(path),
-            Origin::Data(_) | Origin::Tcp(_) | Origin::Tls(..) => None,
+            Origin::Data(_) | Origin::Tcp(..) | Origin::Tls(..) => None,
         }
     }
 
@@ -162,14 +164,17 @@ mod tests {
 
     #[test]
     fn api_address_is_parsed() {
+        let resolver = Resolver::default();
+        let at = |host| Api::at(host, &resolver);
         let unix = Api(Origin::Unix("/var/run/docker.sock".into()));
-        assert_eq!(Api::at(SOCKET), Ok(unix));
+        assert_eq!(at(SOCKET), Ok(unix));
         for (host, place) in [
             ("tcp://proxy:2376", "proxy:2376"),
             ("tcp://proxy", "proxy:2375"),
             ("http://proxy", "proxy:80"),
         ] {
-            assert_eq!(Api::at(host), Ok(Api(Origin::Tcp(place.into()))), "{host}");
+            let wanted = Api(Origin::Tcp(place.into(), resolver.clone()));
+            assert_eq!(at(host), Ok(wanted), "{host}");
         }
         for other in [
             "ssh://host",
@@ -178,7 +183,7 @@ mod tests {
             "tcp://",
             "",
         ] {
-            assert!(Api::at(other).is_err(), "{other}");
+            assert!(at(other).is_err(), "{other}");
         }
     }
 }

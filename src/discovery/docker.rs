@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use super::companion::read_environment;
 use super::list::{Containers, ListReader};
 use crate::deploy::docker::{Api, Filter};
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::HttpError;
 use crate::text::printable_within;
 
@@ -108,9 +109,13 @@ impl DockerApi {
     ///
     /// # Errors
     /// Why the address is invalid.
-    pub(crate) fn new(host: &str, raw_is_accepted: bool) -> Result<Self, String> {
+    pub(crate) fn new(
+        host: &str,
+        resolver: &Resolver,
+        raw_is_accepted: bool,
+    ) -> Result<Self, String> {
         Ok(Self {
-            api: Api::at(host)?,
+            api: Api::at(host, resolver)?,
             host: host.to_owned(),
             raw_is_accepted,
         })

@@ -334,6 +334,34 @@ mod tests {
     }
 
     #[test]
+    fn files_that_cannot_be_read_are_corrected_as_the_hints_say() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let (main, part) = (root.join("nginx.conf"), root.join("part"));
+        std::fs::write(&main, "http { include part; }").unwrap();
+        let load = |file: &str| Tree::load(&root.join(file), &Overlay::new());
+        for (text, words) in [
+            ("server {", "fix it and test it with nginx -t"),
+            ("include part;", "remove the include ("),
+            (
+                "include absent;",
+                "and run as a user that may read all files",
+            ),
+        ] {
+            std::fs::write(&part, text).unwrap();
+            let hints = load("nginx.conf").unwrap_err().in_a_line();
+            assert!(hints.contains(words), "{hints}");
+        }
+        std::fs::write(&part, "listen 80;").unwrap();
+        let hints = load("absent.conf").unwrap_err().in_a_line();
+        assert!(
+            hints.contains("name nginx's main file with --conf FILE"),
+            "{hints}"
+        );
+        load("nginx.conf").unwrap();
+    }
+
+    #[test]
     fn includes_follow_links_and_refuse_loops() {
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();

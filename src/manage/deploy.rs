@@ -176,6 +176,7 @@ impl Pass<'_> {
             fingerprint: facts.fingerprint.clone(),
             not_after: facts.not_after,
             urgent: false,
+            resolver: self.services.resolver.clone(),
         }
     }
 

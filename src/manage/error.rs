@@ -78,6 +78,14 @@ pub(crate) enum ManageError {
 /// The hint for an order on a machine that only serves.
 pub(crate) const ONLY_SERVES: &str = "run this command on a machine of role full";
 
+/// Our own error, which a journal passed through the client.
+fn own_of(error: &AcmeError) -> Option<&ManageError> {
+    match &error.cause {
+        Cause::Journal(own) => own.downcast_ref(),
+        _ => None,
+    }
+}
+
 impl ManageError {
     /// The next action for the operator.
     #[must_use]
@@ -92,7 +100,7 @@ impl ManageError {
     /// The same for an error that is not of the store of a fleet.
     fn own_hint(&self) -> String {
         match self {
-            Self::Acme(acme) => acme.cause.hint().into(),
+            Self::Acme(acme) => own_of(acme).map_or_else(|| acme.hint(), Self::hint),
             Self::Bundle { .. } => {
                 "nothing was published; the previous certificate is still served".into()
             }
@@ -143,7 +151,14 @@ impl ManageError {
             Self::Output(output) if output.is_refusal() => output.hint().into(),
             Self::Store(StoreError::Io { subject: path, source, .. })
             | Self::Output(OutputError::Io { path, source, .. }) => hint_for(path.as_ref(), source),
-            Self::Stored(_) | Self::Store(StoreError::Seal { .. }) | Self::Output(_) => {
+            Self::Stored(_)
+            | Self::Store(
+                StoreError::Seal { .. }
+                | StoreError::OtherKey { .. }
+                | StoreError::OtherFleet
+                | StoreError::Older { .. },
+            )
+            | Self::Output(_) => {
                 STORE_HINT.into()
             }
             Self::Deploy(deploy) => deploy.hint().to_string(),

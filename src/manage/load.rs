@@ -11,11 +11,13 @@ use super::deploy::{endpoints_to_verify, on_disk, servers_without_endpoint};
 use super::error::ManageError;
 use super::partial;
 use super::proof::FILES;
-use super::services::{Certificate, Services, Wanted};
+use super::services::{Certificate, Keeper, Services, Wanted};
 use super::session::{Pass, Trigger};
 use crate::deploy::verify::SILENT;
 use crate::identifier::Identifier;
-use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
+use crate::record::{
+    Failures, Fallback, Generation, Issued, PendingOrder, Record, Revision, Served,
+};
 use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
 use crate::store::StoreError;
 use crate::time::{Clock, Timestamp};
@@ -46,21 +48,26 @@ impl<'p> Pass<'p> {
             record,
             revision,
             shared: None,
+            left_to_others: false,
             looked: false,
             unseen: None,
         };
         let stored = pass.record.clone();
         let mut changed = pass.adopt_wanted();
         let now = age_at(&pass.record, certificate, clock).await;
-        let is_stale = |order: &mut PendingOrder| !is_resumable(order, certificate, now);
+        let is_stale = |record: &Record| {
+            let order = record.order.as_ref();
+            order.is_some_and(|order| !is_resumable(order, record, certificate, now))
+        };
         let mut dropped = None;
         let is_new = pass.revision == Revision::default();
-        if is_new || pass.record != stored || pass.record.order.as_mut().is_some_and(is_stale) {
+        if is_new || pass.record != stored || is_stale(&pass.record) {
             // In a fleet, the settings of the machine that orders count.
             match pass.share().await? {
-                true => dropped = pass.record.order.take_if(is_stale),
+                true if is_stale(&pass.record) => dropped = pass.record.order.take(),
+                true => {}
                 false if is_new => pass.must_share().await?,
-                false => (pass.record, changed) = (stored, false),
+                false => (pass.record, changed, pass.left_to_others) = (stored, false, true),
             }
         }
         clear_backoff(&mut pass.record, trigger);
@@ -122,7 +129,11 @@ impl<'p> Pass<'p> {
 
     /// Copies the wanted settings into the record, and returns whether they have changed.
     fn adopt_wanted(&mut self) -> bool {
-        let (record, wanted) = (&mut self.record, &self.certificate.wanted);
+        let mut wanted = self.certificate.wanted.clone();
+        if self.is_behind() {
+            wanted.identifiers.clone_from(&self.record.identifiers);
+        }
+        let (record, wanted) = (&mut self.record, &wanted);
         let mut changed = adopt(record, wanted);
         if self.trigger == Trigger::Requested {
             changed |= end_rollback(record);
@@ -131,6 +142,17 @@ impl<'p> Pass<'p> {
         record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
+    }
+
+    /// Whether a command, perhaps on another machine of the fleet, has got a certificate of names
+    /// that this process does not know yet: a scheduled pass keeps them.
+    fn is_behind(&self) -> bool {
+        let (record, names) = (&self.record, &self.record.identifiers);
+        let is_issued = |it: &Issued| it.facts.identifiers == *names;
+        self.certificate.keeper == Keeper::Command
+            && self.certificate.wanted.request.is_none()
+            && self.trigger == Trigger::Scheduled
+            && record.issued.as_ref().is_some_and(is_issued)
     }
 
     /// The state of targets and endpoints, as stored.
@@ -283,14 +305,21 @@ async fn age_at(record: &Record, certificate: &Certificate, clock: &PassClock) -
     clock.now()
 }
 
-/// Whether a pending order matches the wanted names, CA and signing request, and is recent
-/// enough to be resumed.
-fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
+/// Whether a pending order matches the names of `record`, and the wanted CA and signing request,
+/// and is recent enough to be resumed.
+fn is_resumable(
+    order: &PendingOrder,
+    record: &Record,
+    certificate: &Certificate,
+    now: Timestamp,
+) -> bool {
     let has_wanted_key = match &certificate.wanted.request {
         Some(request) => order.key_pem == request.in_place_of_key(),
         None => order.key_pem.signing_request().is_none(),
     };
     let is_recent = now.since(order.begun) < OLDEST_ORDER;
-    let is_allowed = certificate.wanted.allows(&order.identifiers);
+    let is_allowed = certificate
+        .wanted
+        .allows(&order.identifiers, &record.identifiers);
     is_allowed && is_recent && has_wanted_key && certificate.cas().any(|(ca, _)| *ca == order.ca)
 }

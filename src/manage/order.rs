@@ -238,9 +238,8 @@ impl Pass<'_> {
             if replaced || self.is_revoked(&key).await? {
                 let lineage = &wanted.lineage;
                 return Err(ManageError::Impossible {
-                    why: format!(
-                        "{lineage}: a certificate with the key of this signing request was revoked"
-                    ),
+                    why: "a certificate with the key of this signing request was revoked"
+                        .to_owned(),
                     hint: format!(
                         "make a new key with a new request, then certs csr FILE --name {lineage}"
                     ),

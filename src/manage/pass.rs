@@ -13,6 +13,7 @@ use super::rollback::{nothing_issued, rollback_pause};
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
+use crate::lineage::reissue;
 use crate::record::{Issued, Record, Renewal, Terms};
 use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, Delayed, Next, Plan, next};
@@ -117,7 +118,12 @@ impl Pass<'_> {
                 Next::Revoke => Box::pin(self.revoke()).await?,
                 Next::Wait(until) => match self.due_looks(now) {
                     Some(looks) => Box::pin(self.look(looks)).await?,
-                    None => return self.end(stuck, issued, now, until),
+                    None => {
+                        // It may be gone.
+                        let again = self.left_to_others.then_some(now + ELSEWHERE);
+                        let until = again.map_or(until, |again| until.min(again));
+                        return self.end(stuck, issued, now, until);
+                    }
                 },
                 Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
@@ -204,7 +210,8 @@ impl Pass<'_> {
             ..terms.clone()
         });
         if terms.reuse_key && kept != key {
-            tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false in the environment of certs issue with its names, --key {key} and --force makes a new key");
+            let again = reissue(lineage, &wanted.identifiers);
+            tracing::warn!(%lineage, "its {kept} key is kept (reuse_key) and does not become {key}; hint: CERTS_REUSE_KEY=false {again} --key {key} --force makes a new key");
         }
     }
 

@@ -71,11 +71,13 @@ impl Journal for AccountJournal<'_> {
     }
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
-        Ok(self.store.account(self.ca).await?)
+        let stored = self.store.account(self.ca).await;
+        Ok(stored.map_err(ManageError::from)?)
     }
 
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
-        Ok(self.store.create_account(self.ca, credentials).await?)
+        let stored = self.store.create_account(self.ca, credentials).await;
+        Ok(stored.map_err(ManageError::from)?)
     }
 
     async fn save_account(
@@ -83,9 +85,7 @@ impl Journal for AccountJournal<'_> {
         credentials: &Secret,
         before: &Secret,
     ) -> Result<(), JournalError> {
-        Ok(self
-            .store
-            .save_account(self.ca, credentials, before)
-            .await?)
+        let saved = self.store.save_account(self.ca, credentials, before).await;
+        Ok(saved.map_err(ManageError::from)?)
     }
 }

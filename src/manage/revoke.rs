@@ -45,7 +45,8 @@ impl Pass<'_> {
                     "nothing was revoked: {lineage} has the key of a signing request, and its replacement needs another key"
                 ),
                 hint: format!(
-                    "certs csr FILE --name {lineage} --force with the request of a new key, and then certs revoke --cert-file for the old certificate; or certs revoke {lineage} --now"
+                    "certs csr FILE --name {lineage} --force with the request of a new key, and then certs revoke --ca {} --cert-file CERT with the cert.pem of archive/{lineage}/{}; or certs revoke {lineage} --now",
+                    issued.ca, issued.generation
                 ),
             });
         }
@@ -172,14 +173,14 @@ impl Pass<'_> {
         pending: &Revocation,
         one: &ToRevoke,
     ) -> Result<(), ManageError> {
-        let certificate = self.certificate;
+        let (certificate, lineage) = (self.certificate, self.lineage());
         let mut cas = certificate.cas();
         let issuer = cas.find_map(|(ca, issuer)| (*ca == pending.ca).then_some(issuer));
         let issuer = issuer.ok_or_else(|| ManageError::Impossible {
             why: format!("{} has issued the certificate, and is configured no more", pending.ca),
             hint: format!(
-                "certs revoke --ca {} --cert-file CERT --key-file KEY, with the files of the certificate",
-                pending.ca
+                "certs revoke --ca {} --cert-file CERT --key-file KEY with cert.pem and privkey.pem of archive/{lineage}/{}, and then certs revoke {lineage} --cancel",
+                pending.ca, pending.generation
             ),
         })?;
         // The key's own signature proves the compromise to the CA.

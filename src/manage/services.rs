@@ -24,6 +24,7 @@ use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::dns::lookup::Resolver;
 use crate::observe::{Board, ExcludedName, Metrics, Proof};
 use crate::random::Random;
 use crate::record::{Generation, Record, Revoked, Terms};
@@ -42,6 +43,8 @@ pub(crate) struct Services {
     pub gate: Gate,
     /// Verifies by a handshake which certificate is served.
     pub verifier: Arc<dyn Verifier>,
+    /// Looks up the hosts of deploy targets.
+    pub resolver: Resolver,
     /// Generates private keys.
     pub keys: Arc<dyn Keys>,
     /// Stored pairs that were checked before.
@@ -341,10 +344,10 @@ impl Wanted {
             && record.profile == self.terms.profile
     }
 
-    /// Whether an order for `names` satisfies these settings.
-    pub(super) fn allows(&self, names: &BTreeSet<Identifier>) -> bool {
-        let some = self.partial && !names.is_empty() && names.is_subset(&self.identifiers);
-        *names == self.identifiers || some
+    /// Whether an order for `names` satisfies these settings for all names, `all`.
+    pub(super) fn allows(&self, names: &BTreeSet<Identifier>, all: &BTreeSet<Identifier>) -> bool {
+        let some = self.partial && !names.is_empty() && names.is_subset(all);
+        names == all || some
     }
 }
 /// Whether `data_dir` has an account of `ca`. An account that cannot be seen counts as none.

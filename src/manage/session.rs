@@ -65,6 +65,8 @@ pub(super) struct Pass<'p> {
     pub(super) revision: Revision,
     /// The right to change what the machines of a fleet share, once it is needed.
     pub(super) shared: Option<Box<dyn Lease>>,
+    /// Whether another machine of the fleet puts new settings into effect.
+    pub(super) left_to_others: bool,
     /// Whether the endpoints were looked at.
     pub(super) looked: bool,
     /// What the looks did not see.

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+use super::dns::lookup::Resolver;
 use super::http::{Longest, Origin};
 use crate::certificate::Secret;
 use crate::files::named;
@@ -102,23 +103,28 @@ type Variables = dyn Fn(&str) -> Option<String> + Send + Sync;
 pub(crate) struct Role {
     variables: Box<Variables>,
     clock: Arc<dyn Clock>,
+    resolver: Resolver,
     kept: Mutex<Option<Keys>>,
 }
 
 impl Role {
-    /// The role that the environment of this process, or else EC2, gives it.
+    /// The role that the environment of this process, or else EC2, gives it; `resolver` looks up
+    /// the hosts of both.
     #[allow(clippy::disallowed_methods)] // AWS has named these variables: no settings of ours
-    pub(crate) fn of_this_process() -> Self {
-        Self::with(|name| std::env::var(name).ok(), Arc::new(SystemClock))
+    pub(crate) fn of_this_process(resolver: Resolver) -> Self {
+        let variables = |name: &str| std::env::var(name).ok();
+        Self::with(variables, Arc::new(SystemClock), resolver)
     }
 
     pub(crate) fn with(
         variables: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
         clock: Arc<dyn Clock>,
+        resolver: Resolver,
     ) -> Self {
         Self {
             variables: Box::new(variables),
             clock,
+            resolver,
             kept: Mutex::default(),
         }
     }
@@ -176,7 +182,7 @@ impl Role {
             let why = "AWS_EC2_METADATA_DISABLED is set";
             return Err(RoleError::new(&source, why));
         }
-        let keys = of_instance(&endpoint).await;
+        let keys = self.of_instance(&endpoint).await;
         keys.map_err(|why| RoleError::new(&source, why))
     }
 
@@ -209,7 +215,7 @@ impl Role {
             None => { self.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN") }.map(Secret::new),
         };
         let token = token.as_ref().map(|token| ("authorization", token));
-        let reply = request(Method::GET, &uri, token, Bytes::new()).await?;
+        let reply = self.request(Method::GET, &uri, token, Bytes::new()).await?;
         keys_of(&reply)
     }
 
@@ -240,7 +246,8 @@ impl Role {
             format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
         });
         let uri = parsed(&format!("{}/", endpoint.trim_end_matches('/')))?;
-        let reply = request(Method::POST, &uri, None, fields.join("&").into()).await?;
+        let fields = fields.join("&").into();
+        let reply = self.request(Method::POST, &uri, None, fields).await?;
         let text = String::from_utf8_lossy(&reply);
         let part = |name: &str| {
             let (_, rest) = text.split_once(&format!("<{name}>"))?;
@@ -257,30 +264,66 @@ impl Role {
         };
         keys().ok_or_else(|| "the reply of STS has no credentials".to_owned())
     }
-}
 
-/// The role of an instance of EC2. The token of version 2 keeps a proxy or a server that
-/// fetches URLs for others from reading them.
-async fn of_instance(endpoint: &str) -> Result<Keys, String> {
-    let endpoint = endpoint.trim_end_matches('/');
-    let ttl = Secret::new("300".to_owned());
-    let ttl = Some(("x-aws-ec2-metadata-token-ttl-seconds", &ttl));
-    let uri = parsed(&format!("{endpoint}/latest/api/token"))?;
-    let token = request(Method::PUT, &uri, ttl, Bytes::new()).await?;
-    let token = Secret::new(String::from_utf8_lossy(&token).into_owned());
-    let get = async |path: &str| {
-        let uri = parsed(&format!("{endpoint}{ROLES}{path}"))?;
-        let token = Some(("x-aws-ec2-metadata-token", &token));
-        request(Method::GET, &uri, token, Bytes::new()).await
-    };
-    let roles = get("").await?;
-    let roles = String::from_utf8_lossy(&roles);
-    let role = roles.lines().next().unwrap_or_default().trim();
-    // The characters of a role's name.
-    let is_name = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
-    match !role.is_empty() && role.chars().all(is_name) {
-        true => keys_of(&get(role).await?),
-        false => Err("the instance has no role".to_owned()),
+    /// The role of an instance of EC2. The token of version 2 keeps a proxy or a server that
+    /// fetches URLs for others from reading them.
+    async fn of_instance(&self, endpoint: &str) -> Result<Keys, String> {
+        let endpoint = endpoint.trim_end_matches('/');
+        let ttl = Secret::new("300".to_owned());
+        let ttl = Some(("x-aws-ec2-metadata-token-ttl-seconds", &ttl));
+        let uri = parsed(&format!("{endpoint}/latest/api/token"))?;
+        let token = self.request(Method::PUT, &uri, ttl, Bytes::new()).await?;
+        let token = Secret::new(String::from_utf8_lossy(&token).into_owned());
+        let get = async |path: &str| {
+            let uri = parsed(&format!("{endpoint}{ROLES}{path}"))?;
+            let token = Some(("x-aws-ec2-metadata-token", &token));
+            self.request(Method::GET, &uri, token, Bytes::new()).await
+        };
+        let roles = get("").await?;
+        let roles = String::from_utf8_lossy(&roles);
+        let role = roles.lines().next().unwrap_or_default().trim();
+        // The characters of a role's name.
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
+        match !role.is_empty() && role.chars().all(is_name) {
+            true => keys_of(&get(role).await?),
+            false => Err("the instance has no role".to_owned()),
+        }
+    }
+
+    /// The body of a reply that says success.
+    async fn request(
+        &self,
+        method: Method,
+        url: &Uri,
+        header: Option<(&'static str, &Secret)>,
+        body: Bytes,
+    ) -> Result<Bytes, String> {
+        let host = url.authority().map_or("", |host| host.as_str());
+        let path = url.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", host);
+        if !body.is_empty() {
+            request = request.header("content-type", "application/x-www-form-urlencoded");
+        }
+        if let Some((name, value)) = header {
+            let mut value = HeaderValue::from_str(value.expose())
+                .map_err(|_| format!("the value of {name} is not one of a header"))?;
+            value.set_sensitive(true);
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| error.to_string())?;
+        let origin = Origin::of(url, &self.resolver)?;
+        let sent = origin.send(request, WITHIN, Longest::Whole(LARGEST)).await;
+        let (status, reply) = sent.map_err(|error| error.to_string())?;
+        match status {
+            status if status.is_success() => Ok(reply),
+            StatusCode::NOT_FOUND => Err("no role is attached (HTTP 404)".to_owned()),
+            status => Err(format!("HTTP {status}")),
+        }
     }
 }
 
@@ -319,39 +362,4 @@ fn token_of(file: &str) -> Result<Secret, String> {
 
 fn parsed(url: &str) -> Result<Uri, String> {
     url.parse().map_err(|_| format!("invalid URL {url}"))
-}
-
-/// The body of a reply that says success.
-async fn request(
-    method: Method,
-    url: &Uri,
-    header: Option<(&'static str, &Secret)>,
-    body: Bytes,
-) -> Result<Bytes, String> {
-    let host = url.authority().map_or("", |host| host.as_str());
-    let path = url.path_and_query().map_or("/", |path| path.as_str());
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", host);
-    if !body.is_empty() {
-        request = request.header("content-type", "application/x-www-form-urlencoded");
-    }
-    if let Some((name, value)) = header {
-        let mut value = HeaderValue::from_str(value.expose())
-            .map_err(|_| format!("the value of {name} is not one of a header"))?;
-        value.set_sensitive(true);
-        request = request.header(name, value);
-    }
-    let request = request
-        .body(Full::new(body))
-        .map_err(|error| error.to_string())?;
-    let origin = Origin::of(url)?;
-    let sent = origin.send(request, WITHIN, Longest::Whole(LARGEST)).await;
-    let (status, reply) = sent.map_err(|error| error.to_string())?;
-    match status {
-        status if status.is_success() => Ok(reply),
-        StatusCode::NOT_FOUND => Err("no role is attached (HTTP 404)".to_owned()),
-        status => Err(format!("HTTP {status}")),
-    }
 }

@@ -19,7 +19,6 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::AsyncBufRead;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::StreamReader;
@@ -60,10 +59,10 @@ pub(crate) enum Origin {
     /// A Unix socket in the data directory.
     Data(PathBuf),
     /// `host:port`, without TLS.
-    Tcp(String),
+    Tcp(String, Resolver),
     /// Host and port, by TLS with a certificate that a public root, or one of this machine,
     /// has signed.
-    Tls(String, u16),
+    Tls(String, u16, Resolver),
 }
 
 /// The largest length of a reply in bytes.
@@ -77,15 +76,16 @@ pub(crate) enum Longest {
 }
 
 impl Origin {
-    /// The server of a URL, or why the URL has none.
-    pub(crate) fn of(url: &Uri) -> Result<Self, String> {
+    /// The server of a URL, whose host `resolver` looks up, or why the URL has none.
+    pub(crate) fn of(url: &Uri, resolver: &Resolver) -> Result<Self, String> {
         let host = url.host().ok_or("it names no host")?;
         let port = |default| url.port_u16().unwrap_or(default);
         // A URL has an IPv6 address in brackets, a server's name has none.
         let plain = host.trim_start_matches('[').trim_end_matches(']');
+        let resolver = resolver.clone();
         match url.scheme_str() {
-            Some("https") => Ok(Self::Tls(plain.to_owned(), port(443))),
-            Some("http") => Ok(Self::Tcp(format!("{host}:{}", port(80)))),
+            Some("https") => Ok(Self::Tls(plain.to_owned(), port(443), resolver)),
+            Some("http") => Ok(Self::Tcp(format!("{host}:{}", port(80)), resolver)),
             _ => Err("it is neither http:// nor https://".to_owned()),
         }
     }
@@ -116,31 +116,13 @@ impl Origin {
         .await
     }
 
-    async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
-        self.connect_by(&Resolver::default()).await
-    }
-
-    /// Connects to a host that `resolver` looks up.
-    pub(super) async fn connect_by(
-        &self,
-        resolver: &Resolver,
-    ) -> Result<Box<dyn Stream>, HttpError> {
+    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
         Ok(match self {
             Self::Unix(path) => Box::new(unix::connect(path).await?),
             Self::Data(path) => Box::new(unix::connect_in_data(path).await?),
-            Self::Tcp(address) => {
-                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-                let port = port.parse().map_err(io::Error::other)?;
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let addresses = resolver.hosts(host, port).await?;
-                let stream = TcpStream::connect(addresses.as_slice()).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-            Self::Tls(host, port) => {
-                let addresses = resolver.hosts(host, *port).await?;
-                let stream = TcpStream::connect(addresses.as_slice()).await?;
-                stream.set_nodelay(true)?;
+            Self::Tcp(address, resolver) => Box::new(resolver.connect_to(address).await?),
+            Self::Tls(host, port, resolver) => {
+                let stream = resolver.connect(host, *port).await?;
                 let name = ServerName::try_from(host.clone()).map_err(io::Error::other);
                 let mut roots = tls::public_roots();
                 SystemRoots::of_this_process().add_to(&mut roots);
@@ -269,7 +251,7 @@ mod tests {
                 let _ = stream.write_all(reply.as_bytes()).await;
             }
         });
-        Origin::Tcp(address.to_string())
+        Origin::Tcp(address.to_string(), Resolver::default())
     }
 
     fn request() -> Request<Full<Bytes>> {
@@ -308,16 +290,19 @@ mod tests {
 
     #[test]
     fn url_leads_to_its_server() {
-        let of = |url: &'static str| Origin::of(&Uri::from_static(url)).unwrap();
+        let resolver = Resolver::new(Some("192.0.2.53".parse().unwrap()));
+        let of = |url: &'static str| Origin::of(&Uri::from_static(url), &resolver).unwrap();
         for (url, host, port) in [
             ("https://[::1]/a", "::1", 443),
             ("https://[2001:db8::1]:8443", "2001:db8::1", 8443),
             ("https://example.com", "example.com", 443),
         ] {
-            assert_eq!(of(url), Origin::Tls(host.to_owned(), port));
+            let wanted = Origin::Tls(host.to_owned(), port, resolver.clone());
+            assert_eq!(of(url), wanted);
             assert!(ServerName::try_from(host).is_ok(), "{host}");
         }
-        assert_eq!(of("http://[::1]/"), Origin::Tcp("[::1]:80".to_owned()));
+        let wanted = Origin::Tcp("[::1]:80".to_owned(), resolver.clone());
+        assert_eq!(of("http://[::1]/"), wanted);
     }
 
     #[tokio::test]
@@ -336,19 +321,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (tcp, tls) = (
-            Origin::Tcp(format!("127.0.0.1:{port}")),
-            Origin::Tls("127.0.0.1".into(), port),
+            Origin::Tcp(format!("127.0.0.1:{port}"), Resolver::default()),
+            Origin::Tls("127.0.0.1".into(), port, Resolver::default()),
         );
         let silent = tcp
             .send(request(), Duration::from_millis(10), Longest::Whole(9))
             .await;
         assert!(matches!(silent, Err(HttpError::TimedOut(_))), "{silent:?}");
         let plain = server("220 smtp\r\n".into()).await;
-        let Origin::Tcp(address) = &plain else {
+        let Origin::Tcp(address, resolver) = &plain else {
             panic!("{plain:?}")
         };
         let (host, port) = address.rsplit_once(':').unwrap();
-        let plain = Origin::Tls(host.into(), port.parse().unwrap());
+        let plain = Origin::Tls(host.into(), port.parse().unwrap(), resolver.clone());
         let handshake = plain.send(request(), WITHIN, Longest::Whole(9)).await;
         assert!(matches!(handshake, Err(HttpError::Tls(_))), "{handshake:?}");
         drop(listener);

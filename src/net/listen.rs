@@ -24,10 +24,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use tower_service::Service;
 
 use self::open::{Full, Open, Stage};
@@ -166,8 +167,8 @@ impl Accepted {
     }
 }
 
-/// What a connection waits for.
-pub(crate) type Before = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// What a handshake for this server name waits for.
+pub(crate) type Before = Arc<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// The configuration of TLS for the next connection.
 pub(crate) type TlsConfig = Box<dyn FnMut() -> Arc<ServerConfig> + Send>;
@@ -191,7 +192,7 @@ pub(crate) async fn serve_within(
 /// The open connections of one or more sockets. Dropping the last reference closes them.
 pub(crate) struct Connections {
     limits: Limits,
-    /// What each connection waits for before its handshake.
+    /// What each handshake waits for.
     before: Option<Before>,
     open: Mutex<Open>,
 }
@@ -206,7 +207,7 @@ impl Connections {
         })
     }
 
-    /// The same; each connection waits for `before` once the client has sent something.
+    /// The same; each handshake waits for `before` once the client has named the server.
     pub(crate) fn after(limits: Limits, before: Before) -> Arc<Self> {
         let mut connections = Self::new(limits);
         if let Some(own) = Arc::get_mut(&mut connections) {
@@ -248,7 +249,7 @@ impl Connections {
                     continue;
                 }
             };
-            let acceptor = tls.as_mut().map(|config| TlsAcceptor::from(config()));
+            let acceptor = tls.as_mut().map(|config| config());
             let (limits, router, plain) = (self.limits, router.clone(), plain.clone());
             let before = self.before.clone();
             self.admit(peer.clone(), async move |slot: Slot| {
@@ -260,9 +261,6 @@ impl Connections {
                 if !matches!(begun, Ok(Ok(()))) || slot.begin().is_err() {
                     return;
                 }
-                if let Some(before) = before {
-                    before().await;
-                }
                 // A connection closed for this one first returns its memory.
                 tokio::task::yield_now().await;
                 // Boxed: a silent connection must not take the memory for it.
@@ -273,12 +271,9 @@ impl Connections {
                     };
                     let stream = match acceptor {
                         // Boxed: a connection without TLS must not take the memory for it.
-                        Some(acceptor) => {
-                            let handshake = acceptor.accept(stream.into_stream());
-                            let ended = tokio::time::timeout(limits.handshake, handshake);
-                            // Any client can make a handshake fail; logging it would flood the log.
-                            let ended = Box::pin(ended).await.ok().and_then(Result::ok);
-                            ended.map(|stream| Box::new(stream) as Box<dyn Stream>)
+                        Some(config) => {
+                            let stream = stream.into_stream();
+                            Box::pin(secured(config, before, stream, limits.handshake)).await
                         }
                         None => Some(stream.into_stream()),
                     };
@@ -325,6 +320,26 @@ impl Drop for Connections {
             task.abort();
         }
     }
+}
+
+/// The stream after a handshake. Any client can make one fail; logging it would flood the log.
+async fn secured(
+    config: Arc<ServerConfig>,
+    before: Option<Before>,
+    stream: Box<dyn Stream>,
+    within: Duration,
+) -> Option<Box<dyn Stream>> {
+    let Some(before) = before else {
+        let handshake = TlsAcceptor::from(config).accept(stream);
+        let stream = tokio::time::timeout(within, handshake).await.ok()?.ok()?;
+        return Some(Box::new(stream));
+    };
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let hello = tokio::time::timeout(within, hello).await.ok()?.ok()?;
+    let name = hello.client_hello().server_name().map(str::to_owned);
+    before(name.unwrap_or_default()).await;
+    let handshake = tokio::time::timeout(within, hello.into_stream(config));
+    Some(Box::new(handshake.await.ok()?.ok()?))
 }
 
 /// Removes a connection from the list when dropped.

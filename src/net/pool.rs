@@ -35,21 +35,7 @@ pub(crate) enum Schemes {
     HttpsAndHttp,
 }
 
-/// A client through `proxies` that trusts the roots of `system` and of `extra_roots` (PEM) too.
-///
-/// # Errors
-/// When the extra roots are not readable.
-pub(crate) fn client(
-    schemes: Schemes,
-    proxies: Arc<Proxies>,
-    extra_roots: Option<&[u8]>,
-    system: Option<&SystemRoots>,
-) -> Result<HttpsClient, String> {
-    let tls = secure::trusting(extra_roots, system)?;
-    Ok(over(schemes, tls, proxies, Resolver::default()))
-}
-
-/// The same with this configuration of TLS; `resolver` looks up servers and proxies.
+/// A client with this configuration of TLS; `resolver` looks up servers and proxies.
 pub(crate) fn over(
     schemes: Schemes,
     tls: ClientConfig,
@@ -74,17 +60,18 @@ pub(crate) fn over(
 pub(crate) struct Pool(HttpsClient);
 
 impl Pool {
-    /// For servers with https or plain http.
+    /// For servers with https or plain http; it trusts the roots of `system` too.
     ///
     /// # Errors
-    /// When the extra roots are not readable.
+    /// When TLS cannot be configured.
     pub(crate) fn new(
         proxies: Proxies,
-        extra_roots: Option<&[u8]>,
+        resolver: Resolver,
         system: &SystemRoots,
     ) -> Result<Self, String> {
+        let tls = secure::trusting(None, Some(system))?;
         let schemes = Schemes::HttpsAndHttp;
-        client(schemes, Arc::new(proxies), extra_roots, Some(system)).map(Self)
+        Ok(Self(over(schemes, tls, Arc::new(proxies), resolver)))
     }
 
     /// Sends `request` and reads a reply of `most` bytes at the most, all `within` this time.
@@ -150,7 +137,7 @@ mod tests {
         let pairs = environment.iter();
         let environment = pairs.map(|(name, value)| ((*name).into(), (*value).into()));
         let proxies = Proxies::of(&environment.collect());
-        Pool::new(proxies, None, &SystemRoots::default()).unwrap()
+        Pool::new(proxies, Resolver::default(), &SystemRoots::default()).unwrap()
     }
 
     fn request(url: &str) -> Request<Full<Bytes>> {

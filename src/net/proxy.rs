@@ -104,10 +104,8 @@ impl Proxy {
         let uri = uri.map_err(|_| unusable("invalid URL".to_owned()))?;
         let (_, user) = url::authority(&uri);
         let has_user = user.is_some();
-        let stream = Origin::of(&uri)
-            .map_err(unusable)?
-            .connect_by(resolver)
-            .await;
+        let origin = Origin::of(&uri, resolver).map_err(unusable)?;
+        let stream = origin.connect().await;
         let stream = stream.map_err(|error| unusable(error.to_string()))?;
         let mut request = Request::connect(to)
             .header(HOST, to)

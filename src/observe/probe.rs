@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{HttpError, Longest, Origin};
 use crate::net::sockets::reachable;
 
@@ -25,7 +26,7 @@ pub(crate) async fn query(address: SocketAddr, path: &str) -> Result<(bool, Stri
     let host = reachable(address).to_string();
     let request = Request::get(path).header("host", &host);
     let request = request.body(Full::default())?;
-    let listener = Origin::Tcp(host);
+    let listener = Origin::Tcp(host, Resolver::default());
     let (status, body) = listener.send(request, DEADLINE, LARGEST).await?;
     let body = String::from_utf8_lossy(&body).into_owned();
     Ok((status == StatusCode::OK, body))

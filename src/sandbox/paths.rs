@@ -12,6 +12,7 @@ use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 use crate::files::beneath::{self, REFUSED_HINT};
 use crate::net::aws;
+use crate::net::dns::lookup::Resolver;
 use crate::store::place::StorePlace;
 
 /// Read by the resolver (it loads modules at the first look-up), for time zones
@@ -212,7 +213,7 @@ pub(super) fn permitted(settings: &Settings) -> impl Iterator<Item = DeployTarge
 
 /// The socket of Docker's API, if labels are read.
 pub(super) fn docker_socket(settings: &Settings) -> Option<PathBuf> {
-    let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
+    let api = Api::at(&settings.docker.as_ref()?.host, &Resolver::default()).ok()?;
     api.socket().map(Path::to_owned)
 }
 

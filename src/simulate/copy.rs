@@ -73,7 +73,11 @@ impl OwnStore for OwnCopy {
         self.writable()?.keep(name, content)
     }
 
-    fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.writable()?.append(name, content)
+    }
+
+    fn kept(&self, name: &str) -> Option<String> {
         self.memory.kept(name)
     }
 }

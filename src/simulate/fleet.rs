@@ -33,7 +33,7 @@ use crate::manage::{
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::record::Terms;
-use crate::store::node::{Followed, NodeStore, Role};
+use crate::store::node::{Followed, NodeStore, Pace, Role};
 use crate::store::seal::Seal;
 use crate::store::shared::SharedStore;
 use crate::supervise::{Handle, Supervisor};
@@ -244,7 +244,13 @@ impl World {
         let name = format!("node{}", node.index);
         let shared = SharedStore::new(Arc::new(link), self.seal.clone(), name);
         let shared = shared.with_clock(Arc::new(Uptime(node.clone())));
-        Arc::new(NodeStore::over(copy, shared, Role::Full, (LOOK, GONE)))
+        let pace = Pace {
+            polled: LOOK,
+            counted: LOOK,
+            notified: LOOK,
+            gone: GONE,
+        };
+        Arc::new(NodeStore::over(copy, shared, Role::Full, pace))
     }
 
     fn certificates(&self, node: &Arc<Node>, random: &Arc<dyn Random>) -> Vec<Certificate> {
@@ -289,6 +295,7 @@ impl World {
             output: node.clone(),
             gate: Gate::default(),
             verifier: node.clone(),
+            resolver: Default::default(),
             keys: self.keys.clone(),
             bundles: self.bundles.clone(),
             probes: Probes::default(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::model::StoreModel;
 use super::kill::KillPoint;
@@ -20,7 +20,7 @@ use super::scenario::Scenario;
 use super::{SECOND, lock};
 use crate::random::{Random, SeededRandom};
 use crate::store::documents::memory::MemoryDocuments;
-use crate::store::documents::{Document, Documents, DocumentsError, Version};
+use crate::store::documents::{Document, Documents, DocumentsError, Notice, Version};
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 /// A late write comes within this time.
@@ -310,18 +310,15 @@ impl Documents for StoreLink {
         Ok(Timestamp::from_seconds(self.node.world.now().seconds()))
     }
 
-    async fn changed(&self, key: &str, known: Option<&Version>) {
-        if !self.server.tells {
-            std::future::pending::<()>().await;
-        }
-        loop {
+    async fn watch(&self, key: &str, notices: &watch::Sender<Notice>) {
+        while self.server.tells {
             let next = self.server.changes.notified();
             let is_heard = !self.server.model().0.is_silent;
             if is_heard && !self.node.faults().no_store {
                 let found = self.server.memory.read(key).await.ok().flatten();
-                if found.map(|found| found.version).as_ref() != known {
-                    return;
-                }
+                let newest = Notice::Newest(found.map(|found| found.version));
+                notices
+                    .send_if_modified(|known| std::mem::replace(known, newest.clone()) != newest);
             }
             next.await;
         }

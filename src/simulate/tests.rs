@@ -63,16 +63,14 @@ fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
 
 #[test]
 fn unreachable_ca_gets_at_most_one_probe_a_minute() {
-    let outages = |scenario| SimulationPlan {
-        nodes: 2,
-        scenarios: vec![scenario],
+    let plan = SimulationPlan {
+        days: 30,
+        scenarios: vec![Scenario::Outages],
         ..plan(4)
     };
-    for scenario in [Scenario::Outages, Scenario::LongOutage] {
-        let (score, _) = simulate(&outages(scenario)).unwrap();
-        assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
-        assert_eq!(score.requests_a_minute_while_down, 1, "{score:?}");
-    }
+    let (score, _) = simulate(&plan).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert_eq!(score.requests_a_minute_while_down, 1, "{score:?}");
 }
 
 #[test]
@@ -99,7 +97,12 @@ fn full_disk_does_not_add_requests_to_an_unreachable_ca() {
 
 #[test]
 fn calm_fleet_reloads_once_per_proxy_and_certificate() {
-    let two = SimulationPlan { nodes: 2, ..calm() };
+    let two = SimulationPlan {
+        nodes: 2,
+        // The last order is not followed by the other machine within the plan of 60 days.
+        days: 50,
+        ..calm()
+    };
     let (score, _) = simulate(&two).unwrap();
     assert_eq!(score.reloads, 2 * score.orders, "{score:?}");
     assert_eq!(score.reloads_at_most, score.reloads, "{score:?}");
@@ -117,6 +120,7 @@ fn outage_of_two_weeks_expires_no_certificate_of_45_days() {
     };
     let (score, timeline) = simulate(&plan).unwrap();
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert_eq!(score.requests_a_minute_while_down, 1, "{score:?}");
     assert_eq!(timeline.events.len(), 1);
     assert!(timeline.outside_window >= 6, "{timeline:?}");
     assert!(score.worst_recovery_seconds > 0, "{score:?}");

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::watch;
 
 pub(super) use self::named::{NamedDocuments, StoreKind};
 pub(super) use self::settings::ServerSettings;
@@ -95,6 +96,16 @@ pub(crate) struct Document {
     pub(crate) version: Version,
 }
 
+/// What a server tells of a document by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// Nothing at this time: changes are found by reading only.
+    #[default]
+    Nothing,
+    /// This is its newest version; `None`: there is no document.
+    Newest(Option<Version>),
+}
+
 /// Why an operation failed.
 #[derive(Debug, Error)]
 pub(crate) enum DocumentsError {
@@ -145,10 +156,7 @@ pub(crate) trait Documents: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Returns when the document may have changed from `known` (`None`: there was none), also
-    /// without a change; never on a server that tells of no changes: the caller asks every
-    /// 15 seconds besides.
-    async fn changed(&self, _key: &str, _known: Option<&Version>) {
-        std::future::pending().await
-    }
+    /// Puts into `notices` what the server tells of the document, by one long call, and by another
+    /// one when that has ended. Returns at once on a server that tells nothing.
+    async fn watch(&self, _key: &str, _notices: &watch::Sender<Notice>) {}
 }

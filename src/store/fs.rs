@@ -18,15 +18,17 @@ mod single;
 mod together;
 
 use std::fs::{File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use self::single::{
-    at, check_format, locked, make_directory, open_lock, read_json, read_text, remove_directory,
-    replace, write_json,
+    at, check_format, corrupt, locked, make_directory, open_lock, read_json, read_text,
+    remove_directory, replace, write_json,
 };
 pub use self::together::Together;
 use super::{
@@ -269,9 +271,20 @@ impl OwnStore for FileStore {
         replace(&self.root.join(name), content)
     }
 
-    fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let _acting = self.owner.act();
-        read_text(&self.root.join(name))
+        let path = self.root.join(name);
+        let mut options = File::options();
+        let opened = options.append(true).create(true).mode(PRIVATE_FILE);
+        let written = opened
+            .open(&path)
+            .and_then(|mut file| file.write_all(content));
+        written.map_err(at("write", &path))
+    }
+
+    fn kept(&self, name: &str) -> Option<String> {
+        let _acting = self.owner.act();
+        std::fs::read_to_string(self.root.join(name)).ok()
     }
 }
 
@@ -394,7 +407,13 @@ impl Store for FileStore {
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
         let _acting = self.owner.act();
-        Ok(read_text(&self.path_of("accounts", ca))?.map(Secret::new))
+        let path = self.path_of("accounts", ca);
+        let text = read_text(&path)?;
+        if let Some(text) = &text {
+            // Its path says what to restore; whose file it is, its hashed name does not.
+            serde_json::from_str::<IgnoredAny>(text).map_err(|error| corrupt(&path, &error))?;
+        }
+        Ok(text.map(Secret::new))
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {

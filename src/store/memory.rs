@@ -67,8 +67,15 @@ impl OwnStore for MemoryStore {
         Ok(())
     }
 
-    fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
-        Ok(self.inside().kept.get(name).cloned())
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let content = String::from_utf8_lossy(content);
+        let kept = &mut self.inside().kept;
+        kept.entry(name.to_owned()).or_default().push_str(&content);
+        Ok(())
+    }
+
+    fn kept(&self, name: &str) -> Option<String> {
+        self.inside().kept.get(name).cloned()
     }
 }
 

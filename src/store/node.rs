@@ -3,8 +3,10 @@
 //! the machines share is written there first, by compare-and-swap, and then to the copy. A
 //! stale copy does no harm: a write against it is refused, and the copy is renewed.
 
+mod copies;
 mod follow;
 mod options;
+mod repair;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -19,12 +21,14 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
+use self::copies::{Change as Noted, Copied, Copies};
+pub(crate) use self::follow::Pace;
 pub use self::follow::{Followed, Turn};
 pub use self::sync::Change;
 use super::documents::Version;
 use super::fs::FileStore;
 use super::shared::fleet::SharedAnswer;
-use super::shared::{SharedStore, Stopwatch};
+use super::shared::{SharedStore, Stopwatch, StoredAccount};
 use super::{Lease, OwnStore, Store, StoreError, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
@@ -32,18 +36,10 @@ use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
 
-/// The file of the data directory that tells which copies are up to date. Without it, every
-/// certificate is read again.
-const COPIES: &str = "copies.json";
 /// Reads of a CA's state that follow each other use one reply: a save is compared anyway.
 const STATE_FOR: Duration = Duration::from_secs(15);
 /// Challenge answers are listed at most this often, whatever requests come.
 const ANSWERS_EVERY: Duration = Duration::from_secs(1);
-
-/// Between two looks at the document of the fleet.
-const EVERY: Duration = Duration::from_secs(15);
-/// An issuer that has not counted for this time is replaced.
-const GONE: Duration = Duration::from_secs(60);
 
 /// What a machine does for its fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,16 +77,6 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// The state of the shared store that this machine's copy of a certificate has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Copied {
-    id: u64,
-    revision: Revision,
-    #[serde(default)]
-    stamp: u64,
-    version: String,
-}
-
 /// Live answers by key, with their versions.
 type Answers = BTreeMap<String, (Version, SharedAnswer)>;
 
@@ -100,16 +86,20 @@ pub struct NodeStore {
     own: Arc<dyn OwnStore>,
     shared: SharedStore,
     role: Role,
-    /// Between two looks.
-    every: Duration,
-    gone: Duration,
+    pace: Pace,
     /// Drawn at the start.
     process: u64,
-    copies: Mutex<BTreeMap<Lineage, Copied>>,
+    copies: Mutex<Copies>,
     /// Held while a certificate and its copy differ.
     changing: Mutex<BTreeMap<Lineage, Arc<tokio::sync::Mutex<()>>>>,
     /// Own changes that the others do not know of yet.
     unannounced: Mutex<BTreeSet<Lineage>>,
+    /// Those of which the shared store has something damaged or missing.
+    damaged: Mutex<BTreeSet<Lineage>>,
+    /// What was last said of each.
+    said: Mutex<BTreeMap<Lineage, String>>,
+    /// Those whose options a pass has copied, for the next look to report.
+    unreported: Mutex<BTreeSet<Lineage>>,
     announce: Notify,
     is_issuer: AtomicBool,
     /// Whether this is one command, which takes no issuer's place and waits for none.
@@ -118,6 +108,7 @@ pub struct NodeStore {
     has_resigned: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
     trouble: Mutex<follow::Trouble>,
+    watching: tokio::sync::Mutex<Option<follow::Watching>>,
     states: Mutex<BTreeMap<String, (Duration, CaState, Revision)>>,
     answers: tokio::sync::Mutex<Option<(Duration, Answers)>>,
 }
@@ -130,35 +121,40 @@ impl NodeStore {
     /// The copy in `root`, which is created, of `shared`.
     pub(super) fn open(root: PathBuf, shared: SharedStore, role: Role) -> Result<Self, StoreError> {
         let own = Arc::new(FileStore::open(root)?);
-        Ok(Self::over(own, shared, role, (EVERY, GONE)))
+        Ok(Self::over(own, shared, role, Pace::USUAL))
     }
 
-    /// The same with the copy in `own`; `pace` is the time between two looks at the
-    /// shared store, and the one after which a silent issuer is replaced.
+    /// The same with the copy in `own`.
     pub(crate) fn over(
         own: Arc<dyn OwnStore>,
         shared: SharedStore,
         role: Role,
-        pace: (Duration, Duration),
+        pace: Pace,
     ) -> Self {
-        let copies = own.kept(COPIES).ok().flatten();
-        let copies = copies.and_then(|json| serde_json::from_str(&json).ok());
+        let copies = Copies::read(&*own);
+        // A process of this machine was killed before it announced these changes.
+        let unknown = copies.certificates.iter();
+        let unknown = unknown.filter(|(_, copied)| copied.version.is_empty());
+        let unknown: BTreeSet<Lineage> = unknown.map(|(lineage, _)| lineage.clone()).collect();
         Self {
+            copies: Mutex::new(copies),
             own,
             shared,
             role,
-            every: pace.0,
-            gone: pace.1,
+            pace,
             process: SystemRandom.below(u64::MAX),
-            copies: Mutex::new(copies.unwrap_or_default()),
             changing: Mutex::default(),
-            unannounced: Mutex::default(),
+            unannounced: Mutex::new(unknown),
+            damaged: Mutex::default(),
+            said: Mutex::default(),
+            unreported: Mutex::default(),
             announce: Notify::new(),
             is_issuer: AtomicBool::default(),
             is_command: AtomicBool::default(),
             has_resigned: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
             trouble: Mutex::default(),
+            watching: tokio::sync::Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
         }
@@ -251,11 +247,34 @@ impl NodeStore {
     }
 
     /// Keeps a copy of an account, for a store that is wiped.
-    async fn copy_account(&self, ca: &str, account: &Secret) -> Result<(), StoreError> {
-        match self.own.account(ca).await? {
-            Some(own) if own == *account => Ok(()),
-            Some(own) => self.own.save_account(ca, account, &own).await,
-            None => self.own.create_account(ca, account).await.map(drop),
+    async fn copy_account(&self, ca: &str, account: &StoredAccount) -> Result<(), StoreError> {
+        match (self.own.account(ca).await?, &account.credentials) {
+            (own, stored) if own == *stored => {}
+            (Some(own), Some(stored)) => self.own.save_account(ca, stored, &own).await?,
+            (Some(own), None) => self.own.delete_account(ca, &own).await?,
+            (None, Some(stored)) => drop(self.own.create_account(ca, stored).await?),
+            (None, None) => {}
+        }
+        if lock(&self.copies).account(ca) != account.revision {
+            self.note(Noted::Account(ca.to_owned(), account.revision));
+        }
+        Ok(())
+    }
+
+    /// The same for the state of the fleet's account, which was just changed.
+    async fn copy_changed_account(&self, ca: &str) -> Result<(), StoreError> {
+        let (stored, _) = self.shared.stored_account(ca).await?;
+        self.copy_account(ca, &stored).await
+    }
+
+    fn note_ca_state(&self, ca: &str, state: &CaState, revision: Revision) {
+        let known = (self.stopwatch().read(), state.clone(), revision);
+        lock(&self.states).insert(ca.to_owned(), known);
+        let is_kept = lock(&self.copies)
+            .ca(ca)
+            .is_some_and(|(_, kept)| *kept == revision);
+        if !is_kept {
+            self.note(Noted::Ca(ca.to_owned(), revision, state.clone()));
         }
     }
 
@@ -263,14 +282,71 @@ impl NodeStore {
     #[must_use]
     pub fn renamed_to(&self, lineage: &Lineage) -> Option<Lineage> {
         let copies = lock(&self.copies);
-        let id = copies.get(lineage)?.id;
-        let mut others = copies.iter().filter(|(name, _)| *name != lineage);
+        let id = copies.certificates.get(lineage)?.id;
+        let mut others = { copies.certificates.iter() }.filter(|(name, _)| *name != lineage);
         let (name, _) = others.find(|(_, copied)| copied.id == id)?;
         Some(name.clone())
     }
 
     fn copied(&self, lineage: &Lineage) -> Option<Copied> {
-        lock(&self.copies).get(lineage).cloned()
+        lock(&self.copies).certificates.get(lineage).cloned()
+    }
+
+    /// Notes what is copied from now on.
+    fn note(&self, change: Noted) {
+        lock(&self.copies).note(change, &*self.own);
+    }
+
+    fn note_copy(&self, lineage: &Lineage, copied: Option<Copied>) {
+        self.note(Noted::Certificate(lineage.clone(), copied));
+    }
+
+    /// Finds out the number of the fleet, which must be that of the copies.
+    ///
+    /// # Errors
+    /// When the store is of another fleet, or cannot compare and swap: nothing is written then.
+    async fn claim(&self) -> Result<(), StoreError> {
+        let own = lock(&self.copies).fleet();
+        let id = self.shared.claim(own, self.repairs()).await?;
+        if !lock(&self.copies).is_of(id) {
+            self.note(Noted::Fleet(id));
+        }
+        Ok(())
+    }
+
+    /// The account at `ca`; an older one than this machine has seen is replaced.
+    async fn shared_account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        let known = lock(&self.copies).account(ca);
+        let (mut stored, version) = match self.shared.stored_account(ca).await {
+            Err(StoreError::Corrupt { .. }) if known > Revision(0) => {
+                self.shared.damaged_account(ca).await?
+            }
+            read => read?,
+        };
+        let own = self.own.account(ca).await?;
+        // That of a machine that was on its own before.
+        let is_new = known == Revision(0) && own.is_some() && stored.credentials.is_none();
+        if stored.revision < known || is_new {
+            let newer = StoredAccount {
+                revision: known.max(Revision(stored.revision.0 + 1)),
+                credentials: own,
+            };
+            if !self
+                .shared
+                .swap_account(ca, &newer, version.as_ref())
+                .await?
+            {
+                return Err(super::shared::busy("an account"));
+            }
+            if version.is_some() {
+                tracing::warn!(
+                    "the shared store had an older account of {ca}: it has this machine's again"
+                );
+            }
+            stored = newer;
+        }
+        self.copy_account(ca, &stored).await?;
+        Ok(stored.credentials)
     }
 }
 
@@ -344,7 +420,7 @@ impl Store for NodeStore {
                 self.shared.delete(lineage, revision).await?;
                 self.changed(lineage);
             }
-            self.forget(lineage);
+            self.note_copy(lineage, None);
         }
         self.own.delete(lineage, expected).await
     }
@@ -361,11 +437,8 @@ impl Store for NodeStore {
             && let Some(there) = self.shared.copy(from).await?
         {
             self.shared.rename(from, to, there.revision).await?;
-            let mut copies = lock(&self.copies);
-            if let Some(copied) = copies.remove(from) {
-                copies.insert(to.clone(), copied);
-            }
-            drop(copies);
+            self.note_copy(to, self.copied(from));
+            self.note_copy(from, None);
             self.changed(from);
             self.changed(to);
         }
@@ -396,11 +469,18 @@ impl Store for NodeStore {
             (_, false) if !self.is_issuer() => return Ok(None),
             _ => {}
         }
-        let lease = match self.shared.lease(lineage).await {
+        let (lease, was_let_end) = match self.shared.take_lease(lineage).await {
             Err(StoreError::Leased { .. }) if !requested => return Ok(None),
-            lease => lease?,
+            taken => taken?,
         };
-        self.sync(lineage).await?;
+        if self.sync(lineage).await? == Change::Stored {
+            // This process may have old settings of it.
+            lock(&self.unreported).insert(lineage.clone());
+            self.announce.notify_one();
+        }
+        if was_let_end {
+            self.fence(lineage).await?;
+        }
         Ok(Some(lease))
     }
 
@@ -408,22 +488,12 @@ impl Store for NodeStore {
         if self.role == Role::Serve {
             return Ok(None);
         }
-        match self.shared.account(ca).await? {
-            Some(account) => {
-                self.copy_account(ca, &account).await?;
-                Ok(Some(account))
-            }
-            // That of a machine that was on its own before, or of a store that was wiped.
-            None => match self.own.account(ca).await? {
-                Some(own) => self.shared.create_account(ca, &own).await.map(Some),
-                None => Ok(None),
-            },
-        }
+        self.shared_account(ca).await
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
         let account = self.shared.create_account(ca, credentials).await?;
-        self.copy_account(ca, &account).await?;
+        self.copy_changed_account(ca).await?;
         Ok(account)
     }
 
@@ -434,16 +504,13 @@ impl Store for NodeStore {
         before: &Secret,
     ) -> Result<(), StoreError> {
         self.shared.save_account(ca, credentials, before).await?;
-        self.copy_account(ca, credentials).await
+        self.copy_changed_account(ca).await
     }
 
     async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
         self.shared.delete_account(ca, before).await?;
         // Otherwise it would be shared again.
-        match self.own.account(ca).await? {
-            Some(own) => self.own.delete_account(ca, &own).await,
-            None => Ok(()),
-        }
+        self.copy_changed_account(ca).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
@@ -453,9 +520,20 @@ impl Store for NodeStore {
         {
             return Ok((state, revision));
         }
-        let (state, revision) = self.shared.ca_state(ca).await?;
-        let known = (self.stopwatch().read(), state.clone(), revision);
-        lock(&self.states).insert(ca.to_owned(), known);
+        let read = self.shared.ca_state(ca).await;
+        let newer = lock(&self.copies).ca(ca).cloned();
+        let newer = newer.filter(|(_, known)| match &read {
+            Ok((_, revision)) => known > revision,
+            Err(error) => matches!(error, StoreError::Corrupt { .. }),
+        });
+        if let Some(newer) = newer.clone().filter(|_| self.role == Role::Full) {
+            self.shared.put_ca_state_back(ca, newer).await?;
+            tracing::warn!(
+                "the shared store had an older state of the CA {ca}: it has this machine's again"
+            );
+        }
+        let (state, revision) = newer.map_or(read, Ok)?;
+        self.note_ca_state(ca, &state, revision);
         Ok((state, revision))
     }
 
@@ -470,8 +548,7 @@ impl Store for NodeStore {
         let is_out = { state.outage.as_ref() }.is_some_and(|outage| !outage.windows_only);
         let now = self.stopwatch().read();
         (lock(&self.trouble).cas.entry(ca.to_owned()).or_default()).note(is_out, now);
-        let known = (self.stopwatch().read(), state.clone(), saved);
-        lock(&self.states).insert(ca.to_owned(), known);
+        self.note_ca_state(ca, state, saved);
         Ok(saved)
     }
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -15,15 +16,26 @@ use super::documents::{
     self, Documents, DocumentsError, NamedDocuments, ServerSettings, StoreKind, settings_hint,
 };
 use super::node::{NodeStore, Role};
-use super::seal::Seal;
+use super::seal::{self, Seal};
 use super::shared::SharedStore;
+use crate::certificate::Secret;
 use crate::failure::Advised;
 use crate::files;
+use crate::net::dns::ServerAddress;
+use crate::net::dns::lookup::Resolver;
 use crate::net::url::SecretUrl;
+use crate::program::Call;
 use crate::text::nearest;
 
 /// The longest name of a machine, as of a host.
 const LONGEST_NAME: usize = 64;
+/// How long the program of the sealing key may take.
+const KEY_WITHIN: Duration = Duration::from_secs(30);
+const NO_KEY_HINT: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
+const WHOLE_KEY_HINT: &str = "set role = \"serve\" on this machine, or give it the whole key in seal_key_file or seal_key_exec";
+const BOTH_HINT: &str = "leave seal_key_file or seal_key_exec out, also of the environment";
+const PROGRAM_HINT: &str = "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"], with the program's absolute path";
+const CALL_HINT: &str = "call the program of seal_key_exec by hand, and correct what it reports";
 
 /// A store that machines share: `s3://…`, `etcd://…`, `postgres://…`, or a directory. Its text may hold a
 /// password, and shows its origin only.
@@ -70,18 +82,18 @@ impl StorePlace {
                 "name a directory that all machines mount",
             )),
             Kind::Directory(_) => Ok(()),
-            Kind::Server(url) => of_server(url).map(drop),
+            Kind::Server(url) => of_server(url, Resolver::default()).map(drop),
         }
     }
 
-    fn documents(&self, node: &str) -> io::Result<Arc<dyn Documents>> {
+    fn documents(&self, node: &str, resolver: Resolver) -> io::Result<Arc<dyn Documents>> {
         let (kind, place) = (self.kind(), self.to_string());
         let documents: Arc<dyn Documents> = match &self.0 {
             Kind::Directory(root) => {
                 let opened = DirectoryDocuments::open(root.clone(), node);
                 Arc::new(opened.map_err(|error| kind.explained(&place, error))?)
             }
-            Kind::Server(url) => of_server(url)
+            Kind::Server(url) => of_server(url, resolver)
                 .map_err(|(message, hint)| io::Error::other(Advised { message, hint }))?,
         };
         Ok(Arc::new(NamedDocuments {
@@ -102,8 +114,11 @@ impl StorePlace {
 }
 
 /// The documents of a server; nothing is sent yet.
-fn of_server(url: &SecretUrl) -> Result<Arc<dyn Documents>, (String, &'static str)> {
-    let settings = ServerSettings::of_this_process(url.expose().to_owned());
+fn of_server(
+    url: &SecretUrl,
+    resolver: Resolver,
+) -> Result<Arc<dyn Documents>, (String, &'static str)> {
+    let settings = ServerSettings::of_this_process(url.expose().to_owned(), resolver);
     documents::of_server(settings).map_err(|message| {
         let hint = settings_hint(url.expose(), &message);
         (message, hint)
@@ -219,10 +234,16 @@ pub struct FleetSettings {
     pub store: Option<StorePlace>,
     /// The file with the keys that seal what the store gets.
     pub seal_key_file: Option<PathBuf>,
+    /// Instead of a file, the program that prints them, and its arguments.
+    #[serde(default)]
+    pub seal_key_exec: Option<Vec<String>>,
     /// This machine's name; `None`: its host name.
     pub node: Option<NodeName>,
     /// What this machine does.
     pub role: Role,
+    /// Looks up the hosts of the store's servers, instead of the system's resolver.
+    #[serde(default)]
+    pub(crate) resolver: Option<ServerAddress>,
 }
 
 impl FleetSettings {
@@ -231,8 +252,8 @@ impl FleetSettings {
     ///
     /// # Errors
     /// When the sealing key or a directory cannot be used.
-    pub fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
-        let shared = self.shared()?;
+    pub async fn open(&self, data_dir: PathBuf) -> Result<Option<NodeStore>, StoreError> {
+        let shared = self.shared().await?;
         let node = shared.map(|shared| NodeStore::open(data_dir, shared, self.role));
         node.transpose()
     }
@@ -241,13 +262,13 @@ impl FleetSettings {
     ///
     /// # Errors
     /// As those of [`open`](Self::open).
-    pub fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
+    pub async fn shared(&self) -> Result<Option<SharedStore>, StoreError> {
         let Some(place) = &self.store else {
             return Ok(None);
         };
-        let seal = self.seal()?;
+        let seal = self.seal().await?;
         let node = self.node_name();
-        let documents = place.documents(&node);
+        let documents = place.documents(&node, Resolver::new(self.resolver));
         let documents = documents.map_err(|source| StoreError::Io {
             operation: "open",
             subject: "the shared store".to_owned(),
@@ -256,25 +277,74 @@ impl FleetSettings {
         Ok(Some(SharedStore::new(documents, seal, node)))
     }
 
-    /// Whether the sealing key can be used.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub(crate) fn check_seal(&self) -> Result<(), StoreError> {
-        self.seal().map(drop)
+    /// What is wrong with the settings of the fleet's sealing key, and what helps.
+    #[must_use]
+    pub fn key_fault(&self) -> Option<(&'static str, &'static str)> {
+        self.store.as_ref().and_then(|_| self.source_fault())
     }
 
-    fn seal(&self) -> Result<Seal, StoreError> {
-        let path = { self.seal_key_file.as_ref() }.map(|path| path.display().to_string());
-        let invalid = |detail: String, hint| StoreError::Seal {
-            path: path.clone().unwrap_or_default(),
-            detail,
-            hint,
+    fn source_fault(&self) -> Option<(&'static str, &'static str)> {
+        let is_absolute = |argv: &Vec<String>| {
+            { argv.first() }.is_some_and(|program| Path::new(program).is_absolute())
         };
-        let Some(file) = &self.seal_key_file else {
-            let hint = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
-            return Err(invalid("no seal_key_file is set".to_owned(), hint));
-        };
+        match (&self.seal_key_file, &self.seal_key_exec) {
+            (None, None) => Some((
+                "neither seal_key_file nor seal_key_exec is set",
+                NO_KEY_HINT,
+            )),
+            (Some(_), Some(_)) => Some(("seal_key_file and seal_key_exec are both set", BOTH_HINT)),
+            (None, Some(argv)) if !is_absolute(argv) => Some((
+                "seal_key_exec names no program by its absolute path",
+                PROGRAM_HINT,
+            )),
+            _ => None,
+        }
+    }
+
+    /// The lines of a key file for a machine of role serve, which open no accounts.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub async fn serve_key(&self) -> Result<Secret, StoreError> {
+        let keys = self.keys().await?;
+        self.usable(&keys)?;
+        let lines = seal::serve_lines(keys.expose());
+        lines.map_err(|error| self.invalid(error.to_string(), CALL_HINT))
+    }
+
+    async fn seal(&self) -> Result<Seal, StoreError> {
+        let seal = self.usable(&self.keys().await?)?;
+        match self.role {
+            Role::Full if !seal.opens_accounts() => {
+                let detail = "it is that of a machine of role serve, and opens no accounts";
+                Err(self.invalid(detail.to_owned(), WHOLE_KEY_HINT))
+            }
+            Role::Full => Ok(seal),
+            Role::Serve => {
+                if seal.opens_accounts() {
+                    tracing::warn!(
+                        "this machine only serves, and its sealing key opens the accounts of the fleet, too; hint: certs config serve-key on a machine of role full prints the key for it"
+                    );
+                }
+                Ok(seal.without_accounts())
+            }
+        }
+    }
+
+    /// Whether a key file can be used; no program is run.
+    pub(crate) fn check_seal(&self) -> Result<(), StoreError> {
+        match (self.source_fault(), &self.seal_key_file) {
+            (None, Some(file)) => self.usable(&self.keys_in(file)?).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn usable(&self, keys: &Secret) -> Result<Seal, StoreError> {
+        let hint = "each line is a key of 32 bytes in base64, as openssl rand -base64 32 makes it";
+        Seal::new(keys.expose()).map_err(|error| self.invalid(error.to_string(), hint))
+    }
+
+    fn keys_in(&self, file: &Path) -> Result<Secret, StoreError> {
         let (keys, metadata) = files::read_short(file).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::NotFound => {
@@ -282,21 +352,42 @@ impl FleetSettings {
                 }
                 _ => "it must be a file that the user of certs may read: chown and chmod 600",
             };
-            invalid(error.to_string(), hint)
+            self.invalid(error.to_string(), hint)
         })?;
         let mode = metadata.mode() & 0o7777;
         if mode & 0o007 != 0 {
-            let detail = format!("every user can read it (mode {mode:04o})");
-            return Err(invalid(
-                detail,
-                "chmod 600, and make a new key if others may have read it",
-            ));
+            let hint = "chmod 600, and make a new key if others may have read it";
+            return Err(self.invalid(format!("every user can read it (mode {mode:04o})"), hint));
         }
-        Seal::new(&keys).map_err(|error| {
-            let hint =
-                "each line is a key of 32 bytes in base64, as openssl rand -base64 32 makes it";
-            invalid(error.to_string(), hint)
-        })
+        Ok(Secret::new(keys))
+    }
+
+    fn invalid(&self, detail: String, hint: &'static str) -> StoreError {
+        let program = { self.seal_key_exec.as_ref() }.and_then(|argv| argv.first().cloned());
+        let file = { self.seal_key_file.as_ref() }.map(|file| file.display().to_string());
+        StoreError::Seal {
+            from: file.or(program).unwrap_or_default(),
+            detail,
+            hint,
+        }
+    }
+
+    async fn keys(&self) -> Result<Secret, StoreError> {
+        let argv = self.seal_key_exec.as_deref().unwrap_or_default();
+        if let Some((detail, hint)) = self.source_fault() {
+            return Err(self.invalid(detail.to_owned(), hint));
+        }
+        match (&self.seal_key_file, argv) {
+            (None, [program, arguments @ ..]) => {
+                let call = Call {
+                    program: program.into(),
+                    arguments: arguments.to_vec(),
+                };
+                let printed = call.secret(KEY_WITHIN).await;
+                printed.map_err(|error| self.invalid(error.to_string(), CALL_HINT))
+            }
+            (file, _) => self.keys_in(file.as_deref().unwrap_or(Path::new(""))),
+        }
     }
 
     /// The name of this machine.
@@ -305,15 +396,21 @@ impl FleetSettings {
         if let Some(node) = &self.node {
             return node.as_str().to_owned();
         }
-        // Read once, when the store is opened: the sandbox hides the file later.
-        static HOST: OnceLock<String> = OnceLock::new();
-        let host = HOST.get_or_init(|| {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let host: Result<NodeName, _> = host.trim().parse();
-            host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
-        });
-        host.clone()
+        let host: Result<NodeName, _> = host_name().parse();
+        host.map_or_else(|_| "node".to_owned(), |host| host.as_str().to_owned())
     }
+}
+
+/// The name of this machine's host.
+#[must_use]
+pub fn host_name() -> String {
+    // Read once, when the store is opened: the sandbox hides the file later.
+    static HOST: OnceLock<String> = OnceLock::new();
+    let host = HOST.get_or_init(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        host.trim().to_owned()
+    });
+    host.clone()
 }
 
 impl From<DocumentsError> for io::Error {
@@ -374,6 +471,46 @@ mod tests {
             ("s3:///x", "no bucket"),
         ] {
             assert_eq!(shown(text).unwrap_err(), error, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sealing_key_is_of_a_file_or_of_a_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let argv = |all: &[&str]| Some(all.iter().map(|one| (*one).to_owned()).collect());
+        let settings = FleetSettings {
+            store: Some(directory.path().display().to_string().parse().unwrap()),
+            seal_key_exec: argv(&["/bin/echo", crate::store::seal::tests::ONE]),
+            ..FleetSettings::default()
+        };
+        assert!(settings.shared().await.unwrap().is_some());
+        let file = Some(directory.path().join("absent"));
+        for (seal_key_file, seal_key_exec, said) in [
+            (None, None, "neither seal_key_file nor seal_key_exec"),
+            (file.clone(), settings.seal_key_exec.clone(), "both set"),
+            (None, argv(&["echo", "secret"]), "absolute path"),
+            (None, argv(&[]), "absolute path"),
+            (
+                None,
+                argv(&["/bin/echo", "secret"]),
+                "/bin/echo: the sealing key is not",
+            ),
+            (
+                None,
+                argv(&["/bin/sh", "-c", "echo secret; echo why >&2; exit 1"]),
+                "why",
+            ),
+            (None, argv(&["/absent/program"]), "/absent/program"),
+            (file, None, "No such file"),
+        ] {
+            let settings = FleetSettings {
+                seal_key_file,
+                seal_key_exec,
+                ..settings.clone()
+            };
+            let error = settings.shared().await.unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         }
     }
 

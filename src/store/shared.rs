@@ -11,6 +11,7 @@
 //!
 //! [`documents`]: super::documents
 
+mod cas;
 pub mod fleet;
 mod lease;
 mod sealed;
@@ -19,19 +20,20 @@ mod stopwatch;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::cas::StoredAccount;
 use self::lease::SharedLease;
 pub(super) use self::sealed::busy;
-use self::sealed::{Loaded, Sealed, failed};
+use self::sealed::{Loaded, Sealed};
 pub(super) use self::stopwatch::Stopwatch;
 use super::documents::{Documents, Version};
 use super::seal::Seal;
-use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
+use super::{Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::fingerprint::Fingerprint;
@@ -80,18 +82,12 @@ struct Pair {
     chain: String,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-struct StoredCa {
-    revision: Revision,
-    state: CaState,
-}
-
 fn at(lineage: &Lineage) -> String {
     format!("certificates/{lineage}")
 }
 
-fn of_ca(part: &str, ca: &str) -> String {
-    format!("{part}/{}", Fingerprint::of(ca.as_bytes()))
+fn of_pair(fingerprint: &Fingerprint) -> String {
+    format!("pairs/{fingerprint}")
 }
 
 /// What a save has made.
@@ -113,15 +109,18 @@ pub(super) struct Copy {
     pub(super) options: Option<String>,
 }
 
+/// What there is of a certificate.
+pub(super) enum Found {
+    Absent,
+    /// Its document cannot be opened.
+    Damaged(Version, StoreError),
+    Copy(Box<Copy>),
+}
+
 impl SharedStore {
     /// The store in `documents`, as the machine `node` sees it.
     pub(crate) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
-        let releasing = Mutex::default();
-        let documents = Arc::new(Sealed {
-            documents,
-            seal,
-            releasing,
-        });
+        let documents = Arc::new(Sealed::new(documents, seal));
         let stopwatch = Stopwatch::default();
         Self {
             documents,
@@ -146,6 +145,14 @@ impl SharedStore {
         lineage: &Lineage,
     ) -> Result<(Certificate, Option<Version>), StoreError> {
         let loaded = self.documents.load::<Certificate>(&at(lineage)).await?;
+        self.resolved(loaded).await
+    }
+
+    /// The certificate of its document; a copy of a rename that has not ended is none.
+    async fn resolved(
+        &self,
+        loaded: Loaded<Certificate>,
+    ) -> Result<(Certificate, Option<Version>), StoreError> {
         let Some((mut stored, version)) = loaded else {
             return Ok((Certificate::new(), None));
         };
@@ -175,8 +182,28 @@ impl SharedStore {
 
     /// All that is stored of `lineage`.
     pub(super) async fn copy(&self, lineage: &Lineage) -> Result<Option<Copy>, StoreError> {
-        let (stored, version) = self.certificate(lineage).await?;
-        Ok(version.map(|version| Copy {
+        match self.find(lineage).await? {
+            Found::Absent => Ok(None),
+            Found::Damaged(_, error) => Err(error),
+            Found::Copy(copy) => Ok(Some(*copy)),
+        }
+    }
+
+    /// The same; a damaged document is found with its version.
+    pub(super) async fn find(&self, lineage: &Lineage) -> Result<Found, StoreError> {
+        let examined = self.documents.examine::<Certificate>(&at(lineage)).await?;
+        let loaded = match examined {
+            None => None,
+            Some((Ok(stored), version)) => Some((stored, version)),
+            Some((Err(error @ StoreError::Corrupt { .. }), version)) => {
+                return Ok(Found::Damaged(version, error));
+            }
+            Some((Err(error), _)) => return Err(error),
+        };
+        let (stored, Some(version)) = self.resolved(loaded).await? else {
+            return Ok(Found::Absent);
+        };
+        Ok(Found::Copy(Box::new(Copy {
             lineage: lineage.clone(),
             id: stored.id,
             revision: stored.revision,
@@ -187,7 +214,7 @@ impl SharedStore {
                 record
             }),
             options: stored.options,
-        }))
+        })))
     }
 
     /// Stores the copy that a machine has of a certificate in place of an older state of the
@@ -218,6 +245,33 @@ impl SharedStore {
         let key = at(&record.lineage);
         let written = self.documents.swap(&key, &stored, before).await?;
         Ok(written.is_some())
+    }
+
+    /// Stores the pair of `record` again, if it is missing or damaged. Whether it was.
+    pub(super) async fn put_pair_back(
+        &self,
+        fingerprint: &Fingerprint,
+        key: Secret,
+        chain: String,
+    ) -> Result<bool, StoreError> {
+        let document = of_pair(fingerprint);
+        let (whole, version) = self.documents.load_if_whole::<Pair>(&document).await?;
+        if whole.is_some() {
+            return Ok(false);
+        }
+        let pair = Pair { key, chain };
+        let written = self.documents.swap(&document, &pair, version.as_ref());
+        Ok(written.await?.is_some())
+    }
+
+    /// As [`Store::lease`], and whether the holder before has let its lease end.
+    pub(super) async fn take_lease(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<(Box<dyn Lease>, bool), StoreError> {
+        let taken =
+            SharedLease::take(&self.documents, &self.node, lineage, &self.stopwatch).await?;
+        Ok((Box::new(taken.0), taken.1))
     }
 
     /// The version of each certificate's document.
@@ -322,15 +376,22 @@ impl SharedStore {
         key: Secret,
         chain: String,
     ) -> Result<String, StoreError> {
-        let document = format!("pairs/{fingerprint}");
+        let document = of_pair(fingerprint);
         let pair = Pair { key, chain };
-        match self.documents.swap(&document, &pair, None).await? {
-            Some(_) => Ok(document),
-            // An earlier attempt wrote this very leaf, perhaps with another chain.
-            None => match self.documents.load::<Pair>(&document).await? {
-                Some((stored, _)) if stored.key == pair.key => Ok(document),
-                _ => Err(busy(&document)),
-            },
+        if self.documents.swap(&document, &pair, None).await?.is_some() {
+            return Ok(document);
+        }
+        // An earlier attempt wrote this very leaf, perhaps with another chain.
+        match self.documents.load_if_whole::<Pair>(&document).await? {
+            (Some(stored), _) if stored.key == pair.key => Ok(document),
+            (None, version) => {
+                let written = self.documents.swap(&document, &pair, version.as_ref());
+                match written.await? {
+                    Some(_) => Ok(document),
+                    None => Err(busy(&document)),
+                }
+            }
+            _ => Err(busy(&document)),
         }
     }
 }
@@ -410,9 +471,8 @@ impl Store for SharedStore {
             let key = at(lineage);
             let (stored, version) = match self.certificate_to_write(lineage).await {
                 Err(StoreError::Corrupt { .. }) => {
-                    let read = self.documents.documents.read(&key).await;
-                    let read = read.map_err(failed("read", &key))?;
-                    (Certificate::new(), read.map(|found| found.version))
+                    let whole = self.documents.load_if_whole::<Certificate>(&key).await?;
+                    (Certificate::new(), whole.1)
                 }
                 read => read?,
             };
@@ -423,9 +483,15 @@ impl Store for SharedStore {
                 return Ok(false);
             };
             self.note_deletion(lineage, stored.id).await?;
-            if self.documents.remove(&key, &version).await? {
-                self.remove_pairs(stored.pairs.into_values()).await;
-                return Ok(true);
+            match self.documents.remove(&key, &version).await {
+                Ok(true) => {
+                    self.remove_pairs(stored.pairs.into_values()).await;
+                    return Ok(true);
+                }
+                // It stays: another machine has changed it.
+                Ok(false) => self.forget_deletion(lineage, stored.id).await?,
+                // It may be removed yet.
+                Err(error) => return Err(error),
             }
         }
         Err(busy(&at(lineage)))
@@ -462,10 +528,13 @@ impl Store for SharedStore {
             None => false,
         };
         if !removed {
+            self.forget_deletion(from, stored.id).await?;
             let _ = self.documents.remove(&at(to), &copied).await;
             let found = stored.revision.0 + 1;
             return Err(StoreError::Conflict { subject, found });
         }
+        // It may have had this name before.
+        self.forget_deletion(to, stored.id).await?;
         // The mark is of no more use; it stays until the next save if this fails.
         let _ = self.documents.swap(&at(to), &stored, Some(&copied)).await;
         Ok(())
@@ -484,31 +553,15 @@ impl Store for SharedStore {
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        let lease =
-            SharedLease::take(&self.documents, &self.node, lineage, &self.stopwatch).await?;
-        Ok(Box::new(lease))
+        Ok(self.take_lease(lineage).await?.0)
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        let loaded = self
-            .documents
-            .load::<Secret>(&of_ca("accounts", ca))
-            .await?;
-        Ok(loaded.map(|(credentials, _)| credentials))
+        Ok(self.stored_account(ca).await?.0.credentials)
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
-        let key = of_ca("accounts", ca);
-        for _ in 0..ATTEMPTS {
-            if let Some((stored, _)) = self.documents.load::<Secret>(&key).await? {
-                return Ok(stored);
-            }
-            let written = self.documents.swap(&key, credentials, None).await?;
-            if written.is_some() {
-                return Ok(credentials.clone());
-            }
-        }
-        Err(busy(&key))
+        self.new_account(ca, credentials).await
     }
 
     async fn save_account(
@@ -517,29 +570,15 @@ impl Store for SharedStore {
         credentials: &Secret,
         before: &Secret,
     ) -> Result<(), StoreError> {
-        let key = of_ca("accounts", ca);
-        let (stored, version) = self.documents.load::<Secret>(&key).await?.unzip();
-        check_account(ca, stored.as_ref(), before)?;
-        let written = self.documents.swap(&key, credentials, version.as_ref());
-        changed_account(ca, written.await?.is_some())
+        self.replace_account(ca, before, Some(credentials)).await
     }
 
     async fn delete_account(&self, ca: &str, before: &Secret) -> Result<(), StoreError> {
-        let key = of_ca("accounts", ca);
-        let (stored, version) = self.documents.load::<Secret>(&key).await?.unzip();
-        check_account(ca, stored.as_ref(), before)?;
-        let removed = match version {
-            Some(version) => self.documents.remove(&key, &version).await?,
-            None => false,
-        };
-        changed_account(ca, removed)
+        self.replace_account(ca, before, None).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
-        let loaded = self.documents.load::<StoredCa>(&of_ca("cas", ca)).await?;
-        let (stored, _) = loaded.unzip();
-        let stored: StoredCa = stored.unwrap_or_default();
-        Ok((stored.state, stored.revision))
+        self.stored_ca_state(ca).await
     }
 
     async fn save_ca_state(
@@ -548,26 +587,6 @@ impl Store for SharedStore {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
-        let (key, subject) = (of_ca("cas", ca), format!("the state of CA {ca}"));
-        let (stored, version) = self.documents.load::<StoredCa>(&key).await?.unzip();
-        let found = stored.unwrap_or_default().revision;
-        let revision = next_revision(subject.clone(), expected, found)?;
-        let state = state.clone();
-        let stored = StoredCa { revision, state };
-        let written = self.documents.swap(&key, &stored, version.as_ref());
-        match written.await? {
-            Some(_) => Ok(revision),
-            None => Err(StoreError::Conflict {
-                subject,
-                found: revision.0,
-            }),
-        }
-    }
-}
-
-fn changed_account(ca: &str, is_written: bool) -> Result<(), StoreError> {
-    match is_written {
-        true => Ok(()),
-        false => Err(StoreError::AccountChanged { ca: ca.to_owned() }),
+        self.swap_ca_state(ca, state, expected).await
     }
 }

@@ -186,13 +186,13 @@ async fn lease_excludes_until_dropped(store: impl Store) {
 }
 
 async fn accounts_and_options_are_separate_and_replaceable(store: impl Store) {
-    for text in ["first", "second"] {
+    for text in ["1", "2"] {
         let secret = Secret::new(text.into());
         let created = store.create_account("https://ca", &secret).await.unwrap();
-        assert_eq!(created.expose(), "first", "the first account stays");
+        assert_eq!(created.expose(), "1", "the first account stays");
     }
-    let mut before = Secret::new("first".into());
-    for text in ["one", "two"] {
+    let mut before = Secret::new("1".into());
+    for text in ["3", "4"] {
         let (ca, secret) = ("https://ca", Secret::new(text.into()));
         store.save_account(ca, &secret, &before).await.unwrap();
         let stale = store.save_account(ca, &before, &before).await;

@@ -342,6 +342,7 @@ impl Fixture {
             output: Arc::new(Output::new(directory.path().join("out"))),
             gate: Gate::default(),
             verifier: Arc::new(Handshake::default()),
+            resolver: Default::default(),
             keys: Arc::new(KeysAtOnce),
             bundles: BundleCache::default(),
             probes: Probes::default(),

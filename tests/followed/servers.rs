@@ -120,7 +120,7 @@ fn hints_about_names_lead_to_names_that_are_taken() {
 }
 
 /// Serves the files below `webroot`, or forwards to another port, as a web server on port 80 does.
-fn web_server(port: u16, webroot: Option<PathBuf>, forwards_to: u16) {
+pub(super) fn web_server(port: u16, webroot: Option<PathBuf>, forwards_to: u16) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     std::thread::spawn(move || {
         for client in listener.incoming() {
@@ -130,12 +130,13 @@ fn web_server(port: u16, webroot: Option<PathBuf>, forwards_to: u16) {
             let path = String::from_utf8_lossy(&request).into_owned();
             let path = path.split(' ').nth(1).unwrap_or("/").to_owned();
             let reply = match &webroot {
-                Some(webroot) => match std::fs::read_to_string(webroot.join(&path[1..])) {
-                    Ok(text) => {
-                        format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{text}").into_bytes()
+                Some(webroot) => {
+                    match std::fs::read_to_string(webroot.join(path.trim_start_matches('/'))) {
+                        Ok(text) => format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{text}")
+                            .into_bytes(),
+                        Err(_) => b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n".to_vec(),
                     }
-                    Err(_) => b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n".to_vec(),
-                },
+                }
                 None => forwarded(&request, forwards_to),
             };
             // A client that only looks may have gone.

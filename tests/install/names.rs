@@ -209,3 +209,43 @@ fn what_is_in_the_way_is_moved_as_the_hint_says() {
     );
     run(&mut machine.install(&["--domain", "www.example.com"]), 0);
 }
+
+#[test]
+fn block_and_its_certificate_are_written_as_the_hints_say() {
+    const PLAIN: &str =
+        "server { listen HTTP; server_name www.example.com; return 200 'hello'; }\n";
+    let Some(machine) = Machine::new("") else {
+        return;
+    };
+    let install = |code| run(&mut machine.install(&["--domain", "www.example.com"]), code);
+    // No block: one of its own, or a whole site.
+    machine.write_site("# nothing\n");
+    let words = "or a whole site with --site --domain NAME --root DIR";
+    assert_says(&run(&mut machine.install(&[]), 2), &[words]);
+    let root = machine.path("www").display().to_string();
+    let site = ["--site", "--domain", "new.example.com", "--root", &root];
+    run(&mut machine.install(&site), 0);
+    run(&mut machine.install(&["--undo"]), 0);
+    machine.write_site(PLAIN);
+    run(&mut machine.install(&[]), 0);
+    run(&mut machine.install(&["--undo"]), 0);
+    // A certificate in a file that other blocks may include.
+    let source = machine.path("letsencrypt");
+    let stored = crate::takeover::pair(&["www.example.com"], 60);
+    crate::takeover::letsencrypt(&source, &[("www.example.com", "", &stored)]);
+    let mut import = certs(machine.directory.path());
+    run(import.args(["import", "certbot"]).arg(&source), 0);
+    let live = super::pair(&machine, "other");
+    let pair =
+        format!("ssl_certificate {live}/fullchain.pem;\nssl_certificate_key {live}/privkey.pem;\n");
+    std::fs::write(machine.path("pair.conf"), &pair).unwrap();
+    let secured = |pair: &str| {
+        let listen = format!("listen HTTP; listen {} ssl; {pair}", machine.https);
+        PLAIN.replace("listen HTTP;", &listen)
+    };
+    machine.write_site(&secured("include pair.conf;"));
+    let words = "hint: move ssl_certificate and ssl_certificate_key into the server block itself";
+    assert_says(&install(2), &[words]);
+    machine.write_site(&secured(&pair));
+    install(0);
+}

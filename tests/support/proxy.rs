@@ -17,6 +17,8 @@ pub(crate) enum Manner {
     Tunnel,
     /// Opens it for this value of `Proxy-Authorization`, else answers 407.
     Authorize(&'static str),
+    /// Opens each tunnel to this address instead.
+    To(String),
     /// Answers with these bytes and closes the connection.
     Answer(&'static str),
 }
@@ -133,6 +135,7 @@ fn serve(
                          Proxy-Authenticate: Basic realm=\"p\"\r\nContent-Length: 0\r\n\r\n";
             return client.write_all(reply.as_bytes());
         }
+        Manner::To(address) => address.clone(),
         Manner::Tunnel | Manner::Authorize(_) => to,
     };
     let mut server = TcpStream::connect(to)?;

@@ -1,4 +1,4 @@
-"""S3 by moto: prints its address, and serves until its input ends.
+"""S3 by moto: prints its address, which may be given (HOST PORT), and serves until its input ends.
 
 One request at a time: moto checks a condition and writes in two steps.
 """
@@ -18,7 +18,8 @@ def application(environment, start):
         return list(inner(environment, start))
 
 
-server = make_server("127.0.0.1", 0, application, threaded=True)
-print(f"127.0.0.1:{server.server_port}", flush=True)
+host, port = sys.argv[1:] or ("127.0.0.1", 0)
+server = make_server(host, int(port), application, threaded=True)
+print(f"{host}:{server.server_port}", flush=True)
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 server.serve_forever()

@@ -54,8 +54,9 @@ pub(super) async fn missing(resolver: &Resolver, place: &Place, value: &str) -> 
 }
 
 /// Whether the server answered, and not that it could not be reached.
-fn answers_wrongly(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Other | ErrorKind::InvalidData)
+pub(super) fn answers_wrongly(error: &std::io::Error) -> bool {
+    use ErrorKind::{FileTooLarge, InvalidData, Other};
+    matches!(error.kind(), Other | InvalidData | FileTooLarge)
 }
 
 /// Waits until each server of the zone has the value, or the time is over.

@@ -1,10 +1,6 @@
 //! The providers of DNS records, in one table. A provider of one's own is one file below and
-//! one line of `KINDS`; those of the crate dns-update come from its own table ([`upstream`]).
+//! one line of `providers!`; those of the crate dns-update come from its own table ([`upstream`]).
 
-mod acmedns;
-mod exec;
-mod own;
-mod rfc2136;
 #[cfg_attr(not(feature = "dns-providers"), path = "provider/without.rs")]
 mod upstream;
 
@@ -24,11 +20,26 @@ use crate::net::dns::lookup::{Place, Resolver};
 use crate::net::dns::{ServerAddress, shown};
 use crate::text::{nearest, printable};
 
+/// The table: each line is a module with a `KIND`. `cargo fmt` does not see these modules, so
+/// that `.ci/run` names their files.
+macro_rules! providers {
+    ($($module:ident),* $(,)?) => {
+        $(mod $module;)*
+
+        /// The providers of this program.
+        const KINDS: &[&Kind] = &[$(&$module::KIND),*];
+    };
+}
+
+providers! {
+    own,
+    exec,
+    rfc2136,
+    acmedns,
+}
+
 /// The provider that answers by itself.
 pub(crate) const SELF: &str = "self";
-
-/// The providers of this program.
-const KINDS: &[&Kind] = &[&own::KIND, &exec::KIND, &rfc2136::KIND, &acmedns::KIND];
 
 /// A kind of provider.
 pub(super) struct Kind {
@@ -203,7 +214,7 @@ pub(super) fn build(
     let own = KINDS.iter().find(|kind| kind.name == provider);
     let built = match own {
         Some(kind) => (kind.build)(credentials, resolver, responses),
-        None => upstream::build(provider, credentials),
+        None => upstream::build(provider, credentials, resolver),
     };
     built.map_err(|message| {
         let hint = "certs config check names what is missing or invalid";

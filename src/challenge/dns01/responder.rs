@@ -37,7 +37,7 @@ const QUERIES: usize = 16;
 
 impl Zones {
     /// The reply to a request of at most `most` bytes; `None` for what gets none.
-    fn reply(&self, request: &[u8], most: Option<u16>) -> Option<Vec<u8>> {
+    pub(in crate::challenge) fn reply(&self, request: &[u8], most: Option<u16>) -> Option<Vec<u8>> {
         let request = Message::from_vec(request).ok()?;
         if request.message_type != MessageType::Query {
             return None;
@@ -63,6 +63,15 @@ impl Zones {
             Some(most) if bytes.len() > most.into() => reply.truncate().to_vec().ok(),
             _ => Some(bytes),
         }
+    }
+
+    /// Whether an order of this process has a value for the name in `request`.
+    pub(in crate::challenge) fn has_own_value(&self, request: &[u8]) -> bool {
+        let request = Message::from_vec(request);
+        request.is_ok_and(|request| match request.queries.as_slice() {
+            [query] => self.has_own(&query.name().to_lowercase()),
+            _ => false,
+        })
     }
 
     fn answer(&self, query: &Query, reply: &mut Message) {
@@ -155,8 +164,7 @@ async fn serve_datagrams(socket: UdpSocket, responses: Responses, rates: Arc<Mut
         let (socket, responses) = (socket.clone(), responses.clone());
         let request = buffer[..length].to_vec();
         let reply = async move {
-            responses.refresh().await;
-            if let Some(reply) = responses.zones().reply(&request, Some(LARGEST_DATAGRAM)) {
+            if let Some(reply) = responses.reply(&request, Some(LARGEST_DATAGRAM)).await {
                 // The peer repeats its request if the reply is lost.
                 let _ = socket.send_to(&reply, peer).await;
             }
@@ -196,8 +204,7 @@ async fn converse(mut stream: TcpStream, responses: &Responses) -> io::Result<()
     for _ in 0..QUERIES {
         let mut request = vec![0; stream.read_u16().await?.into()];
         stream.read_exact(&mut request).await?;
-        responses.refresh().await;
-        let Some(reply) = responses.zones().reply(&request, None) else {
+        let Some(reply) = responses.reply(&request, None).await else {
             break;
         };
         stream.write_all(&wire::framed(&reply)?).await?;

@@ -70,7 +70,7 @@ pub(in super::super) fn invalid(message: String) -> Failure {
 }
 
 fn unusable(error: Unusable, option: &str) -> Failure {
-    let hint = || format!("check the file of {option}: its path, owner and mode");
+    let hint = || format!("check the file of {option}: its path and its content");
     Failure::usage(error.message, error.hint.unwrap_or_else(hint))
 }
 

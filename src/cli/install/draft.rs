@@ -82,10 +82,8 @@ impl Work<'_> {
     pub(super) async fn site(&self, program: &Program, main: &Path) -> Result<Draft, Failure> {
         let options = self.options;
         let (Some(name), Some(root)) = (&options.domain, &options.root) else {
-            return Err(Failure::usage(
-                "--site needs --domain and --root",
-                "see certs install nginx --help",
-            ));
+            // The parser requires both.
+            return Err(Failure::unexpected("--site needs --domain and --root"));
         };
         site::check_api(&options.api)?;
         for origin in &options.cors_origin {

@@ -9,7 +9,7 @@ use crate::control::Worker;
 use crate::lineage::Lineage;
 use crate::observe::Board;
 use crate::store::node::{Change, Followed, NodeStore};
-use crate::store::place::FleetSettings;
+use crate::store::place::{FleetSettings, host_name};
 use crate::store::shared::fleet::FleetNode;
 use crate::time::{Clock, SystemClock};
 
@@ -24,6 +24,9 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
             Followed::Down(error, false) => tracing::debug!("the fleet's store: {error}"),
             Followed::Turn(turn) => {
                 sidecar.apply(&node, turn.changed).await;
+                if turn.promoted {
+                    sidecar.take_over().await;
+                }
                 let board = &sidecar.board;
                 let described = node.describe(|process| describe(&settings, process, board));
                 if let Err(error) = described.await {
@@ -36,6 +39,17 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
 }
 
 impl Sidecar {
+    /// Does what was due while there was no issuer.
+    async fn take_over(&self) {
+        let (mut due, now) = (Vec::new(), self.factory.services.clock.now());
+        self.board.each(|status| {
+            if status.next_at <= now {
+                due.push(status.name);
+            }
+        });
+        self.handle.requeue(due).await;
+    }
+
     /// Puts what has changed elsewhere into effect here.
     async fn apply(&self, node: &NodeStore, changed: Vec<(Lineage, Change)>) {
         let (mut updated, mut is_new) = (Vec::new(), false);
@@ -77,5 +91,7 @@ fn describe(settings: &FleetSettings, process: u64, board: &Board) -> FleetNode 
         seen: SystemClock.now(),
         certificates: all.len(),
         served: served.take(SHOWN).collect(),
+        host: host_name(),
+        rival: None,
     }
 }

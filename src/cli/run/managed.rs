@@ -195,7 +195,7 @@ impl ManagedCertificates<'_> {
         for Orphan { settings, why } in &self.not_kept.orphans {
             let lineage = &settings.lineage;
             if !announced.contains(lineage) {
-                tracing::warn!(%lineage, "{}", notice(lineage, why));
+                tracing::warn!(%lineage, "{}", notice(lineage, &settings.names, why));
             }
             match builder.published(settings) {
                 Ok(certificate) => watched.push(Certificate {

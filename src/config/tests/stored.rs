@@ -7,6 +7,7 @@ const OF_THE_PROCESS: &[(&str, &str)] = &[
     ("data_dir", "it is where the certificate is stored"),
     ("store", "where a machine shares certificates"),
     ("seal_key_file", "the key of a machine's fleet"),
+    ("seal_key_exec", "the key of a machine's fleet"),
     ("node", "the name of a machine"),
     ("role", "what a machine does for its fleet"),
     ("log_format", "the messages of one process"),

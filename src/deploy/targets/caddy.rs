@@ -11,9 +11,12 @@ use serde_json::json;
 use crate::deploy::keys::address::Address;
 use crate::deploy::keys::values::within;
 use crate::deploy::target_settings::prelude::*;
+use crate::net::dns::lookup::Resolver;
 use crate::net::http::{Longest, Origin};
 
 const ADMIN: &str = "localhost:2019";
+const CONFIG: (&str, &str) = ("GET", "/config/");
+const LOAD: (&str, &str) = ("POST", "/load");
 const LARGEST_CONFIGURATION: Longest = Longest::Whole(1 << 20);
 
 settings! {
@@ -57,11 +60,15 @@ impl TargetSettings for Settings {
 
 impl Settings {
     /// The address, and the `Host` that Caddy accepts there.
-    fn admin(&self) -> (Origin, String) {
+    fn admin(&self, resolver: &Resolver) -> (Origin, String) {
+        let tcp = |admin: &str| {
+            let admin = admin.to_owned();
+            (Origin::Tcp(admin.clone(), resolver.clone()), admin)
+        };
         match self.admin.as_ref() {
             Some(Address::Unix(path)) => (Origin::Unix(path.to_path_buf()), String::new()),
-            Some(Address::Tcp(admin)) => (Origin::Tcp(admin.clone()), admin.clone()),
-            None => (Origin::Tcp(ADMIN.to_owned()), ADMIN.to_owned()),
+            Some(Address::Tcp(admin)) => tcp(admin),
+            None => tcp(ADMIN),
         }
     }
 
@@ -72,8 +79,13 @@ impl Settings {
         DeployCause::unreachable(&detail)
     }
 
-    async fn query(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, DeployCause> {
-        let (admin, host) = self.admin();
+    async fn query(
+        &self,
+        resolver: &Resolver,
+        (method, path): (&str, &str),
+        body: Bytes,
+    ) -> Result<Bytes, DeployCause> {
+        let (admin, host) = self.admin(resolver);
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -103,12 +115,14 @@ impl Target for Settings {
         self.short_form()
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
-        self.query("GET", "/config/", Bytes::new()).await.map(drop)
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let running = self.query(&delivery.resolver, CONFIG, Bytes::new());
+        running.await.map(drop)
     }
 
-    async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
-        let running = self.query("GET", "/config/", Bytes::new()).await?;
-        self.query("POST", "/load", running).await.map(drop)
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let resolver = &delivery.resolver;
+        let running = self.query(resolver, CONFIG, Bytes::new()).await?;
+        self.query(resolver, LOAD, running).await.map(drop)
     }
 }

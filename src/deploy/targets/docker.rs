@@ -2,6 +2,7 @@
 //! run inside it. An unfiltered API is refused unless the configuration accepts it: a
 //! process that may use the whole API is root on the host.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::deploy::docker::{Api, Filter, SOCKET};
 use crate::deploy::keys::values::{Argv, within};
 use crate::deploy::mounts::{self, Mount};
 use crate::deploy::target_settings::prelude::*;
+use crate::net::dns::lookup::Resolver;
 
 settings! {
     /// A container gets a signal, or a program runs inside it, through Docker's API. Give `certs` a filtering proxy
@@ -67,7 +69,7 @@ host = "tcp://docker-proxy:2375""#;
             None if self
                 .host
                 .as_deref()
-                .is_some_and(|host| Api::at(host).is_err()) =>
+                .is_some_and(|host| Api::at(host, &Resolver::default()).is_err()) =>
             {
                 ("host", "write tcp://HOST:PORT or unix:///PATH")
             }
@@ -107,17 +109,38 @@ impl Settings {
         self.host.get_or_insert_with(|| host.to_owned());
     }
 
-    fn api(&self) -> Result<Api, DeployCause> {
-        Api::at(self.host()).map_err(|detail| DeployCause::unreachable(&detail))
+    /// The container, by the API that the delivery leads to.
+    fn reached_for(&self, delivery: &Delivery) -> Result<Container<'_>, DeployCause> {
+        let api = Api::at(self.host(), &delivery.resolver);
+        let api = api.map_err(|detail| DeployCause::unreachable(&detail))?;
+        Ok(Container {
+            settings: self,
+            api,
+        })
     }
+}
 
+/// A container behind an API.
+struct Container<'s> {
+    settings: &'s Settings,
+    api: Api,
+}
+
+impl Deref for Container<'_> {
+    type Target = Settings;
+    fn deref(&self) -> &Settings {
+        self.settings
+    }
+}
+
+impl Container<'_> {
     async fn query(
         &self,
         method: &str,
         path: &str,
         body: Option<Value>,
     ) -> Result<(StatusCode, Value), DeployCause> {
-        let answer = self.api()?.query(method, path, body).await;
+        let answer = self.api.query(method, path, body).await;
         answer.map_err(|detail| DeployCause::unreachable(&format!("its API: {detail}")))
     }
 
@@ -129,7 +152,7 @@ impl Settings {
 
     /// Whether the API is unfiltered, or may be.
     async fn is_raw(&self) -> Result<bool, DeployCause> {
-        let filter = self.api()?.filter().await;
+        let filter = self.api.filter().await;
         let filter =
             filter.map_err(|detail| DeployCause::unreachable(&format!("its API: {detail}")))?;
         Ok(filter != Filter::Filtered)
@@ -193,7 +216,7 @@ impl Settings {
         };
         let start = json!({"Detach": false, "Tty": false});
         let path = format!("/exec/{id}/start");
-        let ended = self.api()?.run(&path, start, self.deadline()).await;
+        let ended = self.api.run(&path, start, self.deadline()).await;
         let (status, reply) = ended.map_err(|error| {
             DeployCause::unreachable(&format!("the program in it: {error}; see `timeout`"))
         })?;
@@ -222,8 +245,9 @@ impl Target for Settings {
         format!("docker:{}", self.container)
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
-        if self.accept_raw_socket != Some(true) && self.is_raw().await? {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let container = self.reached_for(delivery)?;
+        if self.accept_raw_socket != Some(true) && container.is_raw().await? {
             return Err(DeployCause::Unsafe(
                 "this API is unfiltered, and a process that may use it is root on the host"
                     .to_owned(),
@@ -234,14 +258,17 @@ impl Target for Settings {
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.check(delivery).await?;
+        let container = self.reached_for(delivery)?;
         if let Some(command) = &self.command {
-            return self.run(command).await;
+            return container.run(command).await;
         }
-        self.signal(self.signal.as_deref().unwrap_or("HUP")).await
+        container
+            .signal(self.signal.as_deref().unwrap_or("HUP"))
+            .await
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        let found = self.inspect().await.ok()?;
+        let found = self.reached_for(delivery).ok()?.inspect().await.ok()?;
         let mounted = |one: &Value| {
             let path = |key: &str| one[key].as_str().map(PathBuf::from);
             let (source, place) = (path("Source")?, path("Destination")?);

@@ -71,6 +71,7 @@ impl From<ProgramError> for DeployCause {
     fn from(error: ProgramError) -> Self {
         match error {
             ProgramError::Untrusted { message, .. } => Self::Untrusted(message),
+            ProgramError::NotStarted(why) => Self::NotStarted(why),
             error => Self::Program(error.to_string()),
         }
     }

@@ -19,6 +19,7 @@ use crate::deploy::target_settings::prelude::*;
 use crate::deploy::{copy, off_thread};
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
+use crate::net::dns::lookup::Resolver;
 use crate::net::sockets::listened_on_by;
 
 use self::cli::{Cli, refused};
@@ -122,7 +123,7 @@ impl KnownPair {
 impl Settings {
     /// HAProxy's command line, and its entry for the pair of `delivery`.
     async fn entry(&self, delivery: &Delivery) -> Result<(Cli<'_>, KnownPair), DeployCause> {
-        let (cli, known) = Cli::open(&self.socket).await?;
+        let (cli, known) = Cli::open(&self.socket, &delivery.resolver).await?;
         let entry = match &self.certificate {
             Some(wanted) => named(&cli, &known, wanted).await?,
             None => live(&cli, &known, delivery).await?,
@@ -334,7 +335,7 @@ impl Target for Settings {
         let read = delivery.clone();
         let pair = off_thread(move || copy::read_live(&read, PAIR)).await?;
         let serial = serial_of(pair.expose());
-        let (cli, _) = Cli::open(&self.socket).await?;
+        let (cli, _) = Cli::open(&self.socket, &delivery.resolver).await?;
         let turn = cli.turn().await?;
         for tries in 1.. {
             let (cli, entry) = self.entry(delivery).await?;
@@ -355,7 +356,7 @@ impl Target for Settings {
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        if cli::hangs(&self.socket).await {
+        if cli::hangs(&self.socket, &delivery.resolver).await {
             let why = "HAProxy takes connections at its socket and does not answer: it hangs or is stopped; see its log, and restart it";
             return Some(why.to_owned());
         }
@@ -373,7 +374,9 @@ impl Target for Settings {
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        let (cli, _) = Cli::open(&self.socket).await.ok()?;
+        // Only a HAProxy of this machine tells them.
+        let cli = Cli::open(&self.socket, &Resolver::default()).await;
+        let (cli, _) = cli.ok()?;
         let pid = cli.pid().await.ok()??;
         // In another PID namespace the number belongs to another process.
         let process = Identity::of(pid).ok()?;

@@ -100,7 +100,8 @@ impl Settings {
         let fails = |error: DeployCause| (false, error);
         let uri = self.url.uri();
         let uri = uri.map_err(|_| fails(DeployCause::unreachable("invalid URL")))?;
-        let origin = Origin::of(&uri).map_err(|detail| fails(DeployCause::unreachable(&detail)))?;
+        let origin = Origin::of(&uri, &delivery.resolver);
+        let origin = origin.map_err(|detail| fails(DeployCause::unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
         match origin.send(request, WITHIN, LARGEST_REPLY).await {
             Ok((status, _)) if status.is_success() => Ok(()),

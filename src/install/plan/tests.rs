@@ -97,6 +97,18 @@ fn plan_refuses_two_pairs_in_block() {
 }
 
 #[test]
+fn server_of_another_kind_is_moved_as_the_hint_says() {
+    let http = "http { server { listen 80; server_name example.com; } }";
+    for kind in ["stream", "mail"] {
+        let other = |port: u16| format!("{http} {kind} {{ server {{ listen {port}; }} }}");
+        let refused = run(&other(443), &[]).unwrap_err().in_a_line();
+        let hint = "hint: move that server to another port or address";
+        assert!(refused.contains(hint), "{refused}");
+        run(&other(8443), &[]).unwrap();
+    }
+}
+
+#[test]
 fn redirect_follows_the_certificate_and_its_names() {
     let site = "http {\nserver {\n  listen 80;\n  server_name example.com www.example.com;\n  return 200;\n}\n}\n";
     let (tls, _) = planned(site, &[], Stage::Tls).unwrap();

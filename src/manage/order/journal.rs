@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use crate::acme::{Journal, JournalError};
 use crate::certificate::Secret;
 use crate::manage::ca_state;
+use crate::manage::error::ManageError;
 use crate::manage::session::Pass;
 use crate::record::{PendingOrder, PresentedAnswer};
 
@@ -43,17 +44,19 @@ impl Journal for RecordJournal<'_, '_> {
     }
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
-        Ok(self.pass.services.store.account(&self.ca).await?)
+        let stored = self.pass.services.store.account(&self.ca).await;
+        Ok(stored.map_err(ManageError::from)?)
     }
 
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
         let services = self.pass.services;
         // Another process may have registered an account meanwhile.
-        if let Some(stored) = services.store.account(&self.ca).await? {
+        if let Some(stored) = self.account().await? {
             return Ok(stored);
         }
         ca_state::register(services, &self.ca).await?;
-        Ok(services.store.create_account(&self.ca, credentials).await?)
+        let stored = services.store.create_account(&self.ca, credentials).await;
+        Ok(stored.map_err(ManageError::from)?)
     }
 
     async fn save_account(
@@ -62,6 +65,7 @@ impl Journal for RecordJournal<'_, '_> {
         before: &Secret,
     ) -> Result<(), JournalError> {
         let store = &self.pass.services.store;
-        Ok(store.save_account(&self.ca, credentials, before).await?)
+        let saved = store.save_account(&self.ca, credentials, before).await;
+        Ok(saved.map_err(ManageError::from)?)
     }
 }

@@ -61,7 +61,11 @@ fn role(variables: &[(&str, &str)], clock: &Arc<VirtualClock>) -> Role {
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let variables: HashMap<String, String> = pairs.collect();
-    Role::with(move |name| variables.get(name).cloned(), clock.clone())
+    Role::with(
+        move |name| variables.get(name).cloned(),
+        clock.clone(),
+        Resolver::default(),
+    )
 }
 
 fn clock() -> Arc<VirtualClock> {
@@ -246,7 +250,7 @@ async fn keys_of_a_file_stay_when_it_cannot_be_read_any_more() {
         "AWS_EC2_METADATA_DISABLED" => Some("true".to_owned()),
         _ => None,
     };
-    let role = Role::with(variables, Arc::new(SystemClock));
+    let role = Role::with(variables, Arc::new(SystemClock), Resolver::default());
     assert_eq!(role.keys().await.unwrap().id, "AKIA1");
     write("AKIA2");
     assert_eq!(role.keys().await.unwrap().id, "AKIA2");

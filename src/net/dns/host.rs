@@ -1,4 +1,5 @@
-//! The addresses of hosts for the HTTP client: by the configured resolver, else by the system.
+//! Connections to hosts, and their addresses for the HTTP client: by the configured resolver,
+//! else by the system.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,9 +7,34 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::dns::Name;
+use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::lookup::Resolver;
+
+impl Resolver {
+    /// Connects to a host, or to an address in brackets or without.
+    ///
+    /// # Errors
+    /// Those of the look-up, else of the last address.
+    pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = self.hosts(host, port).await?;
+        let stream = TcpStream::connect(addresses.as_slice()).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// The same for `HOST:PORT`.
+    ///
+    /// # Errors
+    /// As those of [`connect`](Self::connect).
+    pub(crate) async fn connect_to(&self, address: &str) -> io::Result<TcpStream> {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        let port = port.parse().map_err(io::Error::other)?;
+        self.connect(host, port).await
+    }
+}
 
 /// Looks up a host of a URL.
 #[derive(Clone, Debug, Default)]

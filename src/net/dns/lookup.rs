@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use futures_util::future::join_all;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::task::JoinSet;
 
 use super::{PORT, ServerAddress, shown, wire};
 use crate::text::printable;
@@ -24,7 +26,7 @@ const MOST_VALUES: usize = 200;
 const SYSTEM: &str = "/etc/resolv.conf";
 
 /// Asks resolvers and the servers of zones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resolver {
     /// Instead of the system's.
     configured: Option<ServerAddress>,
@@ -65,6 +67,8 @@ pub(crate) enum LookupError {
     NoZone { name: String, detail: String },
     #[error("no DNS resolver answers: {0}")]
     NoResolver(String),
+    #[error("the TXT records at {0} have more than 64 KiB, and no server can answer with them")]
+    TooLarge(String),
 }
 
 impl Place {
@@ -95,6 +99,9 @@ impl LookupError {
                 "check that the domain is registered and delegated: dig SOA NAME; a resolver that knows it can be named with --resolver ADDR:PORT"
             }
             Self::NoResolver(_) => "name a resolver with --resolver ADDR:PORT",
+            Self::TooLarge(_) => {
+                "remove the old TXT records at that name, at the provider of the zone"
+            }
         }
     }
 }
@@ -222,16 +229,7 @@ impl Resolver {
     async fn alias(&self, zone: &mut Zone, name: &Name) -> Result<Option<Name>, LookupError> {
         let mut delegated = false;
         for _ in 0..MOST_STEPS {
-            let mut found = None;
-            for server in &zone.servers {
-                found = match wire::ask(server.address, name, RecordType::TXT, false).await {
-                    Ok(reply) => self.judge(&reply, zone, name).await,
-                    Err(_) => None,
-                };
-                if found.is_some() {
-                    break;
-                }
-            }
+            let mut found = self.ask_servers(zone, name).await?;
             // A delegation that leads nowhere yet may be ours. Otherwise a firewall may keep
             // this machine from the servers: only then is the resolver asked.
             if found.is_none() && !delegated {
@@ -246,6 +244,30 @@ impl Resolver {
             delegated = true;
         }
         Err(LookupError::TooLong(shown(name)))
+    }
+
+    /// What the first server of `zone` that answers says about `name`.
+    async fn ask_servers(&self, zone: &Zone, name: &Name) -> Result<Option<Found>, LookupError> {
+        // All at once: one that a firewall hides answers after seconds only.
+        let mut asked = JoinSet::new();
+        for server in &zone.servers {
+            let (address, name) = (server.address, name.clone());
+            asked.spawn(async move { wire::ask(address, &name, RecordType::TXT, false).await });
+        }
+        let mut is_too_large = false;
+        while let Some(Ok(reply)) = asked.join_next().await {
+            match reply {
+                Ok(reply) => match self.judge(&reply, zone, name).await {
+                    None => {}
+                    found => return Ok(found),
+                },
+                Err(error) => is_too_large |= error.kind() == io::ErrorKind::FileTooLarge,
+            }
+        }
+        match is_too_large {
+            true => Err(LookupError::TooLarge(shown(name))),
+            false => Ok(None),
+        }
     }
 
     async fn judge(&self, reply: &Message, zone: &Zone, name: &Name) -> Option<Found> {
@@ -390,7 +412,63 @@ pub(crate) fn rcode(code: ResponseCode) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use tokio::net::UdpSocket;
+    use tokio::time::Instant;
+
+    use super::super::wire::tests::boundless_server;
     use super::*;
+
+    /// A zone with these servers.
+    fn zone(addresses: impl IntoIterator<Item = SocketAddr>) -> Zone {
+        let apex = Name::from_ascii("example.com.").unwrap();
+        let server = |address| NameServer {
+            name: apex.clone(),
+            address,
+        };
+        Zone {
+            servers: addresses.into_iter().map(server).collect(),
+            names: Vec::new(),
+            apex: apex.clone(),
+        }
+    }
+
+    fn challenge() -> Name {
+        Name::from_ascii("_acme-challenge.example.com.").unwrap()
+    }
+
+    #[tokio::test]
+    async fn records_that_no_server_can_answer_with_are_named() {
+        let mut zone = zone([boundless_server().await]);
+        let alias = Resolver::default().alias(&mut zone, &challenge()).await;
+        let error = alias.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the TXT records at _acme-challenge.example.com have more than 64 KiB, and no server can answer with them"
+        );
+        assert!(error.hint().contains("remove the old TXT records"));
+        assert!(!error.is_about_the_zone());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_that_a_firewall_hides_are_asked_side_by_side() {
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        }
+        let mut zone = zone(silent.iter().map(|socket| socket.local_addr().unwrap()));
+        // Then the resolver is asked; none is there.
+        let closed = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let resolver = Resolver::new(Some(ServerAddress(closed.local_addr().unwrap())));
+        drop(closed);
+        let begun = Instant::now();
+        let alias = resolver.alias(&mut zone, &challenge()).await;
+        assert!(matches!(alias, Err(LookupError::NoResolver(_))));
+        let waited = begun.elapsed();
+        assert!(waited < Duration::from_secs(15), "{waited:?}");
+    }
 
     #[test]
     fn resolvers_are_read_from_resolv_conf() {

@@ -22,7 +22,8 @@ const STREAM: Duration = Duration::from_secs(5);
 /// Asks `server` for the records of `kind` at `name`. `recursive`: the server is a resolver.
 ///
 /// # Errors
-/// When it does not answer, or not with a valid reply to this question.
+/// When it does not answer, or not with a valid reply to this question; of the kind
+/// `FileTooLarge` when its answer has more than 64 KiB.
 pub(crate) async fn ask(
     server: SocketAddr,
     name: &Name,
@@ -42,7 +43,10 @@ pub(crate) async fn ask(
     };
     // Over TCP it had 64 KiB.
     if reply.truncation {
-        return Err(io::Error::other("with more than 64 KiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "with more than 64 KiB",
+        ));
     }
     match answers(&query, &reply) {
         true => Ok(reply),
@@ -114,13 +118,13 @@ fn answers(query: &Message, reply: &Message) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
 
-    #[tokio::test]
-    async fn reply_that_does_not_fit_into_tcp_is_an_error() {
+    /// A server whose answers never fit; it ends with the runtime.
+    pub(in super::super) async fn boundless_server() -> SocketAddr {
         let stream = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = stream.local_addr().unwrap();
         let datagrams = UdpSocket::bind(server).await.unwrap();
@@ -130,23 +134,29 @@ mod tests {
             reply.metadata.truncation = true;
             reply.to_vec().unwrap()
         };
-        let answering = async {
+        tokio::spawn(async move {
             let mut buffer = [0; 512];
-            let (length, client) = datagrams.recv_from(&mut buffer).await.unwrap();
-            datagrams
-                .send_to(&truncated(&buffer[..length]), client)
-                .await
-                .unwrap();
-            let (mut client, _) = stream.accept().await.unwrap();
-            let mut request = vec![0; client.read_u16().await.unwrap().into()];
-            client.read_exact(&mut request).await.unwrap();
-            let reply = framed(&truncated(&request)).unwrap();
-            client.write_all(&reply).await.unwrap();
-        };
+            loop {
+                let (length, client) = datagrams.recv_from(&mut buffer).await.unwrap();
+                let reply = truncated(&buffer[..length]);
+                datagrams.send_to(&reply, client).await.unwrap();
+                let (mut client, _) = stream.accept().await.unwrap();
+                let mut request = vec![0; client.read_u16().await.unwrap().into()];
+                client.read_exact(&mut request).await.unwrap();
+                let reply = framed(&truncated(&request)).unwrap();
+                client.write_all(&reply).await.unwrap();
+            }
+        });
+        server
+    }
+
+    #[tokio::test]
+    async fn reply_that_does_not_fit_into_tcp_is_an_error() {
+        let server = boundless_server().await;
         let name = Name::from_ascii("a.example.").unwrap();
-        let (reply, ()) = tokio::join!(ask(server, &name, RecordType::TXT, false), answering);
+        let reply = ask(server, &name, RecordType::TXT, false).await;
         let error = reply.unwrap_err();
         assert_eq!(error.to_string(), "with more than 64 KiB");
-        assert_eq!(error.kind(), io::ErrorKind::Other);
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -19,13 +19,14 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
 use self::place::Place;
 use self::wire::{Authenticated, Range, Refusal, Transaction};
 use super::exchange::{Effect, WITHIN, date, denied, exchange, failed};
 use super::settings::ServerSettings;
-use super::{Document, Documents, DocumentsError, Version};
+use super::{Document, Documents, DocumentsError, Notice, Version};
 use crate::certificate::Secret;
 use crate::net::pool::Pool;
 use crate::net::roots::SystemRoots;
@@ -38,10 +39,10 @@ const PAGE: u32 = 10_000;
 const LISTINGS: u32 = 3;
 /// Before a watch that failed is repeated.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A watch without a change is repeated after this time: its connection may be dead.
-const WATCH: Duration = Duration::from_secs(300);
-/// The reply that a watch has begun is short.
-const LONGEST_HEAD: usize = 64 * 1024;
+/// A watch is repeated after this time: its connection may be dead.
+const WATCH: Duration = Duration::from_secs(600);
+/// A line of a watch holds the document of the fleet.
+const LONGEST_LINE: usize = 16 * 1024 * 1024;
 
 /// One etcd, below a prefix that is ours.
 #[derive(Debug)]
@@ -64,9 +65,10 @@ impl EtcdDocuments {
     pub(super) fn new(settings: &ServerSettings) -> Result<Self, String> {
         let roots = SystemRoots::of(&settings.environment);
         let place = Place::of(settings)?;
+        let (proxies, resolver) = (settings.proxies.clone(), settings.resolver.clone());
         let members = u32::try_from(place.members.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            pool: Pool::new(settings.proxies.clone(), None, &roots)?,
+            pool: Pool::new(proxies, resolver, &roots)?,
             place,
             within: (WITHIN / members).max(LEAST),
             member: AtomicUsize::default(),
@@ -215,17 +217,15 @@ impl EtcdDocuments {
         }
     }
 
-    /// Returns when the document has changed, or when the watch has had its time.
-    async fn watch(&self, key: &str, known: Option<&Version>) -> Result<(), DocumentsError> {
+    /// Tells of changes until the connection ends, or until it has had its time.
+    async fn watch_once(
+        &self,
+        key: &str,
+        notices: &watch::Sender<Notice>,
+    ) -> Result<(), DocumentsError> {
         let body = json!({ "key": self.encoded(key), "keys_only": true });
         let range: Range = self.call("/v3/kv/range", &body, Effect::Reads).await?;
-        let found = range
-            .kvs
-            .first()
-            .map(|one| Version(one.mod_revision.to_string()));
-        if found.as_ref() != known {
-            return Ok(());
-        }
+        let found = range.kvs.first().map(|one| one.mod_revision);
         let token = self.token(None).await?;
         let next = range.header.revision + 1;
         let body =
@@ -234,27 +234,34 @@ impl EtcdDocuments {
         let opened = self.pool.open(request, self.within).await;
         let mut stream = opened.map_err(failed)?.into_body();
         let mut text = Vec::new();
-        let changed = async {
-            while let Some(frame) = stream.frame().await {
-                text.extend_from_slice(
-                    frame
-                        .map_err(failed)?
-                        .data_ref()
-                        .map_or(&[][..], |data| &data[..]),
-                );
-                let lines = text.iter().position(|&byte| byte == b'\n');
-                let (first, rest) = text.split_at(lines.map_or(text.len(), |end| end + 1));
-                if lines.is_some() && !wire::has_begun(first) || first.len() > LONGEST_HEAD {
-                    return Err(failed("it does not watch"));
-                }
-                // Its next message is an event.
-                if !rest.is_empty() {
-                    return Ok(());
-                }
-            }
-            Err(failed("the watch has ended"))
+        let newest = |revision: Option<u64>| {
+            let version = revision.map(|revision| Version(revision.to_string()));
+            notices.send_replace(Notice::Newest(version));
         };
-        tokio::time::timeout(WATCH, changed).await.unwrap_or(Ok(()))
+        let (mut has_begun, end) = (false, Instant::now() + WATCH);
+        loop {
+            let frame = match tokio::time::timeout_at(end, stream.frame()).await {
+                Err(_) => return Ok(()),
+                Ok(frame) => frame.ok_or_else(|| failed("the watch has ended"))?,
+            };
+            let frame = frame.map_err(failed)?;
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..]));
+            while let Some(length) = text.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=length).collect();
+                match has_begun {
+                    true => wire::changes(&line)
+                        .map_err(failed)?
+                        .into_iter()
+                        .for_each(newest),
+                    false if wire::has_begun(&line) => newest(found),
+                    false => return Err(failed("it does not watch")),
+                }
+                has_begun = true;
+            }
+            if text.len() > LONGEST_LINE {
+                return Err(failed("a line of its watch is too long"));
+            }
+        }
     }
 }
 
@@ -327,9 +334,12 @@ impl Documents for EtcdDocuments {
         date(sent.await?.headers())
     }
 
-    async fn changed(&self, key: &str, known: Option<&Version>) {
-        while self.watch(key, known).await.is_err() {
-            tokio::time::sleep(PAUSE).await;
+    async fn watch(&self, key: &str, notices: &watch::Sender<Notice>) {
+        loop {
+            if self.watch_once(key, notices).await.is_err() {
+                notices.send_replace(Notice::Nothing);
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

@@ -6,8 +6,9 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
-use super::{Document, Documents, DocumentsError, Version};
+use super::{Document, Documents, DocumentsError, Notice, Version};
 use crate::failure::Advised;
 use crate::time::Timestamp;
 
@@ -192,8 +193,8 @@ impl Documents for NamedDocuments {
         self.explain(self.documents.probe().await)
     }
 
-    async fn changed(&self, key: &str, known: Option<&Version>) {
-        self.documents.changed(key, known).await;
+    async fn watch(&self, key: &str, notices: &watch::Sender<Notice>) {
+        self.documents.watch(key, notices).await;
     }
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, watch};
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -23,16 +23,14 @@ use self::place::Place;
 use self::session::Session;
 use super::exchange::{Effect, WITHIN, failed, unusable};
 use super::settings::ServerSettings;
-use super::{Document, Documents, DocumentsError, Version, drawn};
+use super::{Document, Documents, DocumentsError, Notice, Version, drawn};
 use crate::time::Timestamp;
 
 const CHANNEL: &str = "certs_documents";
 /// A statement ends on the server after ten seconds; its answer needs some time, too.
 const ANSWER: Duration = WITHIN.saturating_add(Duration::from_secs(2));
-/// Before a wait that failed is repeated.
+/// Before a watch that failed is repeated.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A wait without a change ends after this time: its connection may be dead.
-const WAIT: Duration = Duration::from_secs(300);
 const LONGEST: i32 = 16 * 1024 * 1024;
 
 const READ: &str = "SELECT CASE WHEN octet_length(content) <= $3 THEN content END, version
@@ -41,13 +39,13 @@ const LIST: &str =
     "SELECT key, version FROM certs_documents WHERE prefix = $1 AND starts_with(key, $2)";
 const INSERT: &str = "WITH done AS (INSERT INTO certs_documents (prefix, key, content, version)
     VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING prefix, key)
-    SELECT pg_notify('certs_documents', prefix || '/' || key) FROM done";
+    SELECT pg_notify('certs_documents', prefix || '/' || key || ' ' || $4) FROM done";
 const UPDATE: &str = "WITH done AS (UPDATE certs_documents SET content = $3, version = $4
     WHERE prefix = $1 AND key = $2 AND version = $5 RETURNING prefix, key)
-    SELECT pg_notify('certs_documents', prefix || '/' || key) FROM done";
+    SELECT pg_notify('certs_documents', prefix || '/' || key || ' ' || $4) FROM done";
 const DELETE: &str = "WITH done AS (DELETE FROM certs_documents
     WHERE prefix = $1 AND key = $2 AND version = $3 RETURNING prefix, key)
-    SELECT pg_notify('certs_documents', prefix || '/' || key) FROM done";
+    SELECT pg_notify('certs_documents', prefix || '/' || key || ' ') FROM done";
 const TIME: &str = "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint";
 const READ_ONLY_SERVER: &str =
     "it is read-only: a replica, or default_transaction_read_only is on; name the primary server";
@@ -127,26 +125,30 @@ impl PostgresDocuments {
         row.try_get(0).map_err(failed)
     }
 
-    /// Returns when the document has changed, or when the wait has had its time.
-    async fn wait(&self, key: &str, known: Option<&Version>) -> Result<(), DocumentsError> {
-        // The changes first: none is between them and the look at the document.
+    /// Tells of changes until the connection ends. What a pooler that has none would miss is
+    /// in no notice: the first one shows that there are some.
+    async fn watch_once(
+        &self,
+        key: &str,
+        notices: &watch::Sender<Notice>,
+    ) -> Result<(), DocumentsError> {
         let mut changes = self.session().await?.changes();
-        let found = self.read(key).await?.map(|found| found.version);
-        if found.as_ref() != known {
-            return Ok(());
-        }
         let ours = format!("{}/{key}", self.place.prefix);
-        let notified = async {
-            loop {
-                match changes.recv().await {
-                    Ok(changed) if changed == ours => return Ok(()),
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => return Ok(()),
-                    Err(RecvError::Closed) => return Err(failed("the connection has ended")),
+        loop {
+            match changes.recv().await {
+                Ok(change) => {
+                    if let Some((changed, version)) = change.rsplit_once(' ')
+                        && changed == ours
+                    {
+                        let version = Some(version).filter(|version| !version.is_empty());
+                        let version = version.map(|version| Version(version.to_owned()));
+                        notices.send_replace(Notice::Newest(version));
+                    }
                 }
+                Err(RecvError::Lagged(_)) => drop(notices.send_replace(Notice::Nothing)),
+                Err(RecvError::Closed) => return Err(failed("the connection has ended")),
             }
-        };
-        tokio::time::timeout(WAIT, notified).await.unwrap_or(Ok(()))
+        }
     }
 }
 
@@ -222,8 +224,9 @@ impl Documents for PostgresDocuments {
         }
     }
 
-    async fn changed(&self, key: &str, known: Option<&Version>) {
-        while self.wait(key, known).await.is_err() {
+    async fn watch(&self, key: &str, notices: &watch::Sender<Notice>) {
+        while self.watch_once(key, notices).await.is_err() {
+            notices.send_replace(Notice::Nothing);
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -95,12 +95,13 @@ impl S3Documents {
     pub(super) fn new(settings: ServerSettings) -> Result<Self, String> {
         let place = Place::of(&settings)?;
         let roots = SystemRoots::of(&settings.environment);
-        let pool = Pool::new(settings.proxies.clone(), None, &roots)?;
+        let resolver = settings.resolver.clone();
+        let pool = Pool::new(settings.proxies.clone(), resolver.clone(), &roots)?;
         let variables = move |name: &str| settings.variable(name).map(str::to_owned);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         Ok(Self {
             pool,
-            role: Role::with(variables, clock.clone()),
+            role: Role::with(variables, clock.clone(), resolver),
             clock,
             place,
             page: PAGE,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::net::dns::lookup::Resolver;
 use crate::net::proxy::Proxies;
 
 /// It has no `Debug`: the URL and the environment have passwords.
@@ -14,12 +15,14 @@ pub(in super::super) struct ServerSettings {
     /// The variables of this process.
     pub(in super::super) environment: BTreeMap<String, String>,
     pub(in super::super) proxies: Proxies,
+    /// Looks up the hosts of servers and proxies.
+    pub(in super::super) resolver: Resolver,
 }
 
 impl ServerSettings {
     /// Those of this process.
     #[allow(clippy::disallowed_methods)] // AWS, etcd and PostgreSQL have named these variables
-    pub(in super::super) fn of_this_process(url: String) -> Self {
+    pub(in super::super) fn of_this_process(url: String, resolver: Resolver) -> Self {
         let variables = std::env::vars_os();
         let text = |(name, value): (OsString, OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -27,6 +30,7 @@ impl ServerSettings {
         let environment = variables.filter_map(text).collect();
         Self {
             url,
+            resolver,
             proxies: Proxies::of(&environment),
             environment,
         }

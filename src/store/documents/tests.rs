@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::memory::MemoryDocuments;
-use super::{Documents, DocumentsError, Version};
+use super::{Documents, DocumentsError, Notice, Version};
 
 /// Checks the contract on empty documents.
 pub(super) async fn check(documents: Arc<dyn Documents>) {
@@ -121,30 +124,48 @@ async fn version_is_never_repeated(documents: &dyn Documents) {
     assert!(!documents.list("").await.unwrap().contains_key("same"));
 }
 
-/// Checks that `changed` of one machine returns after a write of another, and not before.
-pub(super) async fn check_changes(one: &dyn Documents, other: &dyn Documents) {
+/// Checks that a watch of one machine tells of each write of another, and of no other key.
+pub(super) async fn check_watch(one: &dyn Documents, other: &dyn Documents) {
     const WITHIN: Duration = Duration::from_secs(20);
-    let mut known: Option<Version> = None;
-    for round in 0..3 {
-        let before = known.clone();
-        let mut change = one.changed("key", before.as_ref());
-        let early = tokio::time::timeout(Duration::from_millis(300), change.as_mut()).await;
-        assert!(early.is_err(), "round {round}: nothing has changed");
-        let beside = format!("beside{round}");
-        other.write(&beside, b"x", None).await.unwrap();
-        known = match &known {
-            Some(known) if round == 2 => {
-                other.remove("key", known).await.unwrap();
-                None
+    let (notices, mut seen) = watch::channel(Notice::Nothing);
+    let checked = async {
+        // A server may tell nothing before the first change that it has seen itself.
+        let mut known = other.write("key", b"first", None).await.unwrap();
+        while *seen.borrow_and_update() != Notice::Newest(Some(known.clone())) {
+            let pause = tokio::time::sleep(Duration::from_millis(50));
+            tokio::select! { _ = seen.changed() => {}, () = pause => {} }
+            if *seen.borrow() == Notice::Nothing {
+                known = other.write("key", b"again", Some(&known)).await.unwrap();
             }
-            known => Some(other.write("key", b"x", known.as_ref()).await.unwrap()),
-        };
-        let seen = tokio::time::timeout(WITHIN, change).await;
-        seen.unwrap_or_else(|_| panic!("round {round}: the change is not seen"));
-        let late = one.changed("key", before.as_ref());
-        let seen = tokio::time::timeout(WITHIN, late).await;
-        seen.expect("an earlier change is seen at once");
+        }
+        for _ in 0..2 {
+            other.write("beside", b"x", None).await.unwrap();
+            known = other.write("key", b"x", Some(&known)).await.unwrap();
+            seen.changed().await.unwrap();
+            let newest = Notice::Newest(Some(known.clone()));
+            assert_eq!(*seen.borrow_and_update(), newest);
+            let beside = other.read("beside").await.unwrap().unwrap().version;
+            other.remove("beside", &beside).await.unwrap();
+        }
+        other.remove("key", &known).await.unwrap();
+        seen.changed().await.unwrap();
+        assert_eq!(*seen.borrow_and_update(), Notice::Newest(None));
+    };
+    let watching = async {
+        one.watch("key", &notices).await;
+        panic!("the watch has ended");
+    };
+    tokio::select! {
+        checked = tokio::time::timeout(WITHIN, checked) => checked.expect("a change is not seen"),
+        () = watching => {}
     }
+}
+
+#[tokio::test]
+async fn memory_documents_tell_of_changes() {
+    let documents = MemoryDocuments::default();
+    documents.tells.store(true, Ordering::SeqCst);
+    check_watch(&documents, &documents).await;
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ pub(super) fn remove_directory(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
+pub(super) fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
     StoreError::Corrupt {
         subject: path.display().to_string(),
         detail: error.to_string(),

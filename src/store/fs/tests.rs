@@ -77,7 +77,7 @@ fn save_lets_one_of_many_writers_win() {
 #[tokio::test]
 async fn stored_files_are_private_to_owner() {
     let (directory, store) = store();
-    let secret = Secret::new("credentials".into());
+    let secret = Secret::new("{}".into());
     store.create_account("https://ca", &secret).await.unwrap();
     store
         .save(&record("example.com"), Revision(0), None)

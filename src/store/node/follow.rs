@@ -1,24 +1,55 @@
 //! Follows the fleet: which certificates have changed elsewhere, and whether this machine
-//! does the scheduled work. One document says both. The issuer counts in it at every turn;
-//! another machine takes over when the count has stood still for a minute of its own clock,
-//! so that the machines' clocks may differ.
+//! does the scheduled work. One document says both. The issuer counts in it several times a
+//! minute; another machine takes over when the count has stood still for a minute of its own
+//! clock, so that the machines' clocks may differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
 use super::{Change, NodeStore, Role, lock};
 use crate::lineage::Lineage;
+use crate::random::{Random, SystemRandom};
 use crate::store::StoreError;
-use crate::store::documents::Version;
+use crate::store::documents::{Notice, Version};
 use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
 use crate::time::Timestamp;
 
+/// How often a machine looks at the document of the fleet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Between two looks, where the server tells of no changes. With the time of a deployment, a
+    /// change is served within 15 seconds.
+    pub(crate) polled: Duration,
+    /// Between two counts of the issuer, where the others get notice of each.
+    pub(crate) counted: Duration,
+    /// Then another machine looks by itself after this time: it had no notice of a count.
+    pub(crate) notified: Duration,
+    /// An issuer that has not counted for this time is replaced.
+    pub(crate) gone: Duration,
+}
+
+impl Pace {
+    /// That of `certs run`.
+    pub(super) const USUAL: Self = Self {
+        polled: Duration::from_millis(13_500),
+        counted: Duration::from_secs(20),
+        notified: Duration::from_secs(30),
+        gone: Duration::from_secs(60),
+    };
+}
+
 /// Between two descriptions of this machine.
-const DESCRIBED: Duration = Duration::from_secs(120);
+const DESCRIBED: Duration = Duration::from_secs(300);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
-/// and informed no other.
-const WHOLE: Duration = Duration::from_secs(3600);
+/// and informed no other. A listing of a hundred thousand takes a hundred calls of S3.
+const WHOLE: Duration = Duration::from_secs(6 * 3600);
+/// The certificates that are compared at one look at first; each further look takes twice as
+/// many, so that the first of many are deployed soon.
+const FIRST: usize = 64;
 const ATTEMPTS: u32 = 20;
 /// An issuer that has reached no CA, or has written nothing to its own disk, for this time gives
 /// another machine its place: that one may be able to.
@@ -60,19 +91,39 @@ pub(super) struct Following {
     version: Option<Version>,
     /// The number of the last change that is copied; `None`: compare everything.
     copied: Option<u64>,
-    /// Readings of the stopwatch.
+    /// A reading of the stopwatch, as those below.
     compared: Option<Duration>,
-    described: Option<Duration>,
+    /// The document in which the changes are counted.
+    begun: Option<u64>,
+    /// Our own description, and when it was written.
+    described: Option<(Duration, Version)>,
+    /// The descriptions of all machines at the last comparison of everything.
+    nodes: BTreeMap<String, Version>,
     /// The issuer's count, and since when it stands there.
     beat: Option<(u64, u64, Duration)>,
-    /// Those that must be compared again.
+    /// Those that must be compared again, or at all.
     failed: Vec<Lineage>,
+    /// The damaged ones that were looked at.
+    examined: BTreeSet<Lineage>,
+    /// Those that are compared before others, at the first look.
+    first: BTreeSet<Lineage>,
+    /// The most certificates of the next look; 0: as at the first.
+    most: usize,
+    /// Whether some are left for the next look.
+    has_more: bool,
     /// Whether the store was seen to compare and swap.
     is_probed: bool,
     /// When this machine gave up its place.
     gave_up: Option<Duration>,
     /// Whether the last look failed.
     is_down: bool,
+}
+
+/// What the server tells of the document of the fleet.
+#[derive(Debug)]
+pub(super) struct Watching {
+    notices: watch::Receiver<Notice>,
+    _task: JoinSet<()>,
 }
 
 /// The result of one look.
@@ -93,17 +144,48 @@ pub enum Followed {
     Down(StoreError, bool),
 }
 
+impl Watching {
+    /// Returns when the server tells of another version than `known`.
+    async fn news(&mut self, known: Option<&Version>) {
+        while self.notices.changed().await.is_ok() {
+            let notices = self.notices.borrow_and_update();
+            if matches!(&*notices, Notice::Newest(newest) if newest.as_ref() != known) {
+                return;
+            }
+        }
+        // The server tells nothing.
+        std::future::pending().await
+    }
+}
+
 impl NodeStore {
-    /// Returns when the next look is due: after some seconds, at a change elsewhere where the
-    /// shared store tells of it, or at a change of our own.
+    /// Returns when the next look is due: at a change elsewhere where the shared store tells of
+    /// it, else after 13.5 seconds; at a change of our own; and at once if some are left.
     pub async fn until_due(&self) {
-        let version = self.follow.lock().await.version.clone();
+        let (version, has_more, is_down) = {
+            let following = self.follow.lock().await;
+            let version = following.version.clone();
+            (version, following.has_more, following.is_down)
+        };
+        let mut watching = self.watching.lock().await;
+        let watching = watching.get_or_insert_with(|| {
+            let (sender, notices) = watch::channel(Notice::Nothing);
+            let _task = self.shared.watch_fleet(sender);
+            Watching { notices, _task }
+        });
+        let is_notified = *watching.notices.borrow() != Notice::Nothing && !is_down;
+        let pause = match (is_notified, self.is_issuer.load(Ordering::SeqCst)) {
+            _ if has_more && !is_down => return,
+            (false, _) => self.pace.polled,
+            (true, true) => self.pace.counted,
+            (true, false) => self.pace.notified,
+        };
         tokio::select! {
             // A fixed order keeps the simulation deterministic.
             biased;
             () = self.announce.notified() => {}
-            () = self.shared.fleet_changed(version.as_ref()) => {}
-            () = self.stopwatch().sleep(self.every) => {}
+            () = watching.news(version.as_ref()), if !is_down => {}
+            () = self.stopwatch().sleep(pause) => {}
         }
     }
 
@@ -129,11 +211,16 @@ impl NodeStore {
         }
     }
 
-    /// The first look, before the start: its failure is news for the caller.
+    /// The first look, before the start: its failure is news for the caller. Of many
+    /// certificates it takes those of `first`, and some others; the next looks take the rest.
     ///
     /// # Errors
     /// When the shared store cannot be read or written.
-    pub async fn join(&self) -> Result<Vec<(Lineage, Change)>, StoreError> {
+    pub async fn join(
+        &self,
+        first: BTreeSet<Lineage>,
+    ) -> Result<Vec<(Lineage, Change)>, StoreError> {
+        self.follow.lock().await.first = first;
         match self.follow().await {
             Followed::Turn(turn) => Ok(turn.changed),
             Followed::Down(error, _) => Err(error),
@@ -143,44 +230,98 @@ impl NodeStore {
     async fn turn(&self, following: &mut Following) -> Result<Turn, StoreError> {
         if !following.is_probed {
             // First, so that nothing is written where another fleet is.
-            self.shared.claim().await?;
+            self.claim().await?;
             self.shared.probe().await?;
             following.is_probed = true;
         }
         let promoted = self.announce_changes(following).await?;
         if promoted {
             tracing::info!("this machine does the scheduled work of its fleet");
+            // The one before may have been killed before it announced a change.
+            following.compared = None;
         }
-        let is_whole = |at| self.stopwatch().since(at) < WHOLE;
-        let missed = following
-            .copied
-            .filter(|_| following.compared.is_some_and(is_whole));
-        let missed = missed.and_then(|sequence| following.fleet.since(sequence));
         let sequence = following.fleet.sequence;
-        let synced = match missed {
-            Some(mut missed) => {
-                missed.append(&mut following.failed);
-                missed.sort();
-                missed.dedup();
-                self.sync_each(missed).await
-            }
-            None => {
-                let synced = self.sync_all().await?;
-                following.compared = Some(self.stopwatch().read());
-                self.check_clock().await;
-                synced
-            }
-        };
-        (following.copied, following.failed) = (Some(sequence), synced.failed);
+        let due = self.due(following).await?;
+        following.copied = Some(sequence);
+        let mut synced = self.sync_each(due).await;
+        following.failed.extend(synced.failed);
+        let unreported = std::mem::take(&mut *lock(&self.unreported));
+        let stored = unreported.into_iter().map(|one| (one, Change::Stored));
+        synced.changed.extend(stored);
         // Those that this machine deletes must be gone at the next look.
         let deleted = synced.changed.iter();
         let deleted = deleted.filter(|(_, change)| *change == Change::Deleted);
         let deleted: Vec<Lineage> = deleted.map(|(lineage, _)| lineage.clone()).collect();
         following.failed.extend(deleted);
+        let damaged = &following.fleet.damaged;
+        let new: BTreeSet<Lineage> = damaged - &following.examined;
+        following.examined = damaged - &self.repair_each(&new).await;
         Ok(Turn {
             changed: synced.changed,
             promoted,
         })
+    }
+
+    /// The certificates to compare at this look; the rest is left for the next ones.
+    async fn due(&self, following: &mut Following) -> Result<Vec<Lineage>, StoreError> {
+        let is_whole = |at| self.stopwatch().since(at) < WHOLE;
+        if following.begun.replace(following.fleet.begun) != Some(following.fleet.begun) {
+            // The store was wiped: another document counts again.
+            following.copied = None;
+        }
+        let missed = following
+            .copied
+            .filter(|_| following.compared.is_some_and(is_whole));
+        let missed = missed.and_then(|sequence| following.fleet.since(sequence));
+        // What was left before comes first.
+        let mut due = std::mem::take(&mut following.failed);
+        let mut known: BTreeSet<Lineage> = due.iter().cloned().collect();
+        let more = match missed {
+            Some(missed) => missed,
+            None => {
+                let stale = self.stale().await?;
+                following.compared = Some(self.stopwatch().read());
+                self.check_clock().await;
+                self.forget_nodes(following).await?;
+                let wanted = std::mem::take(&mut following.first);
+                let is_first = |one: &Lineage| wanted.contains(one);
+                let (mut first, others): (Vec<_>, Vec<_>) = stale.into_iter().partition(is_first);
+                if !first.is_empty() {
+                    following.most = first.len().min(FIRST);
+                }
+                first.extend(others);
+                first
+            }
+        };
+        due.extend(more.into_iter().filter(|one| known.insert(one.clone())));
+        let most = match following.most {
+            0 => FIRST,
+            most => most,
+        };
+        let rest = due.split_off(due.len().min(most));
+        following.has_more = !rest.is_empty();
+        following.most = match following.has_more {
+            true => FIRST.max(2 * most),
+            false => FIRST,
+        };
+        following.failed = rest;
+        Ok(due)
+    }
+
+    /// The issuer removes the descriptions of machines that have been gone for a week: they
+    /// have not changed since the last comparison either, whatever the machine's clock says.
+    async fn forget_nodes(&self, following: &mut Following) -> Result<(), StoreError> {
+        if !self.is_issuer.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let nodes = self.shared.keys("nodes/").await?;
+        for (key, version) in &nodes {
+            if following.nodes.get(key) == Some(version) {
+                self.shared.forget_node(key).await?;
+            }
+        }
+        following.nodes = nodes;
+        Ok(())
     }
 
     /// Says when this machine's clock and that of the store are apart. Leases end by the store's
@@ -196,9 +337,11 @@ impl NodeStore {
     /// issuer.
     async fn announce_changes(&self, following: &mut Following) -> Result<bool, StoreError> {
         let unannounced = std::mem::take(&mut *lock(&self.unannounced));
-        let written = self.write_fleet(following, &unannounced).await;
+        let damaged = std::mem::take(&mut *lock(&self.damaged));
+        let written = self.write_fleet(following, (&unannounced, &damaged)).await;
         if written.is_err() {
             lock(&self.unannounced).extend(unannounced);
+            lock(&self.damaged).extend(damaged);
         }
         written
     }
@@ -211,7 +354,7 @@ impl NodeStore {
             return;
         }
         if let Err(error) = self.announce_changes(&mut following).await {
-            tracing::warn!("the other machines see the change within an hour: {error}");
+            tracing::warn!("the other machines see the change within 6 hours: {error}");
         }
     }
 
@@ -220,22 +363,39 @@ impl NodeStore {
     async fn write_fleet(
         &self,
         following: &mut Following,
-        unannounced: &BTreeSet<Lineage>,
+        (unannounced, damaged): (&BTreeSet<Lineage>, &BTreeSet<Lineage>),
     ) -> Result<bool, StoreError> {
         let was_issuer = self.is_issuer.load(Ordering::SeqCst);
         // The issuer most often knows the document: no other machine writes it.
-        let mut is_known = was_issuer && following.version.is_some();
+        let mut is_known = was_issuer && following.version.is_some() && self.must_count(following);
         for _ in 0..ATTEMPTS {
             if !is_known {
-                (following.fleet, following.version) = self.shared.fleet().await?;
+                let read = self.shared.fleet().await;
+                let is_ours = match &read {
+                    Ok((fleet, _)) => lock(&self.copies).is_of(fleet.id),
+                    Err(error) => !matches!(error, StoreError::Corrupt { .. }),
+                };
+                if !is_ours {
+                    // Another store is there, or one that was wiped or damaged.
+                    self.claim().await?;
+                    continue;
+                }
+                (following.fleet, following.version) = read?;
                 following.note_beat(self.stopwatch().read());
             }
             let mut fleet = following.fleet.clone();
             for lineage in unannounced {
                 fleet.announce(lineage.clone());
             }
+            for lineage in damaged {
+                fleet.note_damage(lineage.clone());
+            }
             let gives_up = self.seat(&mut fleet, following);
-            if fleet != following.fleet {
+            let is_new = following.version.is_none();
+            if is_new {
+                fleet.begun = SystemRandom.below(u64::MAX);
+            }
+            if is_new || fleet != following.fleet {
                 let written = self.shared.swap_fleet(&fleet, following.version.as_ref());
                 let Some(version) = written.await? else {
                     is_known = false;
@@ -261,7 +421,15 @@ impl NodeStore {
 
     /// Whether that count stands since too long.
     fn is_gone(&self, (_, _, since): (u64, u64, Duration)) -> bool {
-        self.stopwatch().since(since) >= self.gone
+        self.stopwatch().since(since) >= self.pace.gone
+    }
+
+    /// Whether the issuer's next count is due.
+    fn must_count(&self, following: &Following) -> bool {
+        let counted = following
+            .beat
+            .filter(|(holder, ..)| *holder == self.process);
+        counted.is_none_or(|(_, _, since)| self.stopwatch().since(since) >= self.pace.polled)
     }
 
     /// Takes or keeps the issuer's place, if it is this machine's or free. True if this machine
@@ -284,11 +452,16 @@ impl NodeStore {
                     fleet.issuer = None;
                     return true;
                 }
-                issuer.beat + 1
+                issuer.beat + u64::from(self.must_count(following))
             }
             Some(_) if !is_gone => return false,
             // The others look first.
-            None if following.gave_up.is_some_and(|at| now < at + self.every) => return false,
+            None if following
+                .gave_up
+                .is_some_and(|at| now < at + self.pace.polled) =>
+            {
+                return false;
+            }
             _ => 1,
         };
         fleet.issuer = Some(Issuer {
@@ -309,19 +482,20 @@ impl NodeStore {
     ) -> Result<(), StoreError> {
         let mut following = self.follow.lock().await;
         let is_recent = |at| self.stopwatch().since(at) < DESCRIBED;
-        if following.described.is_some_and(is_recent) {
+        let known = following.described.take();
+        if let Some((at, version)) = &known
+            && is_recent(*at)
+        {
+            following.described = Some((*at, version.clone()));
             return Ok(());
         }
-        let node = describe(self.process);
-        let before = self.shared.describe(&node).await?;
-        let first = following
-            .described
-            .replace(self.stopwatch().read())
-            .is_none();
-        let other = before.filter(|before| before.process != self.process);
-        if let (false, Some(_)) = (first, other) {
+        let mut node = describe(self.process);
+        let known = known.map(|(_, version)| version);
+        let written = self.shared.describe(&mut node, known.as_ref()).await?;
+        following.described = Some((self.stopwatch().read(), written));
+        if let Some(host) = &node.rival {
             tracing::error!(
-                "another machine of the fleet is named {} too; hint: give each its own --node",
+                "another machine of the fleet, with the host name {host}, is named {} too; hint: give each its own --node",
                 node.node
             );
         }

@@ -2,18 +2,24 @@
 //! two states of one certificate counts: a store that was wiped, or restored from a backup,
 //! gets back what the machines have. Only a deletion that the store remembers deletes a copy.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, stream};
 
-use super::{COPIES, Copied, NodeStore, Role, lock, options};
+use super::{Copied, NodeStore, Role, lock, options};
 use crate::certificate::Bundle;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
-use crate::store::shared::Copy;
+use crate::store::documents::Version;
+use crate::store::shared::{Copy, Found};
 use crate::store::{Store, StoreError};
+use crate::time::Timestamp;
 
 /// Certificates that are read at once.
 const SIDE_BY_SIDE: usize = 16;
+/// Most passes that do not order end within this time; the others delay a copy by another look.
+const PASS: Duration = Duration::from_secs(1);
 /// Other writers of one certificate that are faster than we are.
 const ATTEMPTS: u32 = 5;
 
@@ -37,6 +43,16 @@ pub struct Synced {
     pub changed: Vec<(Lineage, Change)>,
     /// Those that must be compared again.
     pub failed: Vec<Lineage>,
+    /// Those that the shared store has in a form that is refused, and why.
+    pub refused: Vec<(Lineage, StoreError)>,
+}
+
+/// Whether the next look may find that it has passed.
+pub(super) fn is_late(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Leased { .. } | StoreError::Conflict { .. } | StoreError::Io { .. }
+    )
 }
 
 /// Whether two states of a certificate are equal for the fleet. The times of requests for a
@@ -53,14 +69,23 @@ pub(super) fn is_same(one: &Record, other: &Record) -> bool {
     shared(one) == shared(other)
 }
 
+fn issued_at(record: &Record) -> Option<Timestamp> {
+    record.issued.as_ref().map(|issued| issued.at)
+}
+
 impl NodeStore {
     /// Compares every certificate with the shared store, and returns what has changed here.
     ///
     /// # Errors
-    /// When the shared store cannot be listed, or the copies cannot be written. One damaged
-    /// certificate does not affect the others.
+    /// When the shared store cannot be listed. One damaged certificate does not affect the
+    /// others.
     pub async fn sync_all(&self) -> Result<Synced, StoreError> {
-        self.shared.claim().await?;
+        self.claim().await?;
+        Ok(self.sync_each(self.stale().await?).await)
+    }
+
+    /// The certificates whose copy may differ from the shared store.
+    pub(super) async fn stale(&self) -> Result<Vec<Lineage>, StoreError> {
         let versions = self.shared.versions().await?;
         let is_copied = |lineage: &Lineage| {
             let there = versions.get(lineage).map(|version| &version.0);
@@ -71,30 +96,32 @@ impl NodeStore {
         let own = self.own.list().await?;
         stale.extend(own.into_iter().filter(|one| !versions.contains_key(one)));
         stale.retain(|one| !is_copied(one));
-        Ok(self.sync_each(stale).await)
+        Ok(stale)
     }
 
     /// Compares these certificates with the shared store.
     pub(super) async fn sync_each(&self, lineages: Vec<Lineage>) -> Synced {
-        let is_any = !lineages.is_empty();
         let each = stream::iter(lineages).map(async |lineage| {
             let change = self.sync_idle(&lineage).await;
             (lineage, change)
         });
         let each: Vec<_> = each.buffer_unordered(SIDE_BY_SIDE).collect().await;
-        if is_any {
-            self.keep_copies();
-        }
         let mut synced = Synced::default();
         for (lineage, change) in each {
+            self.say_once(
+                &lineage,
+                change.as_ref().err().filter(|error| !is_late(error)),
+            );
             match change {
                 Ok(Change::None) => {}
                 Ok(change) => synced.changed.push((lineage, change)),
-                Err(error) => {
-                    if !matches!(error, StoreError::Leased { .. }) {
-                        tracing::warn!(%lineage, "its copy stays as it is: {error}");
-                    }
+                Err(error) if is_late(&error) => {
+                    tracing::debug!(%lineage, "{error}");
                     synced.failed.push(lineage);
+                }
+                Err(error) => {
+                    lock(&self.damaged).insert(lineage.clone());
+                    synced.refused.push((lineage, error));
                 }
             }
         }
@@ -102,9 +129,19 @@ impl NodeStore {
     }
 
     /// The same for one, while no pass works on it: its record must not change meanwhile.
-    async fn sync_idle(&self, lineage: &Lineage) -> Result<Change, StoreError> {
-        let _lease = self.own.lease(lineage).await?;
-        self.sync(lineage).await
+    pub(super) async fn sync_idle(&self, lineage: &Lineage) -> Result<Change, StoreError> {
+        let end = self.stopwatch().read() + PASS;
+        loop {
+            match self.own.lease(lineage).await {
+                Err(StoreError::Leased { .. }) if self.stopwatch().read() < end => {
+                    self.stopwatch().sleep(PASS / 20).await;
+                }
+                lease => {
+                    let _lease = lease?;
+                    return self.sync(lineage).await;
+                }
+            }
+        }
     }
 
     /// Compares one certificate with the shared store.
@@ -118,7 +155,14 @@ impl NodeStore {
 
     async fn compare(&self, lineage: &Lineage) -> Result<Change, StoreError> {
         for _ in 0..ATTEMPTS {
-            let there = self.shared.copy(lineage).await?;
+            let there = match self.shared.find(lineage).await? {
+                Found::Absent => None,
+                Found::Copy(copy) => Some(*copy),
+                Found::Damaged(version, damage) => {
+                    let repaired = self.repair(lineage, &version, damage).await;
+                    return repaired.map(|()| Change::None);
+                }
+            };
             let copied = self.copied(lineage);
             let copied = match (&there, copied) {
                 // Another certificate has the name; this machine's was deleted before.
@@ -126,7 +170,8 @@ impl NodeStore {
                     if self.was_deleted_here(lineage, &own).await? {
                         return Ok(Change::Deleted);
                     }
-                    None
+                    // Unless the other one is of the past.
+                    self.is_past(there).await?.then_some(own)
                 }
                 (_, copied) => copied,
             };
@@ -148,7 +193,7 @@ impl NodeStore {
                     });
                 }
                 (Some(there), Some(copied))
-                    if there.id == copied.id && self.is_older(there, copied).await? => {}
+                    if there.id != copied.id || self.is_older(there, copied).await? => {}
                 (Some(there), _) => match self.pull(lineage, there).await {
                     Err(StoreError::Conflict { .. }) => continue,
                     pulled => return pulled,
@@ -156,7 +201,19 @@ impl NodeStore {
                 (None, _) => {}
             }
             // The shared store has less than this machine.
-            if self.role == Role::Serve || self.push(lineage, copied, there.as_ref()).await? {
+            let is_known = copied.is_some();
+            if self.role == Role::Serve {
+                let lineage = lineage.clone();
+                return match there.filter(|_| is_known) {
+                    Some(_) => Err(StoreError::Older { lineage }),
+                    None => Ok(Change::None),
+                };
+            }
+            let before = there.as_ref().map(|there| &there.version);
+            if self.push(lineage, copied, before).await? {
+                if is_known {
+                    tracing::warn!(%lineage, "the shared store had an older state, or none: it has this machine's again");
+                }
                 return Ok(Change::None);
             }
         }
@@ -167,6 +224,18 @@ impl NodeStore {
     async fn was_deleted_here(&self, lineage: &Lineage, own: &Copied) -> Result<bool, StoreError> {
         let is_here = !matches!(self.own.load(lineage).await, Ok(None));
         Ok(is_here && self.shared.was_deleted(lineage, own.id).await?)
+    }
+
+    /// Whether a certificate of another number than this machine's of that name is older: one
+    /// that was deleted, or whose leaf was issued before.
+    async fn is_past(&self, there: &Copy) -> Result<bool, StoreError> {
+        let lineage = &there.lineage;
+        if self.shared.was_deleted(lineage, there.id).await? {
+            return Ok(true);
+        }
+        let own = self.own.load(lineage).await?;
+        let own = own.and_then(|(own, _)| issued_at(&own));
+        Ok(own > there.record.as_ref().and_then(issued_at))
     }
 
     /// Whether this machine has a certificate, and the shared store has none of that name.
@@ -183,10 +252,9 @@ impl NodeStore {
         if there.revision != copied.revision || there.stamp == copied.stamp {
             return Ok(there.revision < copied.revision);
         }
-        let issued = |record: &Record| record.issued.as_ref().map(|issued| issued.at);
         let own = self.own.load(&there.lineage).await?;
-        let own = own.and_then(|(own, _)| issued(&own));
-        Ok(own > there.record.as_ref().and_then(issued))
+        let own = own.and_then(|(own, _)| issued_at(&own));
+        Ok(own > there.record.as_ref().and_then(issued_at))
     }
 
     /// Takes the state of the shared store over.
@@ -219,7 +287,7 @@ impl NodeStore {
             stamp: there.stamp,
             version: there.version.0.clone(),
         };
-        lock(&self.copies).insert(lineage.clone(), copied);
+        self.note_copy(lineage, Some(copied));
         Ok(change)
     }
 
@@ -264,11 +332,11 @@ impl NodeStore {
     }
 
     /// Gives the shared store what this machine has. False if another machine was faster.
-    async fn push(
+    pub(super) async fn push(
         &self,
         lineage: &Lineage,
         copied: Option<Copied>,
-        there: Option<&Copy>,
+        before: Option<&Version>,
     ) -> Result<bool, StoreError> {
         let Some((record, _)) = self.own.load(lineage).await? else {
             return Ok(true);
@@ -288,18 +356,14 @@ impl NodeStore {
             own.map(|own| options::shared(&own)),
             record.without_deployments(),
         );
-        let before = there.map(|there| &there.version);
         let is_written =
             self.shared
                 .put_back(&shared, (id, revision, stamp), options, pair, before);
         if !is_written.await? {
             return Ok(false);
         }
-        match copied {
-            Some(_) => {
-                tracing::warn!(%lineage, "the shared store had an older state, or none: it has this machine's again")
-            }
-            None => tracing::info!(%lineage, "shared with the fleet"),
+        if copied.is_none() {
+            tracing::info!(%lineage, "shared with the fleet");
         }
         let version = String::new();
         let copied = Copied {
@@ -308,7 +372,7 @@ impl NodeStore {
             stamp,
             version,
         };
-        lock(&self.copies).insert(lineage.clone(), copied);
+        self.note_copy(lineage, Some(copied));
         self.changed(lineage);
         Ok(true)
     }
@@ -341,21 +405,27 @@ impl NodeStore {
             // It is read when this change is seen as one of the fleet's.
             version: String::new(),
         };
-        lock(&self.copies).insert(lineage.clone(), copied);
+        self.note_copy(lineage, Some(copied));
         self.changed(lineage);
         Ok(())
     }
 
-    pub(super) fn forget(&self, lineage: &Lineage) {
-        lock(&self.copies).remove(lineage);
-        self.keep_copies();
-    }
-
-    fn keep_copies(&self) {
-        let json = serde_json::to_vec(&*lock(&self.copies)).unwrap_or_default();
-        if let Err(error) = self.own.keep(COPIES, &json) {
-            // The next start compares every certificate.
-            tracing::debug!("{COPIES}: {error}");
+    /// Saves the record as it is, so that the store refuses what a machine whose lease has ended
+    /// still saves when it wakes.
+    pub(super) async fn fence(&self, lineage: &Lineage) -> Result<(), StoreError> {
+        let _changing = self.changing(lineage).await;
+        for _ in 0..ATTEMPTS {
+            let Some((record, _)) = self.own.load(lineage).await? else {
+                return Ok(());
+            };
+            match self.save_shared(&record, None).await {
+                // It has just saved: the copy is compared.
+                Err(StoreError::Conflict { .. }) => {}
+                saved => return saved,
+            }
         }
+        Err(crate::store::shared::busy(&format!(
+            "certificates/{lineage}"
+        )))
     }
 }

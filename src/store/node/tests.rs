@@ -1,13 +1,16 @@
 //! Tests of machines that share documents in memory, each with a directory of its own.
 
+mod past;
+mod place;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Change, Followed, NodeStore, Role, Turn};
-use crate::ca_state::{CaState, Outage};
+use super::{Change, Copied, Followed, NodeStore, Role, Turn};
 use crate::certificate::Secret;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Revision, Served};
@@ -15,7 +18,7 @@ use crate::store::documents::Documents;
 use crate::store::documents::memory::MemoryDocuments;
 use crate::store::seal::{Seal, tests::ONE};
 use crate::store::shared::SharedStore;
-use crate::store::shared::fleet::SharedAnswer;
+use crate::store::shared::fleet::{FleetNode, SharedAnswer};
 use crate::store::tests::{issued, record};
 use crate::store::{Store, StoreError};
 use crate::time::Timestamp;
@@ -265,7 +268,7 @@ async fn machine_that_joins_brings_its_certificates_and_its_account() {
         .save(&own, Revision(0), Some(&bundle))
         .await
         .unwrap();
-    let account = Secret::new("account".into());
+    let account = Secret::new("{}".into());
     one.own.create_account(CA, &account).await.unwrap();
     turn(&one).await;
     turn(&other).await;
@@ -303,29 +306,115 @@ async fn unreachable_store_stops_orders_and_not_deployments() {
     assert!(turn(&one).await.changed.is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn idle_machine_calls_the_store_five_times_a_minute_whatever_it_keeps() {
-    for certificates in [10, 1000] {
-        let documents = MemoryDocuments::default();
-        let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
-        for number in 0..certificates {
-            let record = record(&format!("n{number}.example.com"));
-            one.save(&record, Revision(0), None).await.unwrap();
-        }
-        for _ in 0..2 {
-            turn(&one).await;
-            turn(&other).await;
-        }
-        for machine in [&one, &other] {
-            let before = documents.calls.load(Ordering::SeqCst);
-            for _ in 0..40 {
-                tokio::time::advance(Duration::from_secs(15)).await;
-                assert!(turn(machine).await.changed.is_empty());
-            }
-            let calls = documents.calls.load(Ordering::SeqCst) - before;
-            assert!(calls <= 50, "{calls} in ten minutes, with {certificates}");
+fn described(name: &str, process: u64, seen: i64) -> FleetNode {
+    FleetNode {
+        node: name.to_owned(),
+        process,
+        version: "1".into(),
+        role: "full".into(),
+        seen: Timestamp::from_seconds(seen),
+        certificates: 0,
+        served: BTreeMap::new(),
+        host: format!("host-{process}"),
+        rival: None,
+    }
+}
+
+/// Follows the fleet until the future is dropped.
+async fn run(machine: &Machine) {
+    loop {
+        turn(machine).await;
+        let seen = 1_800_000_000;
+        let name = machine.shared.node().to_owned();
+        let described = machine.describe(|process| described(&name, process, seen));
+        described.await.unwrap();
+        machine.until_due().await;
+    }
+}
+
+/// Two idle machines, and the calls of each so far.
+async fn idle(certificates: usize, tells: bool) -> [(Machine, MemoryDocuments); 2] {
+    let documents = MemoryDocuments::default();
+    documents.tells.store(tells, Ordering::SeqCst);
+    let both = ["one", "other"].map(|name| {
+        let documents = documents.of_another_machine();
+        (machine(&documents, name), documents)
+    });
+    for (machine, _) in &both {
+        turn(machine).await;
+    }
+    for number in 0..certificates {
+        let key = format!("certificates/n{number}");
+        let version = documents.write(&key, b"", None).await.unwrap().0;
+        let copied = Copied {
+            id: 1,
+            revision: Revision(1),
+            stamp: 1,
+            version,
+        };
+        for (machine, _) in &both {
+            let lineage = Lineage::parse(&format!("n{number}")).unwrap();
+            let mut copies = machine.copies.lock().unwrap();
+            copies.certificates.insert(lineage, copied.clone());
         }
     }
+    both
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_machine_calls_the_store_five_times_a_minute_whatever_it_keeps() {
+    for (certificates, tells, hours) in [(10, false, 1), (10, true, 1), (100_000, false, 6)] {
+        let both = idle(certificates, tells).await;
+        let [(one, _), (other, _)] = &both;
+        let time = Duration::from_secs(hours * 3600);
+        tokio::select! {
+            () = run(one) => {}
+            () = run(other) => {}
+            () = tokio::time::sleep(time) => {}
+        }
+        for (machine, documents) in &both {
+            let calls = u64::from(documents.calls.load(Ordering::SeqCst));
+            let name = machine.shared.node();
+            assert!(
+                calls <= hours * 60 * 5,
+                "{name}: {calls} in {hours} h, with {certificates}, notices: {tells}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn machine_with_notices_sees_them_at_once_and_replaces_the_issuer() {
+    let [(one, _), (other, documents)] = idle(0, true).await;
+    let while_idle = async |seconds| {
+        tokio::select! {
+            () = run(&one) => {}
+            () = run(&other) => {}
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        }
+    };
+    while_idle(300).await;
+    assert!(one.is_issuer() && !other.is_issuer());
+    let record = record("example.com");
+    one.save(&record, Revision(0), None).await.unwrap();
+    let before = documents.calls.load(Ordering::SeqCst);
+    while_idle(1).await;
+    assert!(other.load(&record.lineage).await.unwrap().is_some());
+    let calls = documents.calls.load(Ordering::SeqCst) - before;
+    assert!(calls <= 5, "{calls}: no machine wakes itself");
+    // The issuer is gone.
+    let since = tokio::time::Instant::now();
+    let replaced = async {
+        while !other.is_issuer() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! { () = run(&other) => {} () = replaced => {} }
+    assert!(
+        since.elapsed() <= Duration::from_secs(62),
+        "{:?}",
+        since.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,6 +427,7 @@ async fn answer_of_one_machine_is_seen_by_the_others_within_a_second() {
         token: "t".repeat(22),
         content: "t.thumbprint".into(),
     };
+    other.claim().await.unwrap();
     assert_eq!(other.answers().await.unwrap(), []);
     one.put_answer(&answer).await.unwrap();
     one.put_answer(&answer).await.unwrap();
@@ -369,12 +459,14 @@ async fn document_of_another_fleet_is_refused_and_stays() {
     let shared = SharedStore::new(shared, Seal::new(key).unwrap(), "foreign".into());
     let foreign = NodeStore::open(directory.path().to_owned(), shared, Role::Full).unwrap();
     let lineage = Lineage::parse("example.com").unwrap();
+    let writes = documents.writes();
     assert!(matches!(
         foreign.sync(&lineage).await,
-        Err(StoreError::Corrupt { .. })
+        Err(StoreError::OtherKey { .. })
     ));
     assert!(matches!(foreign.follow().await, Followed::Down(..)));
     assert_eq!(documents.backup(), before);
+    assert_eq!(documents.writes(), writes, "not even a probe");
 }
 
 #[tokio::test]
@@ -466,55 +558,6 @@ async fn command_leaves_neither_lease_nor_unannounced_change() {
     assert!(!other.is_command.load(Ordering::SeqCst) && other.is_issuer());
 }
 
-#[tokio::test(start_paused = true)]
-async fn issuer_that_reaches_no_ca_gives_another_machine_its_place() {
-    let documents = MemoryDocuments::default();
-    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
-    assert!(turn(&one).await.promoted);
-    let outage = Outage {
-        since: Timestamp::from_seconds(1),
-        probes: 1,
-        probe_at: Timestamp::from_seconds(1),
-        by_retry_after: false,
-        answered: false,
-        windows_only: false,
-        last: "refused".into(),
-    };
-    let state = CaState {
-        outage: Some(outage),
-        ..CaState::default()
-    };
-    one.save_ca_state(CA, &state, Revision(0)).await.unwrap();
-    let mut changes = Vec::new();
-    for look in 0..400 {
-        tokio::time::advance(Duration::from_secs(15)).await;
-        for machine in [&one, &other] {
-            if turn(machine).await.promoted {
-                changes.push((look, std::ptr::eq(machine, &one)));
-            }
-        }
-    }
-    // After half an hour; the other one reaches its CA, and keeps the place.
-    assert_eq!(changes, [(119, false)]);
-    assert!(other.is_issuer() && !one.is_issuer());
-    // One that is alone takes its place again.
-    drop(other);
-    for _ in 0..6 {
-        tokio::time::advance(Duration::from_secs(15)).await;
-        turn(&one).await;
-    }
-    assert!(one.is_issuer());
-    let (_, revision) = one.ca_state(CA).await.unwrap();
-    one.save_ca_state(CA, &state, revision).await.unwrap();
-    let mut without = 0;
-    for _ in 0..130 {
-        tokio::time::advance(Duration::from_secs(15)).await;
-        turn(&one).await;
-        without += u32::from(!one.is_issuer());
-    }
-    assert!(without > 0 && without < 6 && one.is_issuer(), "{without}");
-}
-
 #[tokio::test]
 async fn renamed_certificate_is_known_by_its_new_name() {
     let documents = MemoryDocuments::default();
@@ -533,4 +576,22 @@ async fn renamed_certificate_is_known_by_its_new_name() {
         "{changed:?}"
     );
     assert_eq!(other.renamed_to(&from), Some(to));
+}
+
+#[tokio::test(start_paused = true)]
+async fn change_waits_for_a_pass_that_ends_soon() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    turn(&one).await;
+    turn(&other).await;
+    let record = record("example.com");
+    one.save(&record, Revision(0), None).await.unwrap();
+    turn(&one).await;
+    let pass = other.lease(&record.lineage).await.unwrap();
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(pass);
+    };
+    let (turned, ()) = tokio::join!(turn(&other), ends);
+    assert_eq!(turned.changed, [(record.lineage, Change::Stored)]);
 }

@@ -3,37 +3,57 @@
 //! answers that any of them gives.
 //!
 //! ```text
-//! fleet                    the last changes in turn, and the issuer
+//! fleet                    its number, the last changes in turn, and the issuer
 //! nodes/NODE               a machine's version and when it was last there
 //! deleted/NAME             the certificates of that name that were deleted
 //! challenges/KIND/ID/TOKEN a live answer
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-use super::sealed::{busy, failed};
+use super::sealed::{FLEET, busy, failed};
 use super::{ATTEMPTS, SharedStore};
 use crate::lineage::Lineage;
 use crate::store::StoreError;
-use crate::store::documents::Version;
+use crate::store::documents::{Notice, Version};
 use crate::time::Timestamp;
 
-const FLEET: &str = "fleet";
 /// A machine that has missed more lists the certificates again.
 const CHANGES: usize = 500;
+/// Answers that are read at once: a CA waits for all of them.
+const SIDE_BY_SIDE: usize = 16;
 /// The deletions that are remembered of one name.
 const DELETIONS: usize = 20;
+/// A machine that has not described itself for this time, by the server's clock, is forgotten.
+const FORGOTTEN: i64 = 7 * 24 * 3600;
+/// Another machine that was seen within this time has our name, though we have just begun.
+const RECENT: i64 = 150;
 
-/// The document that each machine reads every few seconds.
+/// The document that each machine follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct Fleet {
+    /// Drawn when the store was new.
+    pub(in crate::store) id: u64,
+    /// Drawn when this document was made: another one counts the changes again.
+    #[serde(default)]
+    pub(in crate::store) begun: u64,
     /// Counts the changes.
+    #[serde(default)]
     pub(in crate::store) sequence: u64,
     /// The last changed certificates, with the number of the change.
+    #[serde(default)]
     pub(in crate::store) changed: VecDeque<(u64, Lineage)>,
+    /// Those of which a machine found a document damaged, or a pair missing, since their last
+    /// change: another one may have them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(in crate::store) damaged: BTreeSet<Lineage>,
     /// The machine that does the scheduled work.
+    #[serde(default)]
     pub(in crate::store) issuer: Option<Issuer>,
 }
 
@@ -49,10 +69,18 @@ pub(in crate::store) struct Issuer {
 impl Fleet {
     pub(in crate::store) fn announce(&mut self, lineage: Lineage) {
         self.sequence += 1;
+        self.damaged.remove(&lineage);
         self.changed.retain(|(_, other)| *other != lineage);
         self.changed.push_back((self.sequence, lineage));
         while self.changed.len() > CHANGES {
             self.changed.pop_front();
+        }
+    }
+
+    /// Asks the machines that have this certificate to put it back.
+    pub(in crate::store) fn note_damage(&mut self, lineage: Lineage) {
+        if self.damaged.len() < CHANGES {
+            self.damaged.insert(lineage);
         }
     }
 
@@ -86,6 +114,12 @@ pub struct FleetNode {
     pub certificates: usize,
     /// The generation that its servers were last seen to serve, for the first certificates.
     pub served: BTreeMap<Lineage, u64>,
+    /// Its host.
+    #[serde(default)]
+    pub host: String,
+    /// The host of another machine with this name, which was there since the last description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<String>,
 }
 
 /// A challenge answer that every machine gives.
@@ -109,26 +143,31 @@ fn of_answer(kind: &str, identifier: &str, token: &str) -> String {
 
 impl SharedStore {
     pub(in crate::store) async fn fleet(&self) -> Result<(Fleet, Option<Version>), StoreError> {
-        let loaded = self.documents.load::<Fleet>(FLEET).await?.unzip();
-        Ok((loaded.0.unwrap_or_default(), loaded.1))
+        let (stored, version) = self.documents.load::<Fleet>(FLEET).await?.unzip();
+        let id = self.documents.known().unwrap_or_default();
+        let new = || Fleet {
+            id,
+            ..Fleet::default()
+        };
+        Ok((stored.unwrap_or_else(new), version))
     }
 
     /// Refuses a server that does not compare and swap.
     pub(in crate::store) async fn probe(&self) -> Result<(), StoreError> {
-        let probed = self.documents.documents.probe().await;
-        probed.map_err(failed("use", FLEET))
+        self.documents.probe().await
     }
 
-    /// Opens the document of the fleet, and makes it in a new store: a place of another fleet
-    /// is refused before anything is written there, and so is one that cannot compare and swap.
-    pub(in crate::store) async fn claim(&self) -> Result<(), StoreError> {
-        if let (fleet, None) = self.fleet().await? {
-            self.probe().await?;
-            // Another machine may be faster.
-            self.swap_fleet(&fleet, None).await?;
-            self.fleet().await?;
-        }
-        Ok(())
+    /// Finds out the number of the fleet, and gives one to a new store; `own` is that of this
+    /// machine's copies, which also replaces a damaged document if this machine `repairs` it.
+    ///
+    /// # Errors
+    /// When the store is of another fleet, or cannot compare and swap: nothing is written then.
+    pub(in crate::store) async fn claim(
+        &self,
+        own: Option<u64>,
+        repairs: bool,
+    ) -> Result<u64, StoreError> {
+        self.documents.claim(own, repairs).await
     }
 
     /// The time by the clock of the store.
@@ -146,29 +185,56 @@ impl SharedStore {
         self.documents.swap(FLEET, fleet, expected).await
     }
 
-    /// Returns when the document may have changed; never where the server tells of nothing.
-    pub(in crate::store) async fn fleet_changed(&self, known: Option<&Version>) {
-        self.documents.documents.changed(FLEET, known).await;
+    /// Tells of the changes of the document as [`Documents::watch`] does.
+    ///
+    /// [`Documents::watch`]: crate::store::documents::Documents::watch
+    pub(in crate::store) fn watch_fleet(&self, notices: watch::Sender<Notice>) -> JoinSet<()> {
+        let documents = self.documents.documents.clone();
+        let mut watching = JoinSet::new();
+        watching.spawn(async move { documents.watch(FLEET, &notices).await });
+        watching
     }
 
-    /// Writes this machine's own document, and returns the one that it replaces.
+    /// Writes this machine's own document in place of `known`, the last one that it has written.
+    /// Whatever else is there is of another machine with this name, which the document then
+    /// names.
     pub(in crate::store) async fn describe(
         &self,
-        node: &FleetNode,
-    ) -> Result<Option<FleetNode>, StoreError> {
+        node: &mut FleetNode,
+        known: Option<&Version>,
+    ) -> Result<Version, StoreError> {
         let key = format!("nodes/{}", self.node);
-        for _ in 0..ATTEMPTS {
-            let (before, version) = self.documents.load::<FleetNode>(&key).await?.unzip();
-            if self
-                .documents
-                .swap(&key, node, version.as_ref())
-                .await?
-                .is_some()
-            {
-                return Ok(before);
+        let mut expected = known.cloned();
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 || known.is_none() {
+                let (found, version) = self.documents.load_if_whole::<FleetNode>(&key).await?;
+                expected = version;
+                let is_other = |found: &FleetNode| {
+                    let age = node.seen.seconds() - found.seen.seconds();
+                    let is_elsewhere = found.host != node.host && age.abs() < RECENT;
+                    found.process != node.process && (known.is_some() || is_elsewhere)
+                };
+                node.rival = found.filter(is_other).map(|found| found.host);
+            }
+            let written = self.documents.swap(&key, &*node, expected.as_ref());
+            if let Some(version) = written.await? {
+                return Ok(version);
             }
         }
         Err(busy(&key))
+    }
+
+    /// Removes the document `key` of a machine, if it has not been seen for long.
+    pub(in crate::store) async fn forget_node(&self, key: &str) -> Result<(), StoreError> {
+        let now = self.documents.documents.time().await;
+        let now = now.map_err(failed("read", key))?.seconds();
+        let (node, version) = self.documents.load_if_whole::<FleetNode>(key).await?;
+        let is_gone = node.is_none_or(|node| now - node.seen.seconds() > FORGOTTEN);
+        if let Some(version) = version.filter(|_| is_gone) {
+            self.documents.remove(key, &version).await?;
+            tracing::info!("{key}: this machine has not been seen for a week, and is forgotten");
+        }
+        Ok(())
     }
 
     /// The machines of the fleet, by name.
@@ -214,8 +280,7 @@ impl SharedStore {
     ) -> Result<(), StoreError> {
         let key = format!("deleted/{lineage}");
         for _ in 0..ATTEMPTS {
-            let (ids, version) = self.documents.load::<VecDeque<u64>>(&key).await?.unzip();
-            let mut ids = ids.unwrap_or_default();
+            let (mut ids, version) = self.deletions(&key).await?;
             if ids.contains(&id) {
                 return Ok(());
             }
@@ -223,16 +288,45 @@ impl SharedStore {
             if ids.len() > DELETIONS {
                 ids.pop_front();
             }
-            if self
-                .documents
-                .swap(&key, &ids, version.as_ref())
-                .await?
-                .is_some()
-            {
+            let written = self.documents.swap(&key, &ids, version.as_ref());
+            if written.await?.is_some() {
                 return Ok(());
             }
         }
         Err(busy(&key))
+    }
+
+    /// Withdraws that the certificate `id` of that name is deleted: it was not, or is there
+    /// again.
+    pub(in crate::store) async fn forget_deletion(
+        &self,
+        lineage: &Lineage,
+        id: u64,
+    ) -> Result<(), StoreError> {
+        let key = format!("deleted/{lineage}");
+        for _ in 0..ATTEMPTS {
+            let (mut ids, version) = self.deletions(&key).await?;
+            let Some(version) = version.filter(|_| ids.contains(&id)) else {
+                return Ok(());
+            };
+            ids.retain(|one| *one != id);
+            let is_written = match ids.is_empty() {
+                true => self.documents.remove(&key, &version).await?,
+                false => {
+                    let written = self.documents.swap(&key, &ids, Some(&version));
+                    written.await?.is_some()
+                }
+            };
+            if is_written {
+                return Ok(());
+            }
+        }
+        Err(busy(&key))
+    }
+
+    async fn deletions(&self, key: &str) -> Result<(VecDeque<u64>, Option<Version>), StoreError> {
+        let (ids, version) = self.documents.load_if_whole::<VecDeque<u64>>(key).await?;
+        Ok((ids.unwrap_or_default(), version))
     }
 
     /// Whether the certificate `id` of that name was deleted.
@@ -242,8 +336,7 @@ impl SharedStore {
         id: u64,
     ) -> Result<bool, StoreError> {
         let key = format!("deleted/{lineage}");
-        let ids = self.documents.load::<VecDeque<u64>>(&key).await?;
-        Ok(ids.is_some_and(|(ids, _)| ids.contains(&id)))
+        Ok(self.deletions(&key).await?.0.contains(&id))
     }
 
     /// Gives `answer` to every machine.
@@ -253,16 +346,12 @@ impl SharedStore {
     pub async fn put_answer(&self, answer: &SharedAnswer) -> Result<(), StoreError> {
         let key = of_answer(&answer.kind, &answer.identifier, &answer.token);
         for _ in 0..ATTEMPTS {
-            let (stored, version) = self.documents.load::<SharedAnswer>(&key).await?.unzip();
+            let (stored, version) = self.documents.load_if_whole(&key).await?;
             if stored.as_ref() == Some(answer) {
                 return Ok(());
             }
-            if self
-                .documents
-                .swap(&key, answer, version.as_ref())
-                .await?
-                .is_some()
-            {
+            let written = self.documents.swap(&key, answer, version.as_ref());
+            if written.await?.is_some() {
                 return Ok(());
             }
         }
@@ -275,7 +364,8 @@ impl SharedStore {
     /// When the store cannot be written.
     pub async fn remove_answer(&self, answer: &SharedAnswer) -> Result<(), StoreError> {
         let key = of_answer(&answer.kind, &answer.identifier, &answer.token);
-        if let Some((_, version)) = self.documents.load::<SharedAnswer>(&key).await? {
+        let (_, version) = self.documents.load_if_whole::<SharedAnswer>(&key).await?;
+        if let Some(version) = version {
             self.documents.remove(&key, &version).await?;
         }
         Ok(())
@@ -287,8 +377,8 @@ impl SharedStore {
         &self,
         known: &BTreeMap<String, (Version, SharedAnswer)>,
     ) -> Result<BTreeMap<String, (Version, SharedAnswer)>, StoreError> {
-        let mut live = BTreeMap::new();
-        for (key, version) in self.keys("challenges/").await? {
+        let keys = self.keys("challenges/").await?;
+        let each = stream::iter(keys).map(async |(key, version)| {
             let known = known.get(&key).filter(|(before, _)| *before == version);
             let answer = match known {
                 Some((_, answer)) => Some(answer.clone()),
@@ -299,9 +389,12 @@ impl SharedStore {
                     Err(error) => return Err(error),
                 },
             };
-            if let Some(answer) = answer {
-                live.insert(key, (version, answer));
-            }
+            Ok(answer.map(|answer| (key, (version, answer))))
+        });
+        let read: Vec<_> = each.buffer_unordered(SIDE_BY_SIDE).collect().await;
+        let mut live = BTreeMap::new();
+        for answer in read {
+            live.extend(answer?);
         }
         Ok(live)
     }

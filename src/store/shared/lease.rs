@@ -38,20 +38,21 @@ pub(super) struct SharedLease {
 }
 
 impl SharedLease {
-    /// Leases `lineage` for the machine `node`.
+    /// Leases `lineage` for the machine `node`, and returns whether the holder before has let its
+    /// lease end: it may be suspended.
     pub(super) async fn take(
         documents: &Arc<Sealed>,
         node: &str,
         lineage: &Lineage,
         stopwatch: &Stopwatch,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<(Self, bool), StoreError> {
         let key = format!("leases/{lineage}");
         let holder = SystemRandom.below(u64::MAX);
         let now = documents.documents.time().await;
         let now = now.map_err(failed("lease", &key))?;
-        let stored = documents.load::<StoredLease>(&key).await?;
+        let (stored, version) = documents.load_if_whole::<StoredLease>(&key).await?;
         let lineage = lineage.clone();
-        if stored.as_ref().is_some_and(|(lease, _)| now < lease.until) {
+        if stored.is_some_and(|lease| now < lease.until) {
             return Err(StoreError::Leased { lineage });
         }
         let lease = StoredLease {
@@ -59,11 +60,12 @@ impl SharedLease {
             holder,
             until: now + LEASE,
         };
-        let version = stored.map(|(_, version)| version);
+        let let_end = version.is_some();
         let version = documents.swap(&key, &lease, version.as_ref()).await?;
         let version = version.ok_or(StoreError::Leased { lineage })?;
         let stopwatch = stopwatch.clone();
-        Ok(Self::new(documents.clone(), key, lease, version, stopwatch))
+        let taken = Self::new(documents.clone(), key, lease, version, stopwatch);
+        Ok((taken, let_end))
     }
 
     fn new(

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::identifier::Identifier;
 use crate::store::documents::memory::MemoryDocuments;
+use crate::store::node::{NodeStore, Role};
 use crate::store::seal::tests::ONE;
+use crate::time::Timestamp;
 
 fn store(documents: &MemoryDocuments) -> SharedStore {
     let documents: Arc<dyn Documents> = Arc::new(documents.clone());
@@ -26,6 +28,7 @@ async fn shared_store_keeps_contract() {
 async fn write_whose_reply_is_lost_is_done_once() {
     let documents = MemoryDocuments::default();
     let (store, one) = (store(&documents), record("example.com"));
+    store.claim(None, false).await.unwrap();
     documents.lost.store(1, Ordering::SeqCst);
     let first = store.save(&one, Revision(0), None).await.unwrap();
     documents.lost.store(1, Ordering::SeqCst);
@@ -85,4 +88,35 @@ async fn document_under_another_name_is_refused() {
         !text.contains("example.com"),
         "names are sealed too: {text}"
     );
+}
+
+#[tokio::test]
+async fn machine_whose_lease_has_ended_cannot_save() {
+    #[derive(Serialize)]
+    struct Ended {
+        node: String,
+        holder: u64,
+        until: Timestamp,
+    }
+    let documents = MemoryDocuments::default();
+    let directory = tempfile::tempdir().unwrap();
+    let machine = |name: &str| {
+        let root = directory.path().join(name);
+        NodeStore::open(root, store(&documents), Role::Full).unwrap()
+    };
+    let (paused, other) = (machine("paused"), machine("other"));
+    let mut record = record("example.com");
+    paused.save(&record, Revision(0), None).await.unwrap();
+    let ended = Ended {
+        node: "paused".to_owned(),
+        holder: 1,
+        until: Timestamp::from_seconds(1),
+    };
+    let key = format!("leases/{}", record.lineage);
+    let sealed = &paused.shared().documents;
+    sealed.swap(&key, &ended, None).await.unwrap().unwrap();
+    let _lease = other.share(&record.lineage, true).await.unwrap().unwrap();
+    record.profile = Some("late".to_owned());
+    let late = paused.save(&record, Revision(1), None).await;
+    assert!(matches!(late, Err(StoreError::Conflict { .. })), "{late:?}");
 }

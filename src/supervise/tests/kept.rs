@@ -422,3 +422,31 @@ async fn order_of_before_an_outage_of_days_is_resumed_and_an_expired_one_is_not(
         assert_eq!(pending().await.unwrap().begun == first, resumed, "{days}");
     }
 }
+
+#[tokio::test]
+async fn scheduled_pass_keeps_names_of_a_command_elsewhere() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    certificate.keeper = crate::manage::Keeper::Command;
+    let mut more = certificate.clone();
+    let www = Identifier::parse("www.example.com").unwrap();
+    more.wanted.identifiers.insert(www);
+    let ends = async |certificate, trigger| {
+        pass(&fixture.services, certificate, trigger).await.unwrap();
+    };
+    ends(&certificate, Trigger::Scheduled).await;
+    ends(&more, Trigger::Requested).await;
+    // This process has the settings of before.
+    ends(&certificate, Trigger::Scheduled).await;
+    assert_eq!(fixture.orders(), 2);
+    fixture.clock.set(START + DAY * 80);
+    ends(&certificate, Trigger::Scheduled).await;
+    assert_eq!(fixture.orders(), 3);
+    let lineage = &certificate.wanted.lineage;
+    let (record, _) = fixture.services.store.load(lineage).await.unwrap().unwrap();
+    assert_eq!(record.identifiers, more.wanted.identifiers);
+    assert_eq!(
+        record.issued.unwrap().facts.identifiers,
+        more.wanted.identifiers
+    );
+}

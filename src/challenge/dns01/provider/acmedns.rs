@@ -32,7 +32,7 @@ pub(super) const KIND: Kind = Kind {
         Field::required(SUBDOMAIN),
         Field::optional(SERVER),
     ],
-    build: |credentials, _, _| {
+    build: |credentials, resolver, _| {
         let server = credentials.get(SERVER).unwrap_or(PUBLIC);
         let server = server.trim().trim_end_matches('/').to_owned();
         let is_near = ["http://127.0.0.1", "http://localhost"].iter().any(|near| {
@@ -50,7 +50,7 @@ pub(super) const KIND: Kind = Kind {
             value.map_err(|_| format!("`{field}` has a character that no header may have"))
         };
         Ok(Arc::new(AcmeDns {
-            origin: Origin::of(&url)?,
+            origin: Origin::of(&url, resolver)?,
             headers: [
                 ("x-api-user", header(USERNAME)?),
                 ("x-api-key", header(PASSWORD)?),

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use super::super::super::responses::Responses;
 use super::super::Failed;
+use super::super::propagation::answers_wrongly;
 use super::{Kind, Provider, SELF, Txt};
 use crate::challenge::SolverError;
 use crate::failure::advice;
@@ -98,7 +99,7 @@ impl Provider for Own {
             let answer = match values {
                 Ok(values) if values.contains(&txt.value) => return Ok(()),
                 Ok(_) => "without the record".to_owned(),
-                Err(error) if error.kind() == std::io::ErrorKind::Other => error.to_string(),
+                Err(error) if answers_wrongly(&error) => error.to_string(),
                 Err(_) => continue,
             };
             let (name, address) = (crate::net::dns::shown(&server.name), server.address);

@@ -20,7 +20,7 @@ use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
 
 use self::scope::Scope;
 use super::super::Failed;
-use super::{Credentials, Field, Provider, Txt};
+use super::{Credentials, Field, Provider, Resolver, Txt};
 use crate::certificate::Secret;
 use crate::net::aws::{self, Role};
 use crate::text::printable;
@@ -227,10 +227,11 @@ pub(super) fn check(provider: &str, credentials: &Credentials) -> Result<(), Str
 pub(super) fn build(
     provider: &str,
     credentials: &Credentials,
+    resolver: &Resolver,
 ) -> Result<Arc<dyn Provider>, String> {
     let found = find(provider).ok_or("it is unknown")?;
     let login = match needs_role(found, credentials) {
-        true => Login::Role(Role::of_this_process()),
+        true => Login::Role(Role::of_this_process(resolver.clone())),
         false => Login::Own(updater(found, credentials)?),
     };
     Ok(Arc::new(Api {

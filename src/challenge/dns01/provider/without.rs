@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Credentials, Field, Provider};
+use super::{Credentials, Field, Provider, Resolver};
 
 const MISSING: &str = "this program was built without it";
 
@@ -26,6 +26,7 @@ pub(super) fn check(_provider: &str, _credentials: &Credentials) -> Result<(), S
 pub(super) fn build(
     _provider: &str,
     _credentials: &Credentials,
+    _resolver: &Resolver,
 ) -> Result<Arc<dyn Provider>, String> {
     Err(MISSING.to_owned())
 }

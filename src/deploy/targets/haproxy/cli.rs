@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use rustix::process::geteuid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::replies;
 use crate::deploy::DeployCause;
 use crate::deploy::keys::address::Address;
+use crate::net::dns::lookup::Resolver;
 use crate::net::{Stream, sockets, unix};
 use crate::text::printable;
 
@@ -42,15 +42,20 @@ pub(super) fn refused(detail: &str) -> DeployCause {
 /// A socket that takes commands.
 pub(super) struct Cli<'a> {
     socket: &'a Address,
+    /// Looks up its host.
+    resolver: Resolver,
     /// Begins each command.
     prefix: &'static str,
 }
 
 impl<'a> Cli<'a> {
     /// The command line of `socket`, and the names of all certificates.
-    pub(super) async fn open(socket: &'a Address) -> Result<(Self, Vec<String>), DeployCause> {
+    pub(super) async fn open(
+        socket: &'a Address,
+        resolver: &Resolver,
+    ) -> Result<(Self, Vec<String>), DeployCause> {
         for prefix in ["", "@1 "] {
-            let cli = Self { socket, prefix };
+            let cli = Self::at(socket, resolver, prefix);
             let reply = cli.command(LIST).await?;
             if !replies::is_unknown(&reply) {
                 return Ok((cli, replies::listed(&reply)));
@@ -59,6 +64,15 @@ impl<'a> Cli<'a> {
         Err(refused(
             "its socket does not know `show ssl cert`: HAProxy 2.2 or newer is needed",
         ))
+    }
+
+    fn at(socket: &'a Address, resolver: &Resolver, prefix: &'static str) -> Self {
+        let resolver = resolver.clone();
+        Self {
+            socket,
+            resolver,
+            prefix,
+        }
     }
 
     /// The names of all certificates.
@@ -125,7 +139,7 @@ impl<'a> Cli<'a> {
     }
 
     async fn exchange(&self, command: &str) -> io::Result<String> {
-        let mut stream = connect(self.socket).await?;
+        let mut stream = connect(self.socket, &self.resolver).await?;
         let line = format!("{}{command}\n", self.prefix);
         // In one write: HAProxy closes as soon as it has parsed the command. Its master
         // waits for the next one until this end is closed.
@@ -181,19 +195,19 @@ impl<'a> Cli<'a> {
 }
 
 /// Whether HAProxy's socket takes connections, and nothing answers there.
-pub(super) async fn hangs(socket: &Address) -> bool {
-    let cli = Cli { socket, prefix: "" };
+pub(super) async fn hangs(socket: &Address, resolver: &Resolver) -> bool {
+    let cli = Cli::at(socket, resolver, "");
     let asked = tokio::time::timeout(REPLY_WITHIN, cli.exchange("show info"));
     asked.await.is_err()
 }
 
 /// Connects; over TCP on this machine, root sends keys to no port of another user.
-async fn connect(socket: &Address) -> io::Result<Box<dyn Stream>> {
+async fn connect(socket: &Address, resolver: &Resolver) -> io::Result<Box<dyn Stream>> {
     let address = match socket {
         Address::Unix(path) => return Ok(Box::new(unix::connect(path).await?)),
         Address::Tcp(address) => address,
     };
-    let stream = TcpStream::connect(address).await?;
+    let stream = resolver.connect_to(address).await?;
     let foreign = match geteuid().is_root() {
         true => sockets::foreign_listener(stream.peer_addr()?, stream.local_addr()?.ip()),
         false => None,

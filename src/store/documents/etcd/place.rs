@@ -95,6 +95,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::super::fake::{Reply, Server, program, serve};
 use super::super::named::StoreKind;
-use super::super::tests::{check, check_changes};
+use super::super::tests::{check, check_watch};
 use super::*;
 use crate::net::proxy::Proxies;
 
@@ -21,6 +21,7 @@ fn documents(url: &str, variables: &[(&str, &str)]) -> EtcdDocuments {
             .map(|(name, value)| ((*name).into(), (*value).into()))
             .collect(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     EtcdDocuments::new(&settings).unwrap()
 }
@@ -73,13 +74,13 @@ async fn etcd_documents_keep_contract() {
 }
 
 #[tokio::test]
-async fn change_ends_the_watch() {
+async fn watch_tells_of_changes() {
     let Some((mut server, address, _data)) = start("http", &[]) else {
         return;
     };
     let documents = documents(&format!("etcd://{address}/certs"), &[]);
     ready(&mut server, &documents).await;
-    check_changes(&documents, &documents).await;
+    check_watch(&documents, &documents).await;
 }
 
 #[tokio::test]

@@ -106,3 +106,31 @@ pub(super) fn has_begun(line: &[u8]) -> bool {
     let is = |name| result.and_then(|result| result.get(name)) == Some(&Value::Bool(true));
     is("created") && !is("canceled")
 }
+
+/// The revisions that the document has by an event of a watch; `None`: it was removed.
+pub(super) fn changes(line: &[u8]) -> Result<Vec<Option<u64>>, serde_json::Error> {
+    let said: Watched = serde_json::from_slice(line)?;
+    let events = said.result.events.into_iter();
+    Ok(events
+        .map(|event| (event.kind != "DELETE").then_some(event.kv.mod_revision))
+        .collect())
+}
+
+#[derive(Deserialize)]
+struct Watched {
+    result: Events,
+}
+
+#[derive(Deserialize)]
+struct Events {
+    #[serde(default)]
+    events: Vec<Event>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    /// Absent in the JSON of a write.
+    #[serde(default, rename = "type")]
+    kind: String,
+    kv: KeyValue,
+}

@@ -8,6 +8,7 @@ use tokio_postgres::config::Host;
 
 use super::super::settings::{ServerSettings, invalid_prefix, is_prefix, is_private};
 use crate::files::named;
+use crate::net::dns::lookup::Resolver;
 use crate::net::roots::SystemRoots;
 use crate::net::secure::Secure;
 
@@ -30,6 +31,8 @@ pub(super) struct Place {
     pub(super) config: Config,
     pub(super) prefix: String,
     pub(super) tls: Tls,
+    /// Looks up the hosts of its servers.
+    pub(super) resolver: Resolver,
 }
 
 /// A host to connect to.
@@ -83,6 +86,7 @@ impl Place {
             config,
             prefix,
             tls,
+            resolver: settings.resolver.clone(),
         })
     }
 
@@ -160,6 +164,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
@@ -111,8 +111,7 @@ async fn stream(place: &Place, server: &Server) -> io::Result<Box<dyn Stream>> {
         // As libpq does: its server's sockets are open to all users, and what we send is sealed.
         Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         Server::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
+            let stream = place.resolver.connect(host, *port).await?;
             let stream: Box<dyn Stream> = Box::new(stream);
             match &place.tls {
                 Tls::Never => Ok(stream),

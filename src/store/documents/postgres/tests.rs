@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::fake::{Server, program};
 use super::super::named::StoreKind;
-use super::super::tests::{check, check_changes};
+use super::super::tests::{check, check_watch};
 use super::*;
 use crate::net::proxy::Proxies;
 
@@ -24,6 +24,7 @@ fn documents(url: &str) -> PostgresDocuments {
         url: url.to_owned(),
         environment: BTreeMap::new(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     PostgresDocuments::new(&settings).unwrap()
 }
@@ -148,7 +149,7 @@ async fn postgres_documents_keep_contract() {
     check(Arc::new(postgres.of("certs", "one"))).await;
     check(Arc::new(postgres.of("certs", "two/deep"))).await;
     let one = postgres.of("certs", "changes");
-    check_changes(&one, &postgres.of("certs", "changes")).await;
+    check_watch(&one, &postgres.of("certs", "changes")).await;
     password_and_certificate_are_checked(&postgres).await;
     rights_and_read_only_servers_are_named(&postgres).await;
     ended_connection_leaves_a_write_unanswered(&postgres).await;

@@ -112,6 +112,7 @@ mod tests {
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
             proxies: Proxies::default(),
+            resolver: Default::default(),
         };
         Place::of(&settings)
     }

@@ -25,6 +25,7 @@ fn documents(address: &str, prefix: &str) -> S3Documents {
         url: format!("s3://bucket/{prefix}"),
         environment: variables.into(),
         proxies: Proxies::default(),
+        resolver: Default::default(),
     };
     let mut documents = S3Documents::new(settings).unwrap();
     documents.pause = Duration::from_millis(1);

@@ -86,6 +86,7 @@ async fn route53_is_signed_with_the_keys_of_the_role() {
     let role = Role::with(
         move |name| (name == endpoint).then(|| url.clone()),
         Arc::new(clock),
+        Resolver::default(),
     );
     let provider = Api {
         found: find("route53").unwrap(),
@@ -128,7 +129,7 @@ fn half_an_access_key_is_named_as_incomplete() {
 async fn server_that_never_answers_ends_with_the_time_limit() {
     let (url, _) = server(|_| None).await;
     let given = credentials(&[("api_key", "hidden-key"), ("endpoint", &url)]);
-    let provider = build("pdns", &given).unwrap();
+    let provider = build("pdns", &given, &Resolver::default()).unwrap();
     let began = tokio::time::Instant::now();
     let failed = provider.add(&txt()).await.unwrap_err();
     assert!(failed.message.contains("pdns did not add"), "{failed:?}");
