@@ -311,7 +311,10 @@ impl Documents for StoreLink {
     }
 
     async fn watch(&self, key: &str, notices: &watch::Sender<Notice>) {
-        while self.server.tells {
+        if !self.server.tells {
+            return;
+        }
+        loop {
             let next = self.server.changes.notified();
             let is_heard = !self.server.model().0.is_silent;
             if is_heard && !self.node.faults().no_store {
