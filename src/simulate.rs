@@ -7,6 +7,7 @@
 //! match its key? The same plan gives the same score to the byte.
 
 mod ca;
+mod copy;
 mod disk;
 mod faults;
 mod fleet;
@@ -36,6 +37,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+/// An issuer that is gone is replaced after this time; in a real fleet, after a minute.
+const GONE: Duration = Duration::from_secs(20 * 60);
 /// 2026-12-01T00:00:00Z.
 const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
@@ -90,9 +93,9 @@ pub(crate) struct Score {
     pub requests_a_minute_while_down: u64,
     /// The longest time that a certificate was served after its revocation.
     pub revoked_seconds_served: u64,
-    /// Expired leases of unreachable machines.
+    /// Leases of machines that were taken over by another one.
     pub leases_run_out: u64,
-    /// Late saves of such machines, which were refused.
+    /// Writes of a record that were refused, since another one came first.
     pub late_saves_refused: u64,
     pub events: BTreeMap<String, u64>,
     /// The worst recovery by scenario.
@@ -180,6 +183,8 @@ pub(crate) enum SimulationError {
     Authority(#[from] crate::ca::CaError),
     #[error("a private key could not be made: {0}")]
     Key(#[from] rcgen::Error),
+    #[error("the sealing key could not be read: {0}")]
+    Seal(#[from] crate::store::seal::SealError),
     #[error("invalid name in the simulation: {0}")]
     Name(String),
 }

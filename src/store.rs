@@ -5,12 +5,12 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! prevents two processes from doing the same work.
 
-mod documents;
+pub(crate) mod documents;
 pub mod fs;
 pub mod memory;
 pub mod node;
 pub mod place;
-mod seal;
+pub(crate) mod seal;
 pub mod shared;
 #[cfg(test)]
 mod tests;
@@ -221,6 +221,30 @@ pub trait Store: Send + Sync {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError>;
+}
+
+/// A store in which a machine of a fleet has its copy of the shared one.
+#[async_trait]
+pub(crate) trait OwnStore: Store + fmt::Debug {
+    /// As [`Store::save`], with the pair as it is stored.
+    async fn save_pair(
+        &self,
+        record: &Record,
+        expected: Revision,
+        pair: Option<(&Secret, &str)>,
+    ) -> Result<Revision, StoreError>;
+
+    /// Keeps `content` beside the records.
+    fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError>;
+
+    /// Adds to what is kept, without a flush.
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError>;
+
+    /// What [`keep`](Self::keep) has kept, of any length.
+    fn kept(&self, name: &str) -> Option<String>;
+
+    /// The directory URLs of the accounts in it, as far as they can be read.
+    fn accounts(&self) -> Result<Vec<String>, StoreError>;
 }
 
 /// Compares the revision that was loaded with the stored one, and returns the next one.

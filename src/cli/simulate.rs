@@ -13,10 +13,10 @@ use crate::simulate::{Scenario, Score, SimulationPlan, plot, simulate as play};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The program's own decisions, flows, rate limiter and store run in virtual time,
-with a CA that has Let's Encrypt's limits, and with disks, networks and proxies
-that fail by a script. Of ten certificates, five are valid for 45 days, four for
-90 days and one for 160 hours. Signatures are real; HTTP and files are omitted.
-The same options always give the same output.
+with a CA that has Let's Encrypt's limits, and with disks, networks, proxies and
+a shared store that fail by a script. Of ten certificates, five are valid for 45
+days, four for 90 days and one for 160 hours. Signatures are real; HTTP and files
+are omitted. The same options always give the same output.
 
 Scenarios: all (the default: all of the following except long-outage), none,
 outages (the CA is down for 2.5 h, 7 h 47 min, 24 h and 72 h), long-outage (14
@@ -25,6 +25,15 @@ useless-certificates, lost-replies, unproven-names, crashes, scaling,
 partitions (from the CA and the shared store), store-cuts, ca-cuts (from one of
 them), full-disks, deaf-proxies, suspensions, clocks (wrong by an hour, a day,
 ten years). A named scenario without an event in the span is a usage error.
+
+Those of the shared store last up to six hours: store-s3 (503 SlowDown, late
+writes), store-etcd (elections, members that lag, watches that break),
+store-postgres (restarts, a replica that refuses writes, lost notifications),
+store-directory (NFS: a minute old, stale handles, a server that is gone for
+minutes); in these four, replies get lost after the write, and some calls take
+seconds. store-full takes no writes; store-restores wipes the store, or restores
+yesterday's backup. A machine looks at the store every ten minutes, not every 15
+seconds: an issuer that is gone is replaced after 20 minutes, not after one.
 
 Exit code 0: no second with an expired or mismatched certificate was served, nor
 with a placeholder instead of a certificate; no order was needless or refused by

@@ -2,13 +2,14 @@
 //! which certificates are unfinished: by what the CA has signed and revoked,
 //! never by the program's own status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::ca::{CaFaults, IssuanceState};
+use super::copy::OwnCopy;
 use super::fleet::{RESTART, World};
 use super::kill::KillSwitch;
 use super::node::{Node, NodeFaults};
@@ -31,7 +32,7 @@ impl World {
     /// and starts it again.
     pub(super) async fn run_node(self: Arc<Self>, node: Arc<Node>) {
         let kills = Scenario::Crashes.random(self.plan.seed, node.index);
-        let (mut store, mut storm) = (self.node_store(&node), 0);
+        let (mut copy, mut storm) = (Arc::new(OwnCopy::new(node.clone())), 0);
         let scaling = Scenario::Scaling.random(self.plan.seed, node.index);
         let scales = self.is_chosen(Scenario::Scaling) && node.index > 0;
         let mut retires = START + DAY * 10 + part(DAY * 20, &scaling);
@@ -42,7 +43,7 @@ impl World {
                 node.arm(kill_switch);
             }
             let mut process = JoinSet::new();
-            process.spawn(self.clone().supervise(node.clone(), store.clone()));
+            process.spawn(self.clone().supervise(node.clone(), copy.clone()));
             let mut ends = self.clock.now() + self.until_killed(&kills, &mut storm);
             let retire = scales && retires <= ends;
             if retire {
@@ -65,7 +66,7 @@ impl World {
             if retire {
                 self.script.happens(Scenario::Scaling);
                 node.retire();
-                store = self.node_store(&node);
+                copy = Arc::new(OwnCopy::new(node.clone()));
                 pause = DAY + part(DAY * 4, &scaling);
                 retires = ended + pause + DAY * 10 + part(DAY * 20, &scaling);
             } else {
@@ -123,12 +124,12 @@ impl World {
             node.change(|faults| match event.scenario {
                 Scenario::FullDisks => faults.disk_full = true,
                 Scenario::Partitions => {
-                    (faults.no_ca, faults.no_store) = (true, Some(begins));
+                    (faults.no_ca, faults.no_store) = (true, true);
                 }
-                Scenario::StoreCuts => faults.no_store = Some(begins),
+                Scenario::StoreCuts => faults.no_store = true,
                 Scenario::CaCuts => faults.no_ca = true,
                 Scenario::DeafProxies => faults.deaf = true,
-                Scenario::Suspensions => faults.frozen = Some((begins, ends)),
+                Scenario::Suspensions => faults.frozen = Some(ends),
                 Scenario::Clocks => {
                     faults.ahead = AHEAD[turn % AHEAD.len()];
                     turn += 1;
@@ -167,6 +168,30 @@ impl World {
             self.clock.sleep_until(ends).await;
             self.ca.lock().faults = CaFaults::default();
             self.end_fault(scenario, &self.nodes);
+        }
+    }
+
+    pub(super) async fn run_store_faults(self: Arc<Self>) {
+        let mut is_wiped = self.plan.seed.is_multiple_of(2);
+        for event in &self.script.at_the_store {
+            let (begins, restores) = (START + event.begins, Scenario::StoreRestores);
+            let mut yesterday = BTreeMap::new();
+            if event.scenario == restores && !is_wiped {
+                self.clock.sleep_until(begins - DAY).await;
+                yesterday = self.store.backup();
+            }
+            self.clock.sleep_until(begins).await;
+            self.script.happens(event.scenario);
+            match event.scenario == restores {
+                true => {
+                    self.store.restore(yesterday);
+                    is_wiped = !is_wiped;
+                }
+                false => self.store.fail(Some(event.scenario)),
+            }
+            self.clock.sleep_until(begins + event.lasts).await;
+            self.store.fail(None);
+            self.end_fault(event.scenario, &self.nodes);
         }
     }
 

@@ -9,15 +9,17 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use super::ca::{DIRECTORY, IssuanceState, SharedCa};
+use super::copy::OwnCopy;
 use super::issuer::NodeIssuer;
 use super::limits::first_issuance;
-use super::node::{Node, NodeProxy};
+use super::node::{Node, NodeProxy, Uptime};
 use super::scenario::Event;
 use super::script::Script;
-use super::store::{NodeStore, SharedStore};
+use super::store::{StoreLink, StoreServer};
 use super::tally::FleetTally;
 use super::{
-    DAY, HOUR, MINUTE, START, Scenario, Score, SimulationError, SimulationPlan, Timeline, lock,
+    DAY, GONE, HOUR, MINUTE, START, Scenario, Score, SimulationError, SimulationPlan, Timeline,
+    lock,
 };
 use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::coalesce::Gate;
@@ -31,13 +33,20 @@ use crate::manage::{
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::record::Terms;
-use crate::store::Store;
-use crate::supervise::Supervisor;
+use crate::store::node::{Followed, NodeStore, Pace, Role};
+use crate::store::seal::Seal;
+use crate::store::shared::SharedStore;
+use crate::supervise::{Handle, Supervisor};
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 const SAMPLE: Duration = HOUR.saturating_mul(6);
 /// The number of private keys: made before the start, and reused.
 const KEYS: usize = 16;
+/// Between two looks at the store: a year of one every 15 seconds, as of `certs run`, would cost
+/// more than all passes.
+const LOOK: Duration = MINUTE.saturating_mul(10);
+/// Seals what the store gets.
+const SEAL: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 /// A restart of the process takes up to a minute.
 pub(super) const RESTART: Duration = MINUTE;
 /// Names below the first registered domain: more than its limit lets through.
@@ -50,8 +59,9 @@ pub(super) struct World {
     pub(super) ca: SharedCa,
     pub(super) tally: Arc<FleetTally>,
     pub(super) script: Arc<Script>,
-    pub(super) store: Arc<SharedStore>,
+    pub(super) store: Arc<StoreServer>,
     pub(super) nodes: Vec<Arc<Node>>,
+    seal: Seal,
     keys: Arc<KeyPool>,
     bundles: BundleCache,
     endpoint: Endpoint,
@@ -107,9 +117,10 @@ impl World {
                 keys: keys.collect::<Result<_, _>>()?,
                 random: SeededRandom::new(plan.seed),
             }),
+            seal: Seal::new(SEAL)?,
             lineages: lineages(&plan)?,
             endpoint: "127.0.0.1:443".parse().map_err(SimulationError::Name)?,
-            store: Arc::default(),
+            store: Arc::new(StoreServer::new(clock.clone(), &plan.scenarios)),
             bundles: BundleCache::default(),
             timeline: Mutex::default(),
             clock,
@@ -135,6 +146,7 @@ impl World {
             tasks.spawn(self.clone().run_node_faults(node.clone()));
         }
         tasks.spawn(self.clone().run_ca_faults());
+        tasks.spawn(self.clone().run_store_faults());
         tasks.spawn(self.clone().watch());
         if self.is_chosen(Scenario::LostReplies) {
             self.ca.lock().lost = 30;
@@ -226,16 +238,60 @@ impl World {
         issuance.iter().filter(unissued).count() as u64
     }
 
-    pub(super) fn node_store(&self, node: &Arc<Node>) -> Arc<dyn Store> {
-        Arc::new(NodeStore::new(self.store.clone(), node.clone()))
+    /// The store of a process of `node`, with the copy on its disk.
+    fn node_store(&self, node: &Arc<Node>, copy: Arc<OwnCopy>, seed: u64) -> Arc<NodeStore> {
+        let link = StoreLink::new(self.store.clone(), node.clone(), seed);
+        let name = format!("node{}", node.index);
+        let shared = SharedStore::new(Arc::new(link), self.seal.clone(), name);
+        let shared = shared.with_clock(Arc::new(Uptime(node.clone())));
+        let pace = Pace {
+            polled: LOOK,
+            counted: LOOK,
+            notified: LOOK,
+            gone: GONE,
+        };
+        Arc::new(NodeStore::over(copy, shared, Role::Full, pace))
     }
 
-    pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>, store: Arc<dyn Store>) {
-        let random: Arc<dyn Random> = Arc::new(SeededRandom::new(
-            self.plan.seed ^ ((node.index as u64 + 1) << 40) ^ self.clock.now().seconds() as u64,
-        ));
+    fn certificates(&self, node: &Arc<Node>, random: &Arc<dyn Random>) -> Vec<Certificate> {
+        let lineages = self.lineages.iter();
+        let certificates = lineages.map(|(lineage, identifiers, lifetime)| Certificate {
+            wanted: Wanted {
+                lineage: lineage.clone(),
+                identifiers: identifiers.clone(),
+                order: Arc::new(OrderSettings {
+                    ca: DIRECTORY.to_owned(),
+                    terms: Terms::default(),
+                    request: None,
+                    partial: false,
+                }),
+            },
+            targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
+            keeper: Keeper::default(),
+            shared: Arc::new(SharedServices {
+                issuer: Arc::new(NodeIssuer {
+                    node: node.clone(),
+                    store: self.store.clone(),
+                    random: random.clone(),
+                    lifetime: *lifetime,
+                }),
+                fallback: None,
+                endpoints: vec![self.endpoint.clone()],
+                cannot_order: None,
+                program: None,
+            }),
+        });
+        certificates.collect()
+    }
+
+    /// The process of `node`, as `certs run`.
+    pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>, copy: Arc<OwnCopy>) {
+        let now = self.clock.now().seconds() as u64;
+        let seed = self.plan.seed ^ ((node.index as u64 + 1) << 40) ^ now;
+        let store = self.node_store(&node, copy, seed.rotate_left(7));
+        let random: Arc<dyn Random> = Arc::new(SeededRandom::new(seed));
         let services = Services {
-            store,
+            store: store.clone(),
             output: node.clone(),
             gate: Gate::default(),
             verifier: node.clone(),
@@ -256,36 +312,13 @@ impl World {
             board: None,
             progress: None,
         };
-        let lineages = self.lineages.iter();
-        let certificates = lineages.map(|(lineage, identifiers, lifetime)| Certificate {
-            wanted: Wanted {
-                lineage: lineage.clone(),
-                identifiers: identifiers.clone(),
-                order: Arc::new(OrderSettings {
-                    ca: DIRECTORY.to_owned(),
-                    terms: Terms::default(),
-                    request: None,
-                    partial: false,
-                }),
-            },
-            targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
-            keeper: Keeper::default(),
-            shared: Arc::new(SharedServices {
-                issuer: Arc::new(NodeIssuer {
-                    node: node.clone(),
-                    random: random.clone(),
-                    lifetime: *lifetime,
-                }),
-                fallback: None,
-                endpoints: vec![self.endpoint.clone()],
-                cannot_order: None,
-                program: None,
-            }),
-        });
-        let certificates: Vec<Certificate> = certificates.collect();
+        let certificates = self.certificates(&node, &random);
         loop {
-            let (mut supervisor, _handle) = Supervisor::new(services.clone(), Board::default());
+            store.follow().await;
+            let (mut supervisor, handle) = Supervisor::new(services.clone(), Board::default());
             if supervisor.keep(certificates.clone()).await.is_ok() {
+                let mut following = JoinSet::new();
+                following.spawn(follow(store.clone(), handle));
                 supervisor.run().await;
             }
             // It could not start, for example on a full disk: a service manager
@@ -308,6 +341,21 @@ impl World {
                 timeline.orders.push(counted - orders);
                 orders = counted;
             }
+        }
+    }
+}
+
+/// As `certs run` follows its fleet.
+async fn follow(store: Arc<NodeStore>, handle: Handle) {
+    loop {
+        store.until_due().await;
+        if let Followed::Turn(turn) = store.follow().await
+            && !turn.changed.is_empty()
+        {
+            let changed = turn.changed.into_iter();
+            handle
+                .requeue(changed.map(|(lineage, _)| lineage).collect())
+                .await;
         }
     }
 }

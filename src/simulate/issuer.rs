@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use super::ca::{DIRECTORY, OrderRefusal};
 use super::node::Node;
+use super::store::StoreServer;
 use super::{HOUR, Scenario};
 use crate::acme::{AcmeError, Cause, ClockReading, ExchangeError, Issuer, Journal, Phase};
 use crate::identifier::Identifier;
@@ -23,6 +24,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
 /// The issuer of one certificate on one node.
 pub(super) struct NodeIssuer {
     pub(super) node: Arc<Node>,
+    pub(super) store: Arc<StoreServer>,
     pub(super) random: Arc<dyn Random>,
     /// The lifetime of its certificates.
     pub(super) lifetime: Duration,
@@ -92,7 +94,8 @@ impl NodeIssuer {
         // store or the disk away; otherwise it is the program's.
         let saved = note(journal, order).await;
         let faults = self.node.faults();
-        unsaved.saved = saved.is_ok() || !faults.disk_full && faults.no_store.is_none();
+        let is_excused = faults.disk_full || faults.no_store || self.store.is_failing();
+        unsaved.saved = saved.is_ok() || !is_excused;
         saved?;
         Ok(url)
     }

@@ -32,22 +32,14 @@ pub(super) struct NodeFaults {
     pub(super) disk_full: bool,
     /// The CA cannot be reached.
     pub(super) no_ca: bool,
-    /// The shared store cannot be reached, since then.
-    pub(super) no_store: Option<Timestamp>,
+    /// The shared store cannot be reached.
+    pub(super) no_store: bool,
     /// The proxy accepts the signal and does nothing.
     pub(super) deaf: bool,
-    /// The machine is suspended from the first instant to the second.
-    pub(super) frozen: Option<(Timestamp, Timestamp)>,
+    /// The machine is suspended until then.
+    pub(super) frozen: Option<Timestamp>,
     /// Milliseconds by which its clock is ahead.
     pub(super) ahead: i64,
-}
-
-impl NodeFaults {
-    /// Since when the store cannot reach it.
-    pub(super) fn unreachable_since(&self) -> Option<Timestamp> {
-        let frozen = self.frozen.map(|(since, _)| since);
-        [frozen, self.no_store].into_iter().flatten().min()
-    }
 }
 
 /// One machine.
@@ -176,7 +168,7 @@ impl Node {
     }
 
     async fn wait_while_frozen(&self) {
-        while let Some((_, until)) = self.faults().frozen
+        while let Some(until) = self.faults().frozen
             && until > self.world.now()
         {
             self.world.sleep_until(until).await;
@@ -284,6 +276,24 @@ impl Clock for Node {
     async fn sleep(&self, length: Duration) {
         let pause = |part| self.sleep_until(self.world.now() + part);
         sleep_in_parts(length, || self.now(), pause).await;
+    }
+}
+
+/// Its time since the start of the simulation, which no wrong clock changes.
+pub(super) struct Uptime(pub(super) Arc<Node>);
+
+#[async_trait]
+impl Clock for Uptime {
+    fn now(&self) -> Timestamp {
+        self.0.world.now()
+    }
+
+    fn monotonic(&self) -> Option<Duration> {
+        self.0.monotonic()
+    }
+
+    async fn sleep(&self, length: Duration) {
+        self.0.sleep_until(self.now() + length).await;
     }
 }
 

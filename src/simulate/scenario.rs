@@ -49,6 +49,20 @@ pub(crate) enum Scenario {
     CaCuts,
     /// A node's clock is wrong by an hour, a day or ten years, for hours.
     Clocks,
+    /// The shared store fails as a busy S3 does, for hours.
+    #[serde(rename = "store-s3")]
+    #[value(name = "store-s3")]
+    StoreS3,
+    /// The shared store fails as etcd does.
+    StoreEtcd,
+    /// The shared store fails as PostgreSQL does with a replica.
+    StorePostgres,
+    /// The shared store fails as a directory on NFS does.
+    StoreDirectory,
+    /// The shared store takes no writes for hours.
+    StoreFull,
+    /// The shared store is wiped, or restored from yesterday's backup.
+    StoreRestores,
 }
 
 impl Scenario {
@@ -96,7 +110,7 @@ impl Scenario {
 
     /// The longest time for which it stops one machine.
     pub(super) fn longest_at_a_node(self) -> Duration {
-        let faults = AT_A_NODE.iter();
+        let faults = AT_A_NODE.iter().chain(AT_THE_STORE);
         let longest = faults.filter(|(scenario, ..)| *scenario == self);
         longest
             .map(|(_, _, most)| MINUTE * *most)
@@ -174,6 +188,16 @@ const AT_A_NODE: &[Choice] = &[
     (Scenario::Clocks, 60, 12 * 60),
 ];
 
+/// One of these happens to the store of the whole fleet.
+const AT_THE_STORE: &[Choice] = &[
+    (Scenario::StoreS3, 60, 6 * 60),
+    (Scenario::StoreRestores, 0, 0),
+    (Scenario::StoreEtcd, 60, 6 * 60),
+    (Scenario::StoreFull, 60, 6 * 60),
+    (Scenario::StorePostgres, 60, 6 * 60),
+    (Scenario::StoreDirectory, 60, 6 * 60),
+];
+
 /// The least time between two mass revocations: the program treats a CA that
 /// revokes the same certificates again and again as broken, and waits longer.
 const BETWEEN_REVOCATIONS: Duration = DAY.saturating_mul(60);
@@ -200,6 +224,12 @@ pub(super) fn at_the_ca(chosen: &[Scenario], seed: u64, span: Duration) -> Vec<E
 pub(super) fn at_a_node(chosen: &[Scenario], seed: u64, node: usize, span: Duration) -> Vec<Event> {
     let random = Scenario::FullDisks.random(seed, node);
     plan(AT_A_NODE, chosen, &random, span, DAY * 5)
+}
+
+/// The faults of the store.
+pub(super) fn at_the_store(chosen: &[Scenario], seed: u64, span: Duration) -> Vec<Event> {
+    let random = Scenario::StoreS3.random(seed, 0);
+    plan(AT_THE_STORE, chosen, &random, span, DAY * 5)
 }
 
 /// One fault in each slot, in turn from a drawn first one, at a drawn instant.

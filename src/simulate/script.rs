@@ -8,15 +8,19 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::kill::KillSwitch;
-use super::scenario::{Event, at_a_node, at_the_ca};
-use super::{DAY, START, Scenario, SimulationPlan, lock};
+use super::scenario::{Event, at_a_node, at_the_ca, at_the_store};
+use super::{DAY, GONE, START, Scenario, SimulationPlan, lock};
 use crate::time::Timestamp;
 
 type Span = (Timestamp, Timestamp);
 
+/// Another machine has taken the place of the one that orders, and has ordered.
+const REPLACED: Duration = GONE.saturating_add(Duration::from_secs(300));
+
 pub(super) struct Script {
     pub(super) at_the_ca: Vec<Event>,
     pub(super) at_a_node: Vec<Vec<Event>>,
+    pub(super) at_the_store: Vec<Event>,
     /// The point at which the first process of each node is killed.
     pub(super) first_ends: Option<KillSwitch>,
     /// The longest allowed time until revoked certificates are replaced.
@@ -42,6 +46,7 @@ impl Script {
         Self {
             at_the_ca: at_the_ca(chosen, seed, span),
             at_a_node: nodes.collect(),
+            at_the_store: at_the_store(chosen, seed, span),
             first_ends: None,
             replaced_within: Scenario::MassRevocation.recovers_among(chosen.iter().copied()),
             log: Mutex::new(log),
@@ -88,9 +93,16 @@ impl Script {
     ) -> Duration {
         let at_the_ca = self.at_the_ca.iter();
         let others = at_the_ca.filter(|event| event.scenario != scenario || at(event) > from);
-        let own = self.at_a_node[node].iter().map(lasting);
-        let killed = lock(&self.log).killed[node].clone();
-        let faults = others.map(waiting).chain(own).chain(killed);
+        let own = self.at_a_node[node].iter().chain(&self.at_the_store);
+        let faults = others.map(waiting).chain(own.map(lasting));
+        // Any machine may be the one that orders; another one replaces it.
+        let elsewhere = self.at_a_node.iter().enumerate();
+        let elsewhere = elsewhere.filter(|(other, _)| *other != node);
+        let elsewhere = elsewhere.flat_map(|(_, events)| events).map(lasting);
+        let killed: Vec<Span> = lock(&self.log).killed.concat();
+        let elsewhere = elsewhere.chain(killed);
+        let replaced = elsewhere.map(|(begins, ends)| (begins, ends + REPLACED));
+        let faults = faults.chain(replaced);
         let faults = faults.filter(|(begins, ends)| *begins < until && *ends > from);
         let mut faults: Vec<Span> = faults.collect();
         faults.sort_unstable();
@@ -164,7 +176,7 @@ mod tests {
         assert_eq!(undisturbed(disks, 9, 20), hour * 6);
         assert_eq!(undisturbed(Scenario::RateLimits, 13, 15), hour * 2);
         script.killed(0, START + hour * 14, START + hour * 15);
-        assert_eq!(undisturbed_after_kill(&script, hour), hour * 4);
+        assert_eq!(undisturbed_after_kill(&script, hour), hour * 4 - REPLACED);
         assert!(script.blocks_orders(START + hour * 14));
         assert!(!script.blocks_orders(START + hour * 15));
     }

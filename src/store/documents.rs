@@ -7,8 +7,7 @@ mod etcd;
 mod exchange;
 #[cfg(test)]
 mod fake;
-#[cfg(test)]
-pub(super) mod memory;
+pub(crate) mod memory;
 mod named;
 #[cfg(feature = "store-postgres")]
 mod postgres;
@@ -88,18 +87,18 @@ fn drawn() -> String {
 
 /// What changes with every write of a document: a number or a tag of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Version(pub(super) String);
+pub(crate) struct Version(pub(crate) String);
 
 /// A stored document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Document {
-    pub(super) content: Vec<u8>,
-    pub(super) version: Version,
+pub(crate) struct Document {
+    pub(crate) content: Vec<u8>,
+    pub(crate) version: Version,
 }
 
 /// What a server tells of a document by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Notice {
+pub(crate) enum Notice {
     /// Nothing at this time: changes are found by reading only.
     #[default]
     Nothing,
@@ -109,7 +108,7 @@ pub(super) enum Notice {
 
 /// Why an operation failed.
 #[derive(Debug, Error)]
-pub(super) enum DocumentsError {
+pub(crate) enum DocumentsError {
     /// Another writer was faster; nothing was written.
     #[error("it was changed by another process")]
     Conflict,
@@ -124,7 +123,7 @@ pub(super) enum DocumentsError {
 /// The contract of every kind of server. A key is a path of ASCII letters, digits and
 /// `._-/*`, at most 300 bytes long.
 #[async_trait]
-pub(super) trait Documents: Send + Sync + fmt::Debug {
+pub(crate) trait Documents: Send + Sync + fmt::Debug {
     /// The store as a user names it, if that is known.
     fn place(&self) -> &str {
         ""

@@ -31,7 +31,9 @@ use self::single::{
     remove_directory, replace, write_json,
 };
 pub use self::together::Together;
-use super::{Lease, Store, StoreError, check_account, check_save, deletable, next_revision};
+use super::{
+    Lease, OwnStore, Store, StoreError, check_account, check_save, deletable, next_revision,
+};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::files::{self, DirectoryOwner};
@@ -203,8 +205,36 @@ impl FileStore {
         Ok(())
     }
 
-    /// As [`Store::save`], with the pair as it is stored.
-    pub(super) async fn save_pair(
+    /// Stores the pair before the record points to it. A pair that a crash left
+    /// there belongs to no record and is removed.
+    fn write_pair(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        (key, chain): (&Secret, &str),
+    ) -> Result<(), StoreError> {
+        let directory = self.directory(lineage);
+        let place = directory.join(generation.to_string());
+        let staged = directory.join(format!(".new-{generation}"));
+        for leftover in [&staged, &place] {
+            remove_directory(leftover)?;
+        }
+        files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
+        for (name, content) in [("privkey.pem", key.expose()), ("fullchain.pem", chain)] {
+            let path = staged.join(name);
+            let written = files::write_new(&path, PRIVATE_FILE, content.as_bytes());
+            written.map_err(at("write", &path))?;
+        }
+        files::sync(&staged)
+            .and_then(|()| std::fs::rename(&staged, &place))
+            .map_err(at("write", &place))?;
+        files::sync_parent(&place).map_err(at("write", &place))
+    }
+}
+
+#[async_trait]
+impl OwnStore for FileStore {
+    async fn save_pair(
         &self,
         record: &Record,
         expected: Revision,
@@ -236,14 +266,12 @@ impl FileStore {
         Ok(revision)
     }
 
-    /// Keeps `content` beside the records, for a store that is built on this one.
-    pub(super) fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let _acting = self.owner.act();
         replace(&self.root.join(name), content)
     }
 
-    /// Adds to what is kept, without a flush.
-    pub(super) fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let _acting = self.owner.act();
         let path = self.root.join(name);
         let mut options = File::options();
@@ -254,36 +282,13 @@ impl FileStore {
         written.map_err(at("write", &path))
     }
 
-    /// What [`keep`](Self::keep) has kept, of any length.
-    pub(super) fn kept(&self, name: &str) -> Option<String> {
+    fn kept(&self, name: &str) -> Option<String> {
         let _acting = self.owner.act();
         std::fs::read_to_string(self.root.join(name)).ok()
     }
 
-    /// Stores the pair before the record points to it. A pair that a crash left
-    /// there belongs to no record and is removed.
-    fn write_pair(
-        &self,
-        lineage: &Lineage,
-        generation: Generation,
-        (key, chain): (&Secret, &str),
-    ) -> Result<(), StoreError> {
-        let directory = self.directory(lineage);
-        let place = directory.join(generation.to_string());
-        let staged = directory.join(format!(".new-{generation}"));
-        for leftover in [&staged, &place] {
-            remove_directory(leftover)?;
-        }
-        files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
-        for (name, content) in [("privkey.pem", key.expose()), ("fullchain.pem", chain)] {
-            let path = staged.join(name);
-            let written = files::write_new(&path, PRIVATE_FILE, content.as_bytes());
-            written.map_err(at("write", &path))?;
-        }
-        files::sync(&staged)
-            .and_then(|()| std::fs::rename(&staged, &place))
-            .map_err(at("write", &place))?;
-        files::sync_parent(&place).map_err(at("write", &place))
+    fn accounts(&self) -> Result<Vec<String>, StoreError> {
+        self.account_urls()
     }
 }
 

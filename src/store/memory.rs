@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Lease, Store, StoreError, check_account, check_save, next_revision};
+use super::{Lease, OwnStore, Store, StoreError, check_account, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -26,11 +26,60 @@ struct Inside {
     accounts: BTreeMap<String, Secret>,
     ca_states: BTreeMap<String, (CaState, Revision)>,
     leases: BTreeSet<Lineage>,
+    kept: BTreeMap<String, String>,
 }
 
 impl MemoryStore {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl OwnStore for MemoryStore {
+    async fn save_pair(
+        &self,
+        record: &Record,
+        expected: Revision,
+        pair: Option<(&Secret, &str)>,
+    ) -> Result<Revision, StoreError> {
+        let mut inside = self.inside();
+        let lineage = &record.lineage;
+        let new = record.issued.as_ref().filter(|_| pair.is_some());
+        let revision = check_save(record, expected, inside.records.get(lineage), new)?;
+        if let (Some((key, chain)), Some(issued)) = (pair, new) {
+            let old = Generation(issued.generation.0.saturating_sub(Generation::KEPT));
+            if record.rollback_to != Some(old) {
+                inside.bundles.remove(&(lineage.clone(), old));
+            }
+            let place = (lineage.clone(), issued.generation);
+            let pair = (key.clone(), chain.to_owned());
+            inside.bundles.insert(place, pair);
+        }
+        let stored = (record.clone(), revision);
+        inside.records.insert(lineage.clone(), stored);
+        Ok(revision)
+    }
+
+    fn keep(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let content = String::from_utf8_lossy(content).into_owned();
+        self.inside().kept.insert(name.to_owned(), content);
+        Ok(())
+    }
+
+    fn append(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let content = String::from_utf8_lossy(content);
+        let kept = &mut self.inside().kept;
+        kept.entry(name.to_owned()).or_default().push_str(&content);
+        Ok(())
+    }
+
+    fn kept(&self, name: &str) -> Option<String> {
+        self.inside().kept.get(name).cloned()
+    }
+
+    fn accounts(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.inside().accounts.keys().cloned().collect())
     }
 }
 
@@ -46,22 +95,9 @@ impl Store for MemoryStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        let mut inside = self.inside();
-        let lineage = &record.lineage;
-        let new = record.issued.as_ref().filter(|_| bundle.is_some());
-        let revision = check_save(record, expected, inside.records.get(lineage), new)?;
-        if let (Some(bundle), Some(issued)) = (bundle, new) {
-            let pair = (bundle.key_pem().clone(), bundle.chain_pem());
-            let old = Generation(issued.generation.0.saturating_sub(Generation::KEPT));
-            if record.rollback_to != Some(old) {
-                inside.bundles.remove(&(lineage.clone(), old));
-            }
-            let key = (lineage.clone(), issued.generation);
-            inside.bundles.insert(key, pair);
-        }
-        let stored = (record.clone(), revision);
-        inside.records.insert(lineage.clone(), stored);
-        Ok(revision)
+        let chain = bundle.map(Bundle::chain_pem);
+        let pair = bundle.map(Bundle::key_pem).zip(chain.as_deref());
+        self.save_pair(record, expected, pair).await
     }
 
     async fn bundle(

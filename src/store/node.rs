@@ -20,16 +20,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
-use tokio::time::Instant;
 
 use self::copies::{Change as Noted, Copied, Copies};
+pub(crate) use self::follow::Pace;
 pub use self::follow::{Followed, Turn};
 pub use self::sync::Change;
 use super::documents::Version;
 use super::fs::FileStore;
 use super::shared::fleet::SharedAnswer;
-use super::shared::{SharedStore, StoredAccount};
-use super::{Lease, Store, StoreError, deletable, next_revision};
+use super::shared::{SharedStore, Stopwatch, StoredAccount};
+use super::{Lease, OwnStore, Store, StoreError, deletable, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -83,9 +83,10 @@ type Answers = BTreeMap<String, (Version, SharedAnswer)>;
 /// The store of one machine of a fleet.
 #[derive(Debug)]
 pub struct NodeStore {
-    own: FileStore,
+    own: Arc<dyn OwnStore>,
     shared: SharedStore,
     role: Role,
+    pace: Pace,
     /// Drawn at the start.
     process: u64,
     copies: Mutex<Copies>,
@@ -106,9 +107,10 @@ pub struct NodeStore {
     /// Whether it takes the issuer's place no more.
     has_resigned: AtomicBool,
     follow: tokio::sync::Mutex<follow::Following>,
+    trouble: Mutex<follow::Trouble>,
     watching: tokio::sync::Mutex<Option<follow::Watching>>,
-    states: Mutex<BTreeMap<String, (Instant, CaState, Revision)>>,
-    answers: tokio::sync::Mutex<Option<(Instant, Answers)>>,
+    states: Mutex<BTreeMap<String, (Duration, CaState, Revision)>>,
+    answers: tokio::sync::Mutex<Option<(Duration, Answers)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,17 +120,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl NodeStore {
     /// The copy in `root`, which is created, of `shared`.
     pub(super) fn open(root: PathBuf, shared: SharedStore, role: Role) -> Result<Self, StoreError> {
-        let own = FileStore::open(root)?;
-        let copies = Copies::read(&own);
+        let own = Arc::new(FileStore::open(root)?);
+        Ok(Self::over(own, shared, role, Pace::USUAL))
+    }
+
+    /// The same with the copy in `own`.
+    pub(crate) fn over(
+        own: Arc<dyn OwnStore>,
+        shared: SharedStore,
+        role: Role,
+        pace: Pace,
+    ) -> Self {
+        let copies = Copies::read(&*own);
         // A process of this machine was killed before it announced these changes.
         let unknown = copies.certificates.iter();
         let unknown = unknown.filter(|(_, copied)| copied.version.is_empty());
         let unknown: BTreeSet<Lineage> = unknown.map(|(lineage, _)| lineage.clone()).collect();
-        Ok(Self {
+        Self {
             copies: Mutex::new(copies),
             own,
             shared,
             role,
+            pace,
             process: SystemRandom.below(u64::MAX),
             changing: Mutex::default(),
             unannounced: Mutex::new(unknown),
@@ -140,10 +153,15 @@ impl NodeStore {
             is_command: AtomicBool::default(),
             has_resigned: AtomicBool::default(),
             follow: tokio::sync::Mutex::default(),
+            trouble: Mutex::default(),
             watching: tokio::sync::Mutex::default(),
             states: Mutex::default(),
             answers: tokio::sync::Mutex::default(),
-        })
+        }
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        self.shared.stopwatch()
     }
 
     /// The shared store itself.
@@ -169,14 +187,15 @@ impl NodeStore {
     /// # Errors
     /// When the store cannot be read.
     pub async fn answers(&self) -> Result<Vec<SharedAnswer>, StoreError> {
-        let called = Instant::now();
+        let called = self.stopwatch().read();
         let mut known = self.answers.lock().await;
         let listed = known.as_ref().map(|(at, _)| *at);
         if listed.is_none_or(|at| at <= called) {
             if let Some(at) = listed {
-                tokio::time::sleep_until(at + ANSWERS_EVERY).await;
+                let pause = ANSWERS_EVERY.saturating_sub(self.stopwatch().since(at));
+                self.stopwatch().sleep(pause).await;
             }
-            let now = Instant::now();
+            let now = self.stopwatch().read();
             // A caller that stops waiting leaves what is known.
             let before = known.as_ref().map(|(_, answers)| answers.clone());
             let before = before.unwrap_or_default();
@@ -249,7 +268,7 @@ impl NodeStore {
     }
 
     fn note_ca_state(&self, ca: &str, state: &CaState, revision: Revision) {
-        let known = (Instant::now(), state.clone(), revision);
+        let known = (self.stopwatch().read(), state.clone(), revision);
         lock(&self.states).insert(ca.to_owned(), known);
         let is_kept = lock(&self.copies)
             .ca(ca)
@@ -275,7 +294,7 @@ impl NodeStore {
 
     /// Notes what is copied from now on.
     fn note(&self, change: Noted) {
-        lock(&self.copies).note(change, &self.own);
+        lock(&self.copies).note(change, &*self.own);
     }
 
     fn note_copy(&self, lineage: &Lineage, copied: Option<Copied>) {
@@ -301,7 +320,7 @@ impl NodeStore {
     /// Shares the accounts that this machine had on its own: the first order of another machine
     /// would register one more.
     async fn share_accounts(&self) -> Result<(), StoreError> {
-        for ca in self.own.account_urls()? {
+        for ca in self.own.accounts()? {
             let is_shared = lock(&self.copies).account(&ca) > Revision(0);
             if !is_shared && let Err(error) = self.shared_account(&ca).await {
                 tracing::warn!("the account at {ca} is not shared with the fleet yet: {error}");
@@ -367,7 +386,12 @@ impl Store for NodeStore {
             self.check_own(lineage, expected).await?;
             self.save_shared(record, bundle).await?;
         }
-        self.own.save(record, expected, bundle).await
+        let saved = self.own.save(record, expected, bundle).await;
+        let is_full = matches!(saved, Err(StoreError::Io { .. }));
+        lock(&self.trouble)
+            .own
+            .note(is_full, self.stopwatch().read());
+        saved
     }
 
     async fn bundle(
@@ -506,7 +530,9 @@ impl Store for NodeStore {
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
         let known = lock(&self.states).get(ca).cloned();
-        if let Some((_, state, revision)) = known.filter(|(at, ..)| at.elapsed() < STATE_FOR) {
+        if let Some((_, state, revision)) =
+            known.filter(|(at, ..)| self.stopwatch().since(*at) < STATE_FOR)
+        {
             return Ok((state, revision));
         }
         let read = self.shared.ca_state(ca).await;
@@ -534,6 +560,9 @@ impl Store for NodeStore {
     ) -> Result<Revision, StoreError> {
         lock(&self.states).remove(ca);
         let saved = self.shared.save_ca_state(ca, state, expected).await?;
+        let is_out = { state.outage.as_ref() }.is_some_and(|outage| !outage.windows_only);
+        let now = self.stopwatch().read();
+        (lock(&self.trouble).cas.entry(ca.to_owned()).or_default()).note(is_out, now);
         self.note_ca_state(ca, state, saved);
         Ok(saved)
     }

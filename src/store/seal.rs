@@ -3,6 +3,8 @@
 //! is of no use elsewhere. Two keys are derived from one secret (HKDF-SHA-256): one for the
 //! accounts, and one for all else, which is all that a machine of role serve needs.
 
+use std::sync::Arc;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
@@ -25,7 +27,7 @@ const LAST_FORMAT: u8 = 15;
 
 /// Why a document cannot be opened, or a key cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(super) enum SealError {
+pub(crate) enum SealError {
     #[error("the sealing key is not 32 bytes in base64, in a line of its own")]
     Key,
     #[error("it was written by a newer version of certs (format {0}), or changed")]
@@ -50,22 +52,22 @@ pub(super) struct Place<'n> {
 }
 
 /// The current keys first; the others only open what they have sealed.
-#[derive(Debug)]
-pub(super) struct Seal {
+#[derive(Clone, Debug)]
+pub(crate) struct Seal {
     keys: Vec<Keys>,
 }
 
 /// What is derived from one secret.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Keys {
     accounts: Option<Key>,
     certificates: Key,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Key {
     id: [u8; ID],
-    key: RandomizedNonceKey,
+    key: Arc<RandomizedNonceKey>,
 }
 
 impl Seal {
@@ -73,7 +75,7 @@ impl Seal {
     ///
     /// # Errors
     /// When a line is not a key, or there is none.
-    pub(super) fn new(file: &str) -> Result<Self, SealError> {
+    pub(crate) fn new(file: &str) -> Result<Self, SealError> {
         let keys: Vec<_> = lines(file).map(Keys::of).collect::<Result<_, _>>()?;
         match keys.is_empty() {
             true => Err(SealError::Key),
@@ -196,6 +198,7 @@ impl Key {
         let mut id = [0; ID];
         id.copy_from_slice(&digest(&SHA256, bytes).as_ref()[..ID]);
         let key = RandomizedNonceKey::new(&AES_256_GCM, bytes).map_err(|_| SealError::Key)?;
+        let key = Arc::new(key);
         Ok(Self { id, key })
     }
 }

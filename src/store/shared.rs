@@ -15,6 +15,7 @@ mod cas;
 pub mod fleet;
 mod lease;
 mod sealed;
+mod stopwatch;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub(super) use self::cas::StoredAccount;
 use self::lease::SharedLease;
 pub(super) use self::sealed::busy;
 use self::sealed::{Loaded, Sealed};
+pub(super) use self::stopwatch::Stopwatch;
 use super::documents::{Documents, Version};
 use super::seal::Seal;
 use super::{Lease, Store, StoreError, check_save, next_revision};
@@ -38,6 +40,7 @@ use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::record::{Generation, Record, Revision};
+use crate::time::Clock;
 
 /// A lease that is not released within this time ends by itself.
 const RELEASED: Duration = Duration::from_secs(3);
@@ -50,6 +53,7 @@ pub struct SharedStore {
     documents: Arc<Sealed>,
     /// The name of this machine, for the others.
     node: String,
+    stopwatch: Stopwatch,
 }
 
 /// What is stored of one certificate.
@@ -115,9 +119,24 @@ pub(super) enum Found {
 
 impl SharedStore {
     /// The store in `documents`, as the machine `node` sees it.
-    pub(super) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
+    pub(crate) fn new(documents: Arc<dyn Documents>, seal: Seal, node: String) -> Self {
         let documents = Arc::new(Sealed::new(documents, seal));
-        Self { documents, node }
+        let stopwatch = Stopwatch::default();
+        Self {
+            documents,
+            node,
+            stopwatch,
+        }
+    }
+
+    /// The same, where time passes by `clock`.
+    pub(crate) fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.stopwatch = Stopwatch::of(clock);
+        self
+    }
+
+    pub(super) fn stopwatch(&self) -> &Stopwatch {
+        &self.stopwatch
     }
 
     /// What is stored of `lineage`, and the version to write it against.
@@ -149,7 +168,11 @@ impl SharedStore {
     pub(super) async fn settle(&self) {
         let releasing = self.documents.releasing.lock();
         let releasing = std::mem::take(&mut *releasing.unwrap_or_else(PoisonError::into_inner));
-        let _ = tokio::time::timeout(RELEASED, releasing.join_all()).await;
+        tokio::select! {
+            biased;
+            _ = releasing.join_all() => {}
+            () = self.stopwatch.sleep(RELEASED) => {}
+        }
     }
 
     /// This machine's name.
@@ -246,7 +269,8 @@ impl SharedStore {
         &self,
         lineage: &Lineage,
     ) -> Result<(Box<dyn Lease>, bool), StoreError> {
-        let taken = SharedLease::take(&self.documents, &self.node, lineage).await?;
+        let taken =
+            SharedLease::take(&self.documents, &self.node, lineage, &self.stopwatch).await?;
         Ok((Box::new(taken.0), taken.1))
     }
 

@@ -77,3 +77,27 @@ impl Clock for SetClock {
         self.passes.sleep(length).await;
     }
 }
+
+/// The clock of a tokio runtime, whose time may be paused.
+pub(crate) struct RuntimeClock(tokio::time::Instant);
+
+impl RuntimeClock {
+    pub(crate) fn new() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+#[async_trait]
+impl Clock for RuntimeClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_seconds(1_800_000_000) + self.0.elapsed()
+    }
+
+    fn monotonic(&self) -> Option<Duration> {
+        Some(self.0.elapsed())
+    }
+
+    async fn sleep(&self, length: Duration) {
+        tokio::time::sleep(length).await;
+    }
+}

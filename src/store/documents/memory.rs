@@ -1,4 +1,4 @@
-//! Documents in memory, for tests; on request a reply is lost after the write.
+//! Documents in memory, for tests and simulations; on request a reply is lost after the write.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,14 +15,14 @@ use crate::time::Timestamp;
 type Inside = (u64, BTreeMap<String, (u64, Vec<u8>)>);
 
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct MemoryDocuments {
+pub(crate) struct MemoryDocuments {
     inside: Arc<Mutex<Inside>>,
     /// The calls so far.
-    pub(in super::super) calls: Arc<AtomicU32>,
+    pub(crate) calls: Arc<AtomicU32>,
     /// Whether the server is unreachable.
-    pub(in super::super) is_down: Arc<AtomicBool>,
+    pub(crate) is_down: Arc<AtomicBool>,
     /// How many of the next writes get no reply.
-    pub(in super::super) lost: Arc<AtomicU32>,
+    pub(crate) lost: Arc<AtomicU32>,
     /// Whether another writer of a certificate is always faster than its removal.
     pub(in super::super) keeps: Arc<AtomicBool>,
     /// Whether the server tells of changes.
@@ -36,6 +36,7 @@ const PAGE: usize = 1000;
 
 impl MemoryDocuments {
     /// The same documents, whose calls are counted apart.
+    #[cfg(test)]
     pub(in super::super) fn of_another_machine(&self) -> Self {
         Self {
             calls: Arc::default(),
@@ -44,16 +45,22 @@ impl MemoryDocuments {
     }
 
     /// All documents, to restore them later.
-    pub(in super::super) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
+    pub(crate) fn backup(&self) -> BTreeMap<String, (u64, Vec<u8>)> {
         self.inside().1.clone()
     }
 
-    pub(in super::super) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
-        self.inside().1 = backup;
+    pub(crate) fn restore(&self, backup: BTreeMap<String, (u64, Vec<u8>)>) {
+        {
+            let mut inside = self.inside();
+            // As some servers do, it counts on from the backup, and gives numbers again.
+            let last = backup.values().map(|(version, _)| *version).max();
+            *inside = (last.unwrap_or_default(), backup);
+        }
         self.changes.send_modify(|count| *count += 1);
     }
 
     /// The writes so far.
+    #[cfg(test)]
     pub(in super::super) fn writes(&self) -> u64 {
         self.inside().0
     }
@@ -135,7 +142,8 @@ impl Documents for MemoryDocuments {
 
     async fn list(&self, prefix: &str) -> Result<BTreeMap<String, Version>, DocumentsError> {
         let inside = self.call()?;
-        let found = inside.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = inside.1.range(prefix.to_owned()..);
+        let found = found.take_while(|(key, _)| key.starts_with(prefix));
         let found = found.map(|(key, (one, _))| (key.clone(), Version(one.to_string())));
         let found: BTreeMap<_, _> = found.collect();
         let pages = u32::try_from(found.len() / PAGE).unwrap_or(u32::MAX);

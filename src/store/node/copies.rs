@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ca_state::CaState;
 use crate::lineage::Lineage;
 use crate::record::Revision;
-use crate::store::fs::FileStore;
+use crate::store::OwnStore;
 
 /// The file of the data directory.
 const FILE: &str = "copies.json";
@@ -51,7 +51,7 @@ pub(super) struct Copies {
 
 impl Copies {
     /// Those that `own` has kept.
-    pub(super) fn read(own: &FileStore) -> Self {
+    pub(super) fn read(own: &dyn OwnStore) -> Self {
         let mut copies = Self::default();
         let text = own.kept(FILE).unwrap_or_default();
         for line in text.lines() {
@@ -66,7 +66,7 @@ impl Copies {
     }
 
     /// Notes a change, and keeps it in `own`.
-    pub(super) fn note(&mut self, change: Change, own: &FileStore) {
+    pub(super) fn note(&mut self, change: Change, own: &dyn OwnStore) {
         let line = lines([&change]);
         self.apply(change);
         self.lines += 1;
@@ -145,6 +145,7 @@ fn lines<'c>(changes: impl IntoIterator<Item = &'c Change>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::fs::FileStore;
 
     #[test]
     fn copies_are_kept_by_lines_and_survive_a_torn_one() {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::{Change, NodeStore, Role, lock};
 use crate::lineage::Lineage;
@@ -17,17 +16,32 @@ use crate::random::{Random, SystemRandom};
 use crate::store::StoreError;
 use crate::store::documents::{Notice, Version};
 use crate::store::shared::fleet::{Fleet, FleetNode, Issuer};
-use crate::time::{Clock, SystemClock, Timestamp};
+use crate::time::Timestamp;
 
-/// Between two looks at the document of the fleet, where the server tells of no changes. With the
-/// time of a deployment, a change is served within 15 seconds.
-const POLLED: Duration = Duration::from_millis(13_500);
-/// Between two counts of the issuer, where the others get notice of each.
-const COUNTED: Duration = Duration::from_secs(20);
-/// Then another machine looks by itself after this time: it had no notice of a count.
-const NOTIFIED: Duration = Duration::from_secs(30);
-/// An issuer that has not counted for this time is replaced.
-const GONE: Duration = Duration::from_secs(60);
+/// How often a machine looks at the document of the fleet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Between two looks, where the server tells of no changes. With the time of a deployment, a
+    /// change is served within 15 seconds.
+    pub(crate) polled: Duration,
+    /// Between two counts of the issuer, where the others get notice of each.
+    pub(crate) counted: Duration,
+    /// Then another machine looks by itself after this time: it had no notice of a count.
+    pub(crate) notified: Duration,
+    /// An issuer that has not counted for this time is replaced.
+    pub(crate) gone: Duration,
+}
+
+impl Pace {
+    /// That of `certs run`.
+    pub(super) const USUAL: Self = Self {
+        polled: Duration::from_millis(13_500),
+        counted: Duration::from_secs(20),
+        notified: Duration::from_secs(30),
+        gone: Duration::from_secs(60),
+    };
+}
+
 /// Between two descriptions of this machine.
 const DESCRIBED: Duration = Duration::from_secs(300);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
@@ -37,6 +51,36 @@ const WHOLE: Duration = Duration::from_secs(6 * 3600);
 /// many, so that the first of many are deployed soon.
 const FIRST: usize = 64;
 const ATTEMPTS: u32 = 20;
+/// An issuer that has reached no CA, or has written nothing to its own disk, for this time gives
+/// another machine its place: that one may be able to.
+const HINDERED: Duration = Duration::from_secs(1800);
+
+/// Since when something hinders this machine; `None`: nothing does.
+#[derive(Debug, Default)]
+pub(super) struct Hindrance(Option<Duration>);
+
+impl Hindrance {
+    pub(super) fn note(&mut self, is_there: bool, now: Duration) {
+        self.0 = is_there.then(|| self.0.unwrap_or(now));
+    }
+}
+
+/// What hinders this machine from the scheduled work of its fleet.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    /// Its copy cannot be written.
+    pub(super) own: Hindrance,
+    /// A CA is unreachable.
+    pub(super) cas: BTreeMap<String, Hindrance>,
+}
+
+impl Trouble {
+    fn is_long(&self, now: Duration) -> bool {
+        let all = self.cas.values().chain([&self.own]);
+        let mut since = all.filter_map(|one| one.0);
+        since.any(|since| now.saturating_sub(since) >= HINDERED)
+    }
+}
 /// Clocks that are further apart are an alarm.
 const CLOCKS_APART: Duration = Duration::from_secs(60);
 
@@ -47,15 +91,16 @@ pub(super) struct Following {
     version: Option<Version>,
     /// The number of the last change that is copied; `None`: compare everything.
     copied: Option<u64>,
-    compared: Option<Instant>,
+    /// A reading of the stopwatch, as those below.
+    compared: Option<Duration>,
     /// The document in which the changes are counted.
     begun: Option<u64>,
     /// Our own description, and when it was written.
-    described: Option<(Instant, Version)>,
+    described: Option<(Duration, Version)>,
     /// The descriptions of all machines at the last comparison of everything.
     nodes: BTreeMap<String, Version>,
     /// The issuer's count, and since when it stands there.
-    beat: Option<(u64, u64, Instant)>,
+    beat: Option<(u64, u64, Duration)>,
     /// Those that must be compared again, or at all.
     failed: Vec<Lineage>,
     /// The damaged ones that were looked at.
@@ -68,6 +113,8 @@ pub(super) struct Following {
     has_more: bool,
     /// Whether the store was seen to compare and swap.
     is_probed: bool,
+    /// When this machine gave up its place.
+    gave_up: Option<Duration>,
     /// Whether the last look failed.
     is_down: bool,
 }
@@ -129,14 +176,16 @@ impl NodeStore {
         let is_notified = *watching.notices.borrow() != Notice::Nothing && !is_down;
         let pause = match (is_notified, self.is_issuer.load(Ordering::SeqCst)) {
             _ if has_more && !is_down => return,
-            (false, _) => POLLED,
-            (true, true) => COUNTED,
-            (true, false) => NOTIFIED,
+            (false, _) => self.pace.polled,
+            (true, true) => self.pace.counted,
+            (true, false) => self.pace.notified,
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = watching.news(version.as_ref()), if !is_down => {}
+            // A fixed order keeps the simulation deterministic.
+            biased;
             () = self.announce.notified() => {}
+            () = watching.news(version.as_ref()), if !is_down => {}
+            () = self.stopwatch().sleep(pause) => {}
         }
     }
 
@@ -152,8 +201,7 @@ impl NodeStore {
                 Followed::Turn(turn)
             }
             Err(error) => {
-                let stands = |beat: (u64, u64, Instant)| beat.2.elapsed() >= GONE;
-                if following.beat.is_none_or(stands) {
+                if following.beat.is_none_or(|beat| self.is_gone(beat)) {
                     // Another machine has taken over by now.
                     self.is_issuer.store(false, Ordering::SeqCst);
                 }
@@ -216,7 +264,7 @@ impl NodeStore {
 
     /// The certificates to compare at this look; the rest is left for the next ones.
     async fn due(&self, following: &mut Following) -> Result<Vec<Lineage>, StoreError> {
-        let is_whole = |at: Instant| at.elapsed() < WHOLE;
+        let is_whole = |at| self.stopwatch().since(at) < WHOLE;
         if following.begun.replace(following.fleet.begun) != Some(following.fleet.begun) {
             // The store was wiped: another document counts again.
             following.copied = None;
@@ -232,7 +280,7 @@ impl NodeStore {
             Some(missed) => missed,
             None => {
                 let stale = self.stale().await?;
-                following.compared = Some(Instant::now());
+                following.compared = Some(self.stopwatch().read());
                 self.check_clock().await;
                 self.forget_nodes(following).await?;
                 let wanted = std::mem::take(&mut following.first);
@@ -279,7 +327,7 @@ impl NodeStore {
     /// Says when this machine's clock and that of the store are apart. Leases end by the store's
     /// clock alone, and S3 refuses a machine that is a quarter of an hour off.
     async fn check_clock(&self) {
-        let (theirs, ours) = (self.shared.time().await, SystemClock.now());
+        let (theirs, ours) = (self.shared.time().await, self.stopwatch().now());
         if let Some(alarm) = theirs.ok().and_then(|theirs| clock_alarm(ours, theirs)) {
             tracing::error!("{alarm}");
         }
@@ -333,7 +381,7 @@ impl NodeStore {
                     continue;
                 }
                 (following.fleet, following.version) = read?;
-                following.note_beat();
+                following.note_beat(self.stopwatch().read());
             }
             let mut fleet = following.fleet.clone();
             for lineage in unannounced {
@@ -342,7 +390,7 @@ impl NodeStore {
             for lineage in damaged {
                 fleet.note_damage(lineage.clone());
             }
-            self.seat(&mut fleet, following);
+            let gives_up = self.seat(&mut fleet, following);
             let is_new = following.version.is_none();
             if is_new {
                 fleet.begun = SystemRandom.below(u64::MAX);
@@ -354,7 +402,14 @@ impl NodeStore {
                     continue;
                 };
                 (following.fleet, following.version) = (fleet, Some(version));
-                following.note_beat();
+                following.note_beat(self.stopwatch().read());
+            }
+            if gives_up {
+                following.gave_up = Some(self.stopwatch().read());
+                *lock(&self.trouble) = Trouble::default();
+                tracing::warn!(
+                    "this machine leaves the scheduled work to another one: it has reached no CA, or could not write its own files"
+                );
             }
             let issuer = following.fleet.issuer.as_ref();
             let is_issuer = issuer.is_some_and(|issuer| issuer.holder == self.process);
@@ -364,31 +419,49 @@ impl NodeStore {
         Err(crate::store::shared::busy("fleet"))
     }
 
+    /// Whether that count stands since too long.
+    fn is_gone(&self, (_, _, since): (u64, u64, Duration)) -> bool {
+        self.stopwatch().since(since) >= self.pace.gone
+    }
+
     /// Whether the issuer's next count is due.
     fn must_count(&self, following: &Following) -> bool {
         let counted = following
             .beat
             .filter(|(holder, ..)| *holder == self.process);
-        counted.is_none_or(|(_, _, since)| since.elapsed() >= POLLED)
+        counted.is_none_or(|(_, _, since)| self.stopwatch().since(since) >= self.pace.polled)
     }
 
-    /// Takes or keeps the issuer's place, if it is this machine's or free.
-    fn seat(&self, fleet: &mut Fleet, following: &Following) {
+    /// Takes or keeps the issuer's place, if it is this machine's or free. True if this machine
+    /// gives it up.
+    fn seat(&self, fleet: &mut Fleet, following: &Following) -> bool {
+        let now = self.stopwatch().read();
         let is_command = self.is_command.load(Ordering::SeqCst);
         if self.role == Role::Serve || is_command {
-            return;
+            return false;
         }
         let own = |issuer: &Issuer| issuer.holder == self.process;
         if self.has_resigned.load(Ordering::SeqCst) {
             fleet.issuer.take_if(|issuer| own(issuer));
-            return;
+            return false;
         }
-        let is_gone = following
-            .beat
-            .is_some_and(|(_, _, since)| since.elapsed() >= GONE);
+        let is_gone = following.beat.is_some_and(|beat| self.is_gone(beat));
         let beat = match &fleet.issuer {
-            Some(issuer) if own(issuer) => issuer.beat + u64::from(self.must_count(following)),
-            Some(_) if !is_gone => return,
+            Some(issuer) if own(issuer) => {
+                if lock(&self.trouble).is_long(now) {
+                    fleet.issuer = None;
+                    return true;
+                }
+                issuer.beat + u64::from(self.must_count(following))
+            }
+            Some(_) if !is_gone => return false,
+            // The others look first.
+            None if following
+                .gave_up
+                .is_some_and(|at| now < at + self.pace.polled) =>
+            {
+                return false;
+            }
             _ => 1,
         };
         fleet.issuer = Some(Issuer {
@@ -396,6 +469,7 @@ impl NodeStore {
             holder: self.process,
             beat,
         });
+        false
     }
 
     /// Describes this machine to the others, if that is due; `describe` makes the description.
@@ -407,7 +481,7 @@ impl NodeStore {
         describe: impl FnOnce(u64) -> FleetNode,
     ) -> Result<(), StoreError> {
         let mut following = self.follow.lock().await;
-        let is_recent = |at: Instant| at.elapsed() < DESCRIBED;
+        let is_recent = |at| self.stopwatch().since(at) < DESCRIBED;
         let known = following.described.take();
         if let Some((at, version)) = &known
             && is_recent(*at)
@@ -418,7 +492,7 @@ impl NodeStore {
         let mut node = describe(self.process);
         let known = known.map(|(_, version)| version);
         let written = self.shared.describe(&mut node, known.as_ref()).await?;
-        following.described = Some((Instant::now(), written));
+        following.described = Some((self.stopwatch().read(), written));
         if let Some(host) = &node.rival {
             tracing::error!(
                 "another machine of the fleet, with the host name {host}, is named {} too; hint: give each its own --node",
@@ -462,14 +536,14 @@ fn clock_alarm(ours: Timestamp, theirs: Timestamp) -> Option<String> {
 
 impl Following {
     /// Notes since when the issuer's count stands where it is.
-    fn note_beat(&mut self) {
+    fn note_beat(&mut self, now: Duration) {
         let beat = self.fleet.issuer.as_ref();
         let beat = beat.map(|issuer| (issuer.holder, issuer.beat));
         let stands = self
             .beat
             .is_some_and(|(holder, count, _)| Some((holder, count)) == beat);
         if !stands {
-            self.beat = beat.map(|(holder, count)| (holder, count, Instant::now()));
+            self.beat = beat.map(|(holder, count)| (holder, count, now));
         }
     }
 }

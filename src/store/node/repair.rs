@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use super::sync::is_late;
 use super::{NodeStore, Role, lock};
 use crate::lineage::Lineage;
+use crate::store::StoreError;
 use crate::store::documents::Version;
-use crate::store::{Store, StoreError};
 
 impl NodeStore {
     pub(super) fn repairs(&self) -> bool {

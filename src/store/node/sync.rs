@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep};
 
 use super::{Copied, NodeStore, Role, lock, options};
 use crate::certificate::Bundle;
@@ -131,10 +130,12 @@ impl NodeStore {
 
     /// The same for one, while no pass works on it: its record must not change meanwhile.
     pub(super) async fn sync_idle(&self, lineage: &Lineage) -> Result<Change, StoreError> {
-        let end = Instant::now() + PASS;
+        let end = self.stopwatch().read() + PASS;
         loop {
             match self.own.lease(lineage).await {
-                Err(StoreError::Leased { .. }) if Instant::now() < end => sleep(PASS / 20).await,
+                Err(StoreError::Leased { .. }) if self.stopwatch().read() < end => {
+                    self.stopwatch().sleep(PASS / 20).await;
+                }
                 lease => {
                     let _lease = lease?;
                     return self.sync(lineage).await;

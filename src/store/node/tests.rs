@@ -1,6 +1,7 @@
 //! Tests of machines that share documents in memory, each with a directory of its own.
 
 mod past;
+mod place;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::store::shared::fleet::{FleetNode, SharedAnswer};
 use crate::store::tests::{issued, record};
 use crate::store::{Store, StoreError};
 use crate::time::Timestamp;
+use crate::time::fake::RuntimeClock;
 
 const CA: &str = "https://ca";
 
@@ -41,6 +43,7 @@ fn machine_as(documents: &MemoryDocuments, name: &str, role: Role) -> Machine {
     let directory = tempfile::tempdir().unwrap();
     let documents: Arc<dyn Documents> = Arc::new(documents.clone());
     let shared = SharedStore::new(documents, Seal::new(ONE).unwrap(), name.to_owned());
+    let shared = shared.with_clock(Arc::new(RuntimeClock::new()));
     Machine {
         store: NodeStore::open(directory.path().to_owned(), shared, role).unwrap(),
         _directory: directory,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::sealed::{Sealed, failed};
+use super::stopwatch::Stopwatch;
 use crate::lineage::Lineage;
 use crate::random::{Random, SystemRandom};
 use crate::store::documents::Version;
@@ -43,6 +44,7 @@ impl SharedLease {
         documents: &Arc<Sealed>,
         node: &str,
         lineage: &Lineage,
+        stopwatch: &Stopwatch,
     ) -> Result<(Self, bool), StoreError> {
         let key = format!("leases/{lineage}");
         let holder = SystemRandom.below(u64::MAX);
@@ -61,11 +63,18 @@ impl SharedLease {
         let let_end = version.is_some();
         let version = documents.swap(&key, &lease, version.as_ref()).await?;
         let version = version.ok_or(StoreError::Leased { lineage })?;
-        let taken = Self::new(documents.clone(), key, lease, version);
+        let stopwatch = stopwatch.clone();
+        let taken = Self::new(documents.clone(), key, lease, version, stopwatch);
         Ok((taken, let_end))
     }
 
-    fn new(documents: Arc<Sealed>, key: String, lease: StoredLease, version: Version) -> Self {
+    fn new(
+        documents: Arc<Sealed>,
+        key: String,
+        lease: StoredLease,
+        version: Version,
+        stopwatch: Stopwatch,
+    ) -> Self {
         let latest = Arc::new(Mutex::new(version));
         let mut extending = JoinSet::new();
         extending.spawn(extend(
@@ -73,6 +82,7 @@ impl SharedLease {
             key.clone(),
             lease,
             latest.clone(),
+            stopwatch,
         ));
         Self {
             documents,
@@ -88,9 +98,10 @@ async fn extend(
     key: String,
     mut lease: StoredLease,
     latest: Arc<Mutex<Version>>,
+    stopwatch: Stopwatch,
 ) {
     loop {
-        tokio::time::sleep(EXTEND).await;
+        stopwatch.sleep(EXTEND).await;
         let Ok(now) = documents.documents.time().await else {
             continue;
         };
