@@ -164,7 +164,7 @@ async fn imports(
     let replaced = facts["renewal_id"].as_str().unwrap();
     assert!(
         is_replaced(pebble, &known, replaced, &facts).await,
-        "the order named no predecessor"
+        "the order named no predecessor: {printed}"
     );
     assert_eq!(snapshot(source), before, "the source was touched");
 }

@@ -267,7 +267,7 @@ fn page(shown: &Shown, host: &str) -> Response {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#222}\
     table{border-collapse:collapse}th,td{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd;vertical-align:top}\
-    @media(max-width:50rem){body{margin:1rem}table,tbody,tr,td{display:block}th{display:none}td{border:0;padding:0}\
+    @media(max-width:64rem){body{margin:1rem}table,tbody,tr,td{display:block}th{display:none}td{border:0;padding:0}\
     tr{border-bottom:1px solid #ddd;padding:.4rem 0;overflow-wrap:anywhere}td[data-of]::before{content:attr(data-of)': '}}\
     .good{color:#176b2c}.open{color:#850}.bad{color:#a11}.why{white-space:pre-wrap;font-size:.85em;color:#a11}";
 
