@@ -504,9 +504,11 @@ impl NodeStore {
 
     /// Frees the issuer's place, for good: another machine does the scheduled work.
     pub async fn resign(&self) {
+        // A look at the same time may free the place before this one does.
+        let was_issuer = self.is_issuer.load(Ordering::SeqCst);
         self.has_resigned.store(true, Ordering::SeqCst);
         let mut following = self.follow.lock().await;
-        if self.is_issuer.load(Ordering::SeqCst) {
+        if was_issuer {
             match self.announce_changes(&mut following).await {
                 Ok(_) => tracing::info!(
                     "another machine of the fleet does the scheduled work from now on"
