@@ -34,7 +34,7 @@
 //! - [`discovery`]: the certificates that containers request by their labels.
 //! - [`sandbox`]: the rights that a process gives up.
 //! - [`control`]: the Unix socket by which a command sends its work to the sidecar.
-//! - [`simulate`]: a fleet's year in virtual time, over the real flows.
+//! - [`simulate`]: a fleet's year in virtual time, over the real flows and the fleet's own store.
 //! - [`demo`]: the whole story on loopback, with the embedded CA.
 //! - [`config`]: the file, the environment and the command line, combined and checked.
 //! - [`cli`]: the only composition root; arguments, output and one file for each verb.
@@ -94,7 +94,7 @@
 //! | drift | a verified endpoint went back to another certificate for our names |
 //! | fleet, machine (node) | hosts that share one store; each has a copy of it, and its own deployments ([`store::node`]) |
 //! | issuer | the machine that does the scheduled work of a fleet ([`store::node`]) |
-//! | seal | encrypt a document under its name before the store gets it |
+//! | seal | encrypt a document under its name and its fleet before the store gets it |
 //! | orphaned | stored, and kept by no command, configuration or label |
 //! | roll back | make an earlier generation live again, and deploy it |
 //! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |

@@ -29,7 +29,7 @@ use crate::time::{Clock, SystemClock};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without --now it first issues a replacement with a new key, deploys it and verifies that it is \
-    served; only then is the old certificate revoked. If that fails, the same command continues. With \
+    served; only then is the old certificate revoked. If that fails, the printed command continues. With \
     --reason keycompromise the certificate's own key signs the request, and every certificate stored under NAME with that \
     key is revoked. After --now, certs renew NAME replaces the certificate (certs csr with a new request, if it has the key \
     of one), and certs delete NAME ends it; a running certs run replaces it by itself. While the replacement is waited for, \
