@@ -145,7 +145,7 @@ fn rollover_killed_at_any_call_loses_no_account() {
     let first = calls.iter().position(|call| is_about(call, &[&data]));
     let points = points(&calls[first.unwrap_or(0)..], |_| true);
     assert!(points.len() > 30, "{} points", points.len());
-    for point in points.iter().step_by(by_depth(16, 3, 1)) {
+    for point in points.iter().step_by(by_depth(24, 3, 1)) {
         strace.kill_at(&rollover, point);
         assert_eq!(shown(&ca)["status"], "valid", "{point:?}");
         run(&mut account(&ca, &["rollover"]), 0);

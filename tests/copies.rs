@@ -214,7 +214,7 @@ fn kills(what: &str, targets: &'static [&'static str]) {
     };
     let points = written.points().into_keys();
     let (killed, ended): (Vec<_>, Vec<_>) =
-        { points.step_by(by_depth(3, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
+        { points.step_by(by_depth(7, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
     eprintln!("{what}: {} kills; not reached: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
     // Every kind of call was killed at least once, except among the few points of the short form.
@@ -231,7 +231,7 @@ fn errors_of(what: &str, targets: &'static [&'static str]) {
         return;
     };
     let mut codes: BTreeMap<i32, u32> = BTreeMap::new();
-    let stride = by_depth(8, 1, 1);
+    let stride = by_depth(12, 1, 1);
     for (at, (aimed, call)) in written.points().iter().enumerate().step_by(stride) {
         let errors = errors(call);
         let one = [errors[at / stride % errors.len()]];

@@ -146,7 +146,7 @@ fn delete_killed_at_any_call_is_finished_by_the_next() {
     let about = |call: &_| is_about(call, &[data.as_path(), output.as_path()] as &[&Path]);
     let points = points(&calls, about);
     assert!(points.len() > 15, "{points:?}");
-    for point in points.iter().step_by(by_depth(3, 1, 1)) {
+    for point in points.iter().step_by(by_depth(6, 1, 1)) {
         issue();
         strace.kill_at(&delete, point);
         let again = { delete_again(&ca) };

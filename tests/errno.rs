@@ -143,13 +143,13 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
 
 #[test]
 fn live_files_are_unchanged_after_one_failed_file_call_and_next_run_recovers() {
-    let (stride, every_error) = by_depth((8, false), (1, false), (1, true));
+    let (stride, every_error) = by_depth((12, false), (1, false), (1, true));
     failing("file calls that fail once", "", stride, every_error);
 }
 
 #[test]
 fn live_files_are_unchanged_when_file_calls_keep_failing() {
-    let (stride, every_error) = by_depth((16, false), (4, false), (1, true));
+    let (stride, every_error) = by_depth((24, false), (4, false), (1, true));
     failing(
         "file calls that fail from some point on",
         "+",

@@ -136,7 +136,7 @@ fn repeated_kills(strace: Strace, renewals: u32) -> KillTally {
 fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
-        let (rounds, stride) = by_depth((1, 12), (1, 1), (5, 1));
+        let (rounds, stride) = by_depth((1, 18), (1, 1), (5, 1));
         renewals(strace, rounds, stride).report(what, by_depth(8, 80, 500));
     }
 }
@@ -145,7 +145,7 @@ fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
 fn first_issuance_finishes_after_kill_at_any_call() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
-        let tally = first_issuances(strace, by_depth(30, 5, 1));
+        let tally = first_issuances(strace, by_depth(45, 5, 1));
         tally.report(what, by_depth(3, 20, 100));
     }
 }

@@ -322,7 +322,7 @@ fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
     for _ in 0..4 {
         run(&mut ca.issue(&[&NAMES[..], &["--force"]].concat()), 0);
     }
-    let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
+    let (by_chance, stride) = by_depth((2, 20), (4, 4), (50, 1));
     check_power_loss(what, &["--force"], &ca, &strace, by_chance, stride);
 }
 
@@ -332,7 +332,7 @@ fn first_issuance_continues_after_power_loss() {
     let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
-    let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
+    let (by_chance, stride) = by_depth((2, 20), (4, 4), (50, 1));
     check_power_loss(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
 }
 
@@ -375,11 +375,11 @@ fn empty_directories(ca: &EmbeddedCa) {
 #[test]
 fn power_loss_takes_nothing_after_kill_and_successful_run() {
     let what = "power loss after a kill";
-    after_kills(what, &["--force"], by_depth(40, 12, 3), issued);
+    after_kills(what, &["--force"], by_depth(60, 12, 3), issued);
 }
 
 #[test]
 fn power_loss_takes_nothing_after_kill_in_first_issuance_and_successful_run() {
     let what = "power loss after a kill in a first issuance";
-    after_kills(what, &[], by_depth(60, 24, 4), empty_directories);
+    after_kills(what, &[], by_depth(90, 24, 4), empty_directories);
 }

@@ -185,7 +185,7 @@ fn rename_killed_at_any_call_is_finished_by_the_next() {
     let points = points(&calls, about);
     assert!(points.len() > 30, "{points:?}");
     run(&mut verb(&ca, &["rename", "shop", NAME]), 0);
-    for point in points.iter().step_by(by_depth(5, 1, 1)) {
+    for point in points.iter().step_by(by_depth(9, 1, 1)) {
         strace.kill_at(&rename, point);
         // Whichever name it has, a whole pair is live under it, and a pass goes on.
         let live = ["shop", NAME].map(|name| ca.path("out/live").join(name));

@@ -142,7 +142,7 @@ fn deployments(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: us
 
 #[test]
 fn deployment_leaves_whole_pair_and_next_run_verifies_it_after_kill() {
-    let stride = by_depth(24, 4, 1);
+    let stride = by_depth(36, 4, 1);
     deployments("kill points of a deployment", Server::nginx, stride);
     deployments(
         "kill points of a deployment to HAProxy",

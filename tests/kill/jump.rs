@@ -262,7 +262,7 @@ fn sidecar_loses_nothing_after_kill_in_clock_probe() {
         let Some((_, calls)) = kills.calls(jump) else {
             return;
         };
-        for point in points(&calls, |_| true).iter().step_by(by_depth(8, 1, 1)) {
+        for point in points(&calls, |_| true).iter().step_by(by_depth(12, 1, 1)) {
             kills.survives_kill(jump, point, &mut tally);
         }
     }
@@ -281,7 +281,7 @@ fn clock_probe_is_retried_after_failed_file_call() {
             return;
         };
         let calls = about(&calls, &kills.ca.path("data"), process, GENERATION);
-        for (aimed, call) in calls.iter().step_by(by_depth(6, 1, 1)) {
+        for (aimed, call) in calls.iter().step_by(by_depth(9, 1, 1)) {
             for error in errors(call) {
                 made += 1;
                 failed += u32::from(kills.survives_error(jump, aimed, error));

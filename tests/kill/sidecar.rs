@@ -139,13 +139,13 @@ fn first_issuances(what: &str, stride: usize) {
 
 #[test]
 fn sidecar_renews_after_kill_in_renewal() {
-    renewals("kill points of a sidecar that renews", by_depth(30, 5, 1));
+    renewals("kill points of a sidecar that renews", by_depth(45, 5, 1));
 }
 
 #[test]
 fn sidecar_becomes_ready_after_kill_at_start() {
     first_issuances(
         "kill points of a sidecar's first issuance",
-        by_depth(30, 5, 1),
+        by_depth(45, 5, 1),
     );
 }
