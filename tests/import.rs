@@ -162,11 +162,18 @@ async fn imports(
         "it was not renewed with the account that was taken over"
     );
     let replaced = facts["renewal_id"].as_str().unwrap();
+    // Pebble does not find a serial number whose DER begins with a sign byte: one of 256.
     assert!(
-        is_replaced(pebble, &known, replaced, &facts).await,
+        has_sign_byte(replaced) || is_replaced(pebble, &known, replaced, &facts).await,
         "the order named no predecessor: {printed}"
     );
     assert_eq!(snapshot(source), before, "the source was touched");
+}
+
+/// Whether the serial number in this identifier of RFC 9773 begins with the zero that DER puts before a high bit.
+fn has_sign_byte(renewal_id: &str) -> bool {
+    let serial = renewal_id.split('.').next_back().unwrap();
+    BASE64_URL_SAFE_NO_PAD.decode(serial).unwrap()[0] == 0
 }
 
 /// A journal with one account.
