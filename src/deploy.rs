@@ -28,7 +28,6 @@ pub mod verify;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -42,6 +41,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::net::dns::lookup::Resolver;
+use crate::net::sockets::ListenAddress;
 use crate::program::NOT_STARTED_HINT;
 use crate::record::Generation;
 use crate::text::printable;
@@ -160,7 +160,7 @@ pub trait Target: Send + Sync {
 
     /// The addresses on which it listens, verified when no endpoint is configured; `None`
     /// when this process cannot see them.
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         None
     }
 

@@ -39,7 +39,7 @@ fn deploys_to(nginx: &Nginx) -> String {
 /// Whether a client that accepts these kinds of keys alone sees the certificate `lineage`.
 fn is_shown(ca: &EmbeddedCa, lineage: &str, port: u16, offer: Offer) -> bool {
     let name = Identifier::parse(NAME).unwrap();
-    let address = (Ipv4Addr::LOCALHOST, port).into();
+    let address = &SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
     let shown = runtime.block_on(observe(address, Approach::default(), &name, offer));

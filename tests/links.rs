@@ -1,6 +1,6 @@
 //! The paths of all names of a certificate, as a proxy reads them that looks for the name a client sends.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,7 +43,7 @@ fn proxy(directory: &Path, live: &Path, port: u16, more: &str) -> Option<Running
 fn leaf(port: u16, name: &str) -> Option<Fingerprint> {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
-    let address = (Ipv4Addr::LOCALHOST, port).into();
+    let address = &SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
     let name = name.parse().unwrap();
     let seen = observe(address, Approach::default(), &name, Offer::All);
     let seen = runtime.block_on(seen).ok()?;

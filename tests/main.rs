@@ -72,6 +72,7 @@ mod served;
 mod sidecar;
 mod simulate;
 mod slow;
+mod sockets;
 mod status;
 mod support;
 mod swaps;

@@ -31,7 +31,7 @@ fn proof(ca: &EmbeddedCa) -> Value {
 }
 
 /// The page at `path` of the sidecar's admin endpoints, with its status.
-fn ask(sidecar: &Sidecar, path: &str) -> (u16, String) {
+pub(crate) fn ask(sidecar: &Sidecar, path: &str) -> (u16, String) {
     let url = format!("http://127.0.0.1:{}{path}", sidecar.admin);
     let mut curl = Command::new("curl");
     curl.args([

@@ -268,7 +268,7 @@ fn no_connection_sees_previous_pair_after_exit_0() {
     std::fs::write(&config, text).unwrap();
     let reload = format!("kill -HUP \"$(cat {})\"", nginx.pid_file.display());
     let exec = script(&ca.path("hook"), &reload);
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.port));
+    let address = &SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.port)).into();
     let name = Identifier::parse(NAME).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for _ in 0..5 {

@@ -150,8 +150,8 @@ layer! {
             .forms(DeployTarget::forms)
             .suggests(|| DeployTarget::kinds().map(|kind| kind.name).collect())
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
-        "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
-            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, ?names=NAME&proxy_protocol=v1|v2 after it says how to ask, and `none` drops stored ones")
+        "verify", verify: Vec<Endpoint>, endpoints, ENDPOINTS.hint("HOST:PORT or unix:/PATH, for example example.com:443, with ?names=NAME or ?proxy_protocol=v2 after it where needed")
+            .doc("Verify by a handshake that this endpoint, HOST:PORT or unix:/PATH, serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS, ?names=NAME&proxy_protocol=v1|v2 after it says how to ask, and `none` drops stored ones")
             .option(ISSUE | RUN | IMPORT, "HOST:PORT")
             => .verify;
     }

@@ -37,6 +37,7 @@ use crate::manage::{
     Certificate, FreshKeys, Keeper, OrderSettings, Probes, SameNames, Services, SharedServices,
     VERIFY_WITHIN, Wanted,
 };
+use crate::net::sockets::ListenAddress;
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::record::Terms;
@@ -290,7 +291,7 @@ impl Target for Timed {
         self.0.apply(delivery).await
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         self.0.listens_on().await
     }
 }

@@ -2,7 +2,6 @@
 //! the next reload and its result. Checks are shared in the same way. A target never gets
 //! two reloads at once. While a server reads pairs, no live pair moves ([`Gate`]).
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 use super::target_settings::DeployStage;
 use super::{Delivery, DeployCause, Target};
 use crate::lineage::Lineage;
+use crate::net::sockets::ListenAddress;
 
 /// Two reloads of one server are at least this far apart.
 const APART: Duration = Duration::from_secs(2);
@@ -184,7 +184,7 @@ impl Target for Coalesced {
         self.target.check_phase()
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         self.target.listens_on().await
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -16,10 +17,18 @@ use crate::identifier::Identifier;
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {
     pub(super) approach: Approach,
-    pub(super) host: Identifier,
-    pub(super) port: u16,
+    pub(super) place: Place,
     /// The names to ask for, if they do not follow from the host.
     pub(super) names: BTreeSet<Identifier>,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Every address of a host, at a port.
+    Host(Identifier, u16),
+    /// A Unix socket, by its absolute path.
+    Unix(PathBuf),
 }
 
 /// What comes before TLS on a connection.
@@ -47,8 +56,10 @@ impl Endpoint {
             let names = self.names.iter().collect();
             return Asked { names, all: true };
         }
-        if names.iter().any(|name| self.host.is_covered_by(name)) {
-            let names = vec![&self.host];
+        if let Place::Host(host, _) = &self.place
+            && names.iter().any(|name| host.is_covered_by(name))
+        {
+            let names = vec![host];
             return Asked { names, all: true };
         }
         let names = names.iter().collect();
@@ -73,38 +84,63 @@ impl FromStr for Endpoint {
     type Err = String;
 
     /// Parses `HOST:PORT` or `[IPV6]:PORT`, with `smtp://`, `imap://` or `pop3://` before
-    /// it if TLS starts by STARTTLS, and with `?names=NAME&proxy_protocol=v1|v2` after it.
+    /// it if TLS starts by STARTTLS, or `unix:/PATH`, with `?names=NAME&proxy_protocol=v1|v2`
+    /// after it.
     fn from_str(text: &str) -> Result<Self, String> {
         let (text, options) = text.split_once('?').unwrap_or((text, ""));
-        let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
-        if text.starts_with("unix:") {
-            return Err(format!(
-                "`{}`: a Unix socket cannot be verified; name HOST:PORT of the server that is before it",
-                text.escape_debug()
-            ));
-        }
-        let (protocol, place) = match text.split_once("://") {
-            Some((scheme, place)) => {
-                let protocol = Protocol::of_scheme(scheme);
-                (protocol.ok_or_else(malformed)?, place)
+        let (protocol, place) = match text.strip_prefix("unix:") {
+            Some(path) => {
+                let path = socket_path(path);
+                let path = path.map_err(|why| format!("`{}`: {why}", text.escape_debug()))?;
+                (Protocol::Tls, Place::Unix(path))
             }
-            None => (Protocol::Tls, text),
+            None => host_and_port(text)
+                .ok_or_else(|| format!("`{}` is not HOST:PORT", text.escape_debug()))?,
         };
-        let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
-        let port = port.parse().ok().filter(|port| *port > 0);
         let mut endpoint = Self {
             approach: Approach {
                 protocol,
                 proxy_protocol: None,
             },
-            host: Identifier::parse(host).map_err(|_| malformed())?,
-            port: port.ok_or_else(malformed)?,
+            place,
             names: BTreeSet::new(),
         };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             endpoint.set(option)?;
         }
         Ok(endpoint)
+    }
+}
+
+fn host_and_port(text: &str) -> Option<(Protocol, Place)> {
+    let (protocol, place) = match text.split_once("://") {
+        Some((scheme, place)) => (Protocol::of_scheme(scheme)?, place),
+        None => (Protocol::Tls, text),
+    };
+    let (host, port) = place.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    Some((protocol, Place::Host(Identifier::parse(host).ok()?, port)))
+}
+
+/// Parses the path of a Unix socket, also as `//PATH`.
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    /// `sun_path`, without the zero byte at its end: unix(7).
+    const LONGEST: usize = 107;
+    let path = text.strip_prefix("//").unwrap_or(text);
+    if path.starts_with('@') {
+        return Err(
+            "an abstract socket cannot be verified; name HOST:PORT of the server in front of it"
+                .to_owned(),
+        );
+    }
+    if !path.starts_with('/') || path.chars().any(char::is_control) {
+        return Err("the absolute path of a Unix socket belongs after `unix:`".to_owned());
+    }
+    match path.len() {
+        longer if longer > LONGEST => Err(format!(
+            "this path has {longer} bytes, and that of a Unix socket has at most {LONGEST}"
+        )),
+        _ => Ok(path.into()),
     }
 }
 
@@ -139,9 +175,12 @@ impl fmt::Display for Endpoint {
         if protocol != Protocol::Tls {
             write!(f, "{protocol}://")?;
         }
-        match &self.host {
-            Identifier::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port)?,
-            host => write!(f, "{host}:{}", self.port)?,
+        match &self.place {
+            Place::Host(Identifier::Ip(IpAddr::V6(address)), port) => {
+                write!(f, "[{address}]:{port}")?;
+            }
+            Place::Host(host, port) => write!(f, "{host}:{port}")?,
+            Place::Unix(path) => write!(f, "unix:{}", path.display())?,
         }
         let names = self.names.iter().map(|name| format!("names={name}"));
         let header = proxy_protocol.map(|version| format!("proxy_protocol={version}"));
@@ -171,12 +210,32 @@ mod tests {
         for whole in [
             "127.0.0.1:443?names=a.example.com&names=b.example.com&proxy_protocol=v2",
             "smtp://mx.example.com:25?proxy_protocol=v1",
+            "unix:/run/a b.sock?names=a.example.com&proxy_protocol=v2",
         ] {
             assert_eq!(shown(whole).unwrap(), whole);
         }
         assert_eq!(shown("a:1?").unwrap(), "a:1");
-        let unix = shown("unix:/run/nginx.sock").unwrap_err();
-        assert!(unix.contains("server that is before it"), "{unix}");
+        assert_eq!(shown("unix:///run/a").unwrap(), "unix:/run/a");
+        let of_length = |length: usize| shown(&format!("unix:{:a<length$}", "/"));
+        assert!(of_length(107).is_ok());
+        for (refused, why) in [
+            (
+                of_length(108),
+                "108 bytes, and that of a Unix socket has at most 107",
+            ),
+            (
+                shown("unix:@a"),
+                "an abstract socket cannot be verified; name HOST:PORT",
+            ),
+            (shown("unix:run/a"), "`unix:run/a`: the absolute path"),
+            (shown("unix://run/a"), "the absolute path"),
+            (shown("unix:/run/\n"), "`unix:/run/\\n`: the absolute path"),
+            (shown("smtp://unix:/run/a"), "is not HOST:PORT"),
+            (shown("unix:/run/a?name=b"), "unknown option"),
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
         for text in [
             "example.com",
             "example.com:0",
@@ -208,7 +267,10 @@ mod tests {
         assert_eq!(asked("x.c.example.com:443"), own("x.c.example.com"));
         let both = "a.example.com:443?names=a.example.com&names=b.example.com";
         assert_eq!(asked(both), own("a.example.com b.example.com"));
-        let (all, must) = asked("127.0.0.1:443");
-        assert_eq!((all.split(' ').count(), must), (3, false));
+        for place in ["127.0.0.1:443", "unix:/run/a"] {
+            let (all, must) = asked(place);
+            assert_eq!((all.split(' ').count(), must), (3, false));
+        }
+        assert_eq!(asked("unix:/a?names=b.example.com"), own("b.example.com"));
     }
 }

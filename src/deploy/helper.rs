@@ -10,7 +10,6 @@ pub(crate) mod restart;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +29,7 @@ use super::target::DeployTarget;
 use super::target_settings::USUAL_DEADLINE;
 use super::{Delivery, DeployCause, Outlet, Target, copy};
 use crate::lineage::Lineage;
+use crate::net::sockets::ListenAddress;
 use crate::program::{self, Call, ProgramError, Runner};
 
 /// A request to the helper.
@@ -48,7 +48,7 @@ enum HelperRequest {
 /// The reply of the helper, with the field that the request asks for.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct HelperReply {
-    addresses: Option<Vec<SocketAddr>>,
+    addresses: Option<Vec<ListenAddress>>,
     obstacle: Option<String>,
     program: Option<ProgramError>,
 }
@@ -264,7 +264,7 @@ impl Target for RemoteTarget {
         self.request(request).await.map(drop)
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         let reply = self.request(HelperRequest::ListensOn).await;
         reply.ok()?.addresses
     }

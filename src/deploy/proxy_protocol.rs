@@ -19,6 +19,8 @@ pub enum ProxyProtocol {
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, and the command PROXY.
 const VERSION_AND_COMMAND: u8 = 0x21;
+/// Version 2, and the command LOCAL: the connection is the proxy's own.
+const VERSION_AND_LOCAL: u8 = 0x20;
 const TCP_OVER_IPV4: u8 = 0x11;
 const TCP_OVER_IPV6: u8 = 0x21;
 
@@ -48,6 +50,16 @@ impl ProxyProtocol {
         let length = u16::try_from(addresses.len() + ports.len()).map_err(io::Error::other)?;
         let fixed = [VERSION_AND_COMMAND, family];
         Ok([SIGNATURE, &fixed, &length.to_be_bytes(), &addresses, &ports].concat())
+    }
+}
+
+impl ProxyProtocol {
+    /// The header of a connection without addresses, as to a Unix socket.
+    pub(super) fn local(self) -> Vec<u8> {
+        match self {
+            Self::V1 => b"PROXY UNKNOWN\r\n".to_vec(),
+            Self::V2 => [SIGNATURE, &[VERSION_AND_LOCAL, 0, 0, 0]].concat(),
+        }
     }
 }
 
@@ -91,5 +103,7 @@ mod tests {
         let ipv6: SocketAddr = "[::1]:1".parse().unwrap();
         assert_eq!(ProxyProtocol::V2.header(ipv6, ipv6).unwrap().len(), 52);
         assert!(ProxyProtocol::V1.header(ipv6, server).is_err());
+        assert_eq!(ProxyProtocol::V1.local(), b"PROXY UNKNOWN\r\n");
+        assert_eq!(ProxyProtocol::V2.local(), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     }
 }

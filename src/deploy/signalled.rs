@@ -1,15 +1,13 @@
 //! Servers that reload their certificates at a signal and report no success. Each is a
 //! constant in its own file below `targets/`.
 
-use std::net::SocketAddr;
-
 use async_trait::async_trait;
 use rustix::process::Signal;
 
 use super::keys::values::PathKey;
 use super::process::{Process, Server};
 use super::{Delivery, DeployCause, Target, key_access};
-use crate::net::sockets::listened_on_by;
+use crate::net::sockets::{ListenAddress, listened_on_by};
 
 /// How to find and reload one such server.
 #[derive(Debug)]
@@ -60,7 +58,7 @@ impl Target for Signalled {
         self.process()?.signal(self.reload.signal)
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         if !self.reload.speaks_tls_at_once {
             return None;
         }

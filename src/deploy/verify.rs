@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,11 +15,13 @@ use thiserror::Error;
 pub use self::handshake::{Offer, Shown, observe};
 use self::unseen::Cause;
 pub use self::unseen::Unseen;
-use super::endpoint::{Approach, Asked, Endpoint};
+use super::endpoint::{Approach, Asked, Endpoint, Place};
 use super::proxy_protocol::ProxyProtocol;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::net::dns::lookup::Resolver;
+use crate::net::sockets::ListenAddress;
+use crate::text::printable;
 use crate::time::Clock;
 
 /// The problem of a server that was seen before.
@@ -43,6 +45,8 @@ pub struct VerifyError {
     found: String,
     /// Whether nothing of the server could be seen from here.
     is_blind: bool,
+    /// Whether our user may not connect to its socket.
+    is_denied: bool,
     /// Whether that was so before the deployment, which cannot be its cause.
     was_blind: bool,
 }
@@ -55,12 +59,14 @@ impl VerifyError {
             within: String::new(),
             found: found.to_owned(),
             is_blind: false,
+            is_denied: false,
             was_blind: false,
         }
     }
 
-    fn blind(mut self, is_blind: bool) -> Self {
-        self.is_blind = is_blind;
+    /// Takes over why `unseen` says nothing about the server.
+    fn because_of(mut self, unseen: &Unseen) -> Self {
+        (self.is_blind, self.is_denied) = (unseen.is_blind(), unseen.is_denied());
         self
     }
 
@@ -86,8 +92,12 @@ impl VerifyError {
 
     /// The error of one look that did not see the certificate.
     #[must_use]
-    pub fn unseen(endpoint: &ServedAt, name: &Identifier, found: &str) -> Self {
-        Self::new(endpoint, name, found)
+    pub fn unseen(endpoint: &ServedAt, name: &Identifier, unseen: &Unseen) -> Self {
+        let is_denied = unseen.is_denied();
+        Self {
+            is_denied,
+            ..Self::new(endpoint, name, &printable(&unseen.found))
+        }
     }
 
     /// What was found instead.
@@ -109,6 +119,9 @@ impl VerifyError {
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
+        if self.is_denied {
+            return "the certificate is stored and deployed; let that user write to the socket and search the directories above it, or name HOST:PORT of the server in front with --verify, then run this again: nothing is ordered twice";
+        }
         if self.is_blind {
             return "the certificate is stored and deployed; name an address of the server that this machine reaches with --verify HOST:PORT, then run this again: nothing is ordered twice";
         }
@@ -123,7 +136,7 @@ pub enum ServedAt {
     Named(Endpoint),
     /// The addresses on which this server listens: one of them must serve the
     /// certificate, and so must its port in the other address family.
-    Found(String, Vec<SocketAddr>),
+    Found(String, Vec<ListenAddress>),
 }
 
 impl ServedAt {
@@ -163,6 +176,12 @@ pub trait Verifier: Send + Sync {
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<Unreached, Unseen>;
+
+    /// Whether all of `addresses` are Unix sockets whose servers speak no TLS: that is before
+    /// them, and they are not verified.
+    async fn is_plain(&self, _addresses: &[ListenAddress], _name: &Identifier) -> bool {
+        false
+    }
 }
 
 /// The addresses that could not be reached, each with the error.
@@ -220,14 +239,31 @@ impl Verifier for Handshake {
     ) -> Result<Unreached, Unseen> {
         match place {
             ServedAt::Named(endpoint) => {
-                let addresses = { &self.resolver }
-                    .hosts(&endpoint.host.to_string(), endpoint.port)
-                    .await;
-                let addresses = addresses.map_err(|error| Unseen::unreachable(&error))?;
+                let addresses = match &endpoint.place {
+                    Place::Host(host, port) => {
+                        let addresses = { &self.resolver }.hosts(&host.to_string(), *port).await;
+                        let addresses = addresses.map_err(|error| Unseen::unreachable(&error))?;
+                        addresses.into_iter().map(ListenAddress::Tcp).collect()
+                    }
+                    Place::Unix(path) => vec![ListenAddress::Unix(path.clone())],
+                };
                 every_address(addresses, endpoint.approach, name, wanted).await
             }
             ServedAt::Found(_, addresses) => each_family(addresses, name, wanted).await,
         }
+    }
+
+    async fn is_plain(&self, addresses: &[ListenAddress], name: &Identifier) -> bool {
+        for address in addresses {
+            if address.tcp().is_some() {
+                return false;
+            }
+            let shown = shown_at(address, &mut Approach::default(), name).await;
+            if !shown.is_err_and(|unseen| unseen.is_plain()) {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -276,14 +312,13 @@ impl Verification<'_> {
                 Err(found) => found,
             };
             if self.time_is_up() {
-                let blind = unseen.is_blind();
                 let found = match flaps {
-                    true => format!(
+                    true => &format!(
                         "only some connections see it, as behind a balancer (verify its servers one by one): {unseen}"
                     ),
-                    false => unseen.found,
+                    false => &unseen.found,
                 };
-                return Err(VerifyError::new(place, name, &found).blind(blind));
+                return Err(VerifyError::new(place, name, found).because_of(&unseen));
             }
             self.pause(&mut pause).await;
         }
@@ -340,11 +375,11 @@ impl Verification<'_> {
     }
 }
 
-/// Other ports may serve other certificates, or no TLS. A port that serves the wanted
-/// certificate by IPv4 must also serve it by IPv6 if the server listens on both, and this
-/// machine has a route there.
+/// Other ports and sockets may serve other certificates, or no TLS. A port that serves the
+/// wanted certificate by IPv4 must also serve it by IPv6 if the server listens on both, and
+/// this machine has a route there.
 async fn each_family(
-    addresses: &[SocketAddr],
+    addresses: &[ListenAddress],
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<Unreached, Unseen> {
@@ -353,15 +388,15 @@ async fn each_family(
         if !shown.is_empty() && !is_other_family(address, &shown) {
             continue;
         }
-        let mut seen = shows(*address, Approach::default(), name, wanted).await;
-        if let Some(by_v4) = by_v4(*address, addresses, &seen) {
-            match shows(by_v4, Approach::default(), name, wanted).await {
+        let mut seen = shows(address, Approach::default(), name, wanted).await;
+        if let Some(by_v4) = by_v4(address, addresses, &seen) {
+            match shows(&by_v4, Approach::default(), name, wanted).await {
                 Err(other) if other.leaf().is_none() => {}
                 by_v4 => seen = by_v4,
             }
         }
         match seen {
-            Ok(()) => shown.push(*address),
+            Ok(()) => shown.push(address),
             Err(other) => others.push((address, other)),
         }
     }
@@ -380,36 +415,40 @@ async fn each_family(
 
 /// Without IPv6, a socket for both families is reached by IPv4 alone.
 fn by_v4(
-    address: SocketAddr,
-    others: &[SocketAddr],
+    address: &ListenAddress,
+    others: &[ListenAddress],
     seen: &Result<(), Unseen>,
-) -> Option<SocketAddr> {
-    let cause = &seen.as_ref().err()?.cause;
-    let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+) -> Option<ListenAddress> {
+    let (address, cause) = (address.tcp()?, &seen.as_ref().err()?.cause);
+    let by_v4 = ListenAddress::Tcp((Ipv4Addr::LOCALHOST, address.port()).into());
     let is_any = address.ip() == Ipv6Addr::LOCALHOST && !others.contains(&by_v4);
     (is_any && matches!(cause, Cause::NoRoute)).then_some(by_v4)
 }
 
 /// Whether `shown` has an address of the same port and none of the same family.
-fn is_other_family(address: &SocketAddr, shown: &[SocketAddr]) -> bool {
-    let mut same_port = shown.iter().filter(|one| one.port() == address.port());
+fn is_other_family(address: &ListenAddress, shown: &[&ListenAddress]) -> bool {
+    let Some(address) = address.tcp() else {
+        return false;
+    };
+    let shown = shown.iter().filter_map(|one| one.tcp());
+    let mut same_port = shown.filter(|one| one.port() == address.port());
     let there = same_port.clone().next().is_some();
     there && !same_port.any(|one| one.is_ipv6() == address.is_ipv6())
 }
 
 /// An address that cannot be reached is left out if another one can.
 async fn every_address(
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<ListenAddress>,
     approach: Approach,
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<Unreached, Unseen> {
     let (mut unreached, mut is_shown) = (Vec::new(), false);
     for address in addresses {
-        match shows(address, approach, name, wanted).await {
+        match shows(&address, approach, name, wanted).await {
             Ok(()) => is_shown = true,
             Err(unseen) => match unseen.cause {
-                Cause::NoRoute | Cause::Unreachable => unreached.push(unseen),
+                Cause::NoRoute | Cause::Unreachable | Cause::Denied => unreached.push(unseen),
                 _ => return Err(unseen),
             },
         }
@@ -420,22 +459,39 @@ async fn every_address(
     Err(Unseen::join(unreached, name).unwrap_or_else(|| "the host has no address".into()))
 }
 
-async fn shows(
-    address: SocketAddr,
-    mut approach: Approach,
+/// The certificate that is shown, and the approach by which it is.
+async fn shown_at(
+    address: &ListenAddress,
+    approach: &mut Approach,
     name: &Identifier,
-    wanted: &Fingerprint,
-) -> Result<(), Unseen> {
-    let mut seen = observe(address, approach, name, Offer::All).await;
+) -> Result<Shown, Unseen> {
+    let seen = observe(address, *approach, name, Offer::All).await;
     // A server behind a balancer closes a connection that begins without its header.
     if let Err(unseen) = &seen
         && matches!(unseen.cause, Cause::Closed)
         && approach.proxy_protocol.is_none()
     {
-        approach.proxy_protocol = Some(ProxyProtocol::V1);
-        let behind = observe(address, approach, name, Offer::All).await;
-        seen = behind.or(seen);
+        let proxy_protocol = Some(ProxyProtocol::V1);
+        let behind = Approach {
+            proxy_protocol,
+            ..*approach
+        };
+        let shown = observe(address, behind, name, Offer::All).await;
+        if shown.is_ok() || shown.as_ref().is_err_and(Unseen::is_plain) {
+            *approach = behind;
+            return shown;
+        }
     }
+    seen
+}
+
+async fn shows(
+    address: &ListenAddress,
+    mut approach: Approach,
+    name: &Identifier,
+    wanted: &Fingerprint,
+) -> Result<(), Unseen> {
+    let seen = shown_at(address, &mut approach, name).await;
     let seen = seen.map_err(|unseen| unseen.at(address))?;
     if seen.facts.fingerprint == *wanted {
         return Ok(());

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::AtEnd;
@@ -113,8 +112,8 @@ async fn ask(reach: &Reach, path: &str, limited: &mut Duration) -> String {
 const UNREACHABLE: &str = "no such address on this machine";
 
 async fn fetch(reach: &Reach, path: &str) -> io::Result<String> {
-    let connected = timeout(WITHIN, TcpStream::connect(reach.address)).await?;
-    let mut stream = match connected {
+    let connected = timeout(WITHIN, reach.address.connect()).await?;
+    let (mut stream, _) = match connected {
         Err(error) if is_unreachable(&error) => return Ok(UNREACHABLE.to_owned()),
         connected => connected?,
     };
@@ -182,7 +181,7 @@ mod tests {
         let webroot = tempfile::tempdir().unwrap();
         let answered = async |address: SocketAddr, is_over: bool| {
             let reach = Reach {
-                address,
+                address: address.into(),
                 binds: None,
                 is_proxied: true,
                 name: "example.com".to_owned(),

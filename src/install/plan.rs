@@ -25,6 +25,7 @@ use super::tree::Tree;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::sockets::ListenAddress;
 use crate::text::shell_word;
 
 /// How far a plan goes.
@@ -101,7 +102,7 @@ pub(crate) const PROBED: &str = "certs-probe.";
 /// A socket at which a name must be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reach {
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     /// The address that nginx binds for it, if it has not yet.
     pub binds: Option<SocketAddr>,
     /// Whether it expects a PROXY header.
@@ -209,7 +210,8 @@ pub(crate) fn plan(
         .filter(|one| shares(one) && !is_found(one))
         .collect();
     found.extend(further);
-    let (found, hidden) = on_ports(tree, found, name, options)?;
+    let (found, hidden) = within_reach(tree, found, name, options)?;
+    check_answers(tree, &found, name, options, pair)?;
     let mut planner = Planner {
         tree,
         options,
@@ -245,15 +247,16 @@ pub(crate) fn plan(
     Ok(planner.plan)
 }
 
-/// The blocks that listen on a port, and a note about the others: those have the TLS of the
-/// server in front of them.
-fn on_ports<'s, 't>(
+/// The blocks that listen on a port or have TLS, and a note about the others: those have the
+/// TLS of the server in front of them.
+fn within_reach<'s, 't>(
     tree: &Tree,
     found: Vec<&'s ServerBlock<'t>>,
     name: &str,
     options: &PlanOptions,
 ) -> Result<(Vec<&'s ServerBlock<'t>>, Option<String>), Failure> {
-    let (found, hidden): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.is_on_a_port());
+    let is_meant = |one: &&ServerBlock| one.is_on_a_port() || one.has_tls();
+    let (found, hidden): (Vec<_>, Vec<_>) = found.into_iter().partition(is_meant);
     let places: Vec<String> = hidden.iter().map(|one| tree.place(one.at)).collect();
     let places = places.join(", ");
     if !found.is_empty() {
@@ -272,6 +275,31 @@ fn on_ports<'s, 't>(
             "add `listen {};` to the block, or obtain a certificate for the server in front: certs issue {} --webroot DIR, which that server serves at {CHALLENGES}",
             options.http_port,
             shell_word(name)
+        ),
+    ))
+}
+
+/// Refuses blocks on Unix sockets alone whose certificate is not issued yet: the server in
+/// front of them has port 80.
+fn check_answers(
+    tree: &Tree,
+    found: &[&ServerBlock],
+    name: &str,
+    options: &PlanOptions,
+    pair: &Pair,
+) -> Result<(), Failure> {
+    if pair.is_issued() || options.by_dns || found.iter().any(|one| one.is_on_a_port()) {
+        return Ok(());
+    }
+    let places: Vec<String> = found.iter().map(|one| tree.place(one.at)).collect();
+    let (places, name) = (places.join(", "), shell_word(name));
+    Err(Failure::usage(
+        format!(
+            "{places}: the block has TLS on a Unix socket alone, and port {} belongs to the server in front of it: challenges cannot be answered here; nothing was changed",
+            options.http_port
+        ),
+        format!(
+            "issue the certificate first, then run this command again: certs issue {name} --webroot DIR, which the server in front serves at {CHALLENGES}, or certs issue {name} --dns PROVIDER"
         ),
     ))
 }

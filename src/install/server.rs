@@ -146,8 +146,13 @@ impl<'a> ServerBlock<'a> {
     /// Whether any of its listeners has TLS.
     #[must_use]
     pub(crate) fn has_tls(&self) -> bool {
-        self.listens.iter().any(|listen| listen.is("ssl"))
-            || self.of("ssl").any(|one| one.directive.argument() == "on")
+        self.listens.iter().any(|listen| self.speaks_tls(listen))
+    }
+
+    /// Whether this listener of it has TLS.
+    #[must_use]
+    pub(super) fn speaks_tls(&self, listen: &Listen) -> bool {
+        listen.is("ssl") || self.of("ssl").any(|one| one.directive.argument() == "on")
     }
 
     /// Its directives of this name.

@@ -91,7 +91,7 @@ impl Pass<'_> {
     /// firewall. What it does not see afterwards either is not the deployment's fault.
     async fn blind_endpoints(&self, pair: &Pair) -> BTreeSet<String> {
         let (mut blind, facts) = (BTreeSet::new(), pair.bundle.facts());
-        for endpoint in endpoints_to_verify(self.certificate).await {
+        for endpoint in self.endpoints_to_verify().await {
             let verifier = self.services.verifier.as_ref();
             let (names, wanted) = (self.asked(facts), &facts.fingerprint);
             let seen = look_once(verifier, &endpoint, &names, wanted, |_| 0).await;
@@ -100,6 +100,26 @@ impl Pass<'_> {
             }
         }
         blind
+    }
+
+    /// The endpoints to verify: those that the user named, or the addresses on which the
+    /// targets listen.
+    pub(super) async fn endpoints_to_verify(&self) -> Vec<ServedAt> {
+        let certificate = self.certificate;
+        if !certificate.endpoints.is_empty() {
+            let named = certificate.endpoints.iter().cloned();
+            return named.map(ServedAt::Named).collect();
+        }
+        let (mut found, verifier) = (Vec::new(), &self.services.verifier);
+        for target in &certificate.targets {
+            if let Some(addresses) = target.listens_on().await
+                && let Some(name) = certificate.wanted.identifiers.first()
+                && !verifier.is_plain(&addresses, name).await
+            {
+                found.push(ServedAt::Found(target.name(), addresses));
+            }
+        }
+        found
     }
 
     /// The names for which endpoints are asked: a server shows another certificate for those
@@ -272,7 +292,7 @@ impl Pass<'_> {
         checking: Duration,
     ) -> Result<(), ManageError> {
         let (services, certificate) = (self.services, self.certificate);
-        let mut endpoints = endpoints_to_verify(certificate).await;
+        let mut endpoints = self.endpoints_to_verify().await;
         let listens = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
         if let Some(gone) = self.record.served.keys().find(|known| !listens(known)) {
             let why = silence(certificate, gone, &self.delivery(pair, false)).await;
@@ -382,22 +402,6 @@ pub(crate) async fn stored(
     let (names, now) = (&facts.identifiers, services.clock.now());
     let pair = services.bundles.bundle(lineage, key, &chain, names, now);
     pair.map_err(ManageError::Stored)
-}
-
-/// The endpoints to verify for `certificate`: those that the user named, or the addresses
-/// on which its targets listen.
-pub(super) async fn endpoints_to_verify(certificate: &Certificate) -> Vec<ServedAt> {
-    if !certificate.endpoints.is_empty() {
-        let named = certificate.endpoints.iter().cloned();
-        return named.map(ServedAt::Named).collect();
-    }
-    let mut found = Vec::new();
-    for target in &certificate.targets {
-        if let Some(addresses) = target.listens_on().await {
-            found.push(ServedAt::Found(target.name(), addresses));
-        }
-    }
-    found
 }
 
 /// The servers of `certificate` that no configured endpoint verifies, by name. A copy is a

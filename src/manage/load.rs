@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::ca_state::refund;
 use super::clock::PassClock;
 use super::concurrency::Permit;
-use super::deploy::{endpoints_to_verify, on_disk, servers_without_endpoint};
+use super::deploy::{on_disk, servers_without_endpoint};
 use super::error::ManageError;
 use super::partial;
 use super::proof::FILES;
@@ -191,7 +191,7 @@ impl<'p> Pass<'p> {
     /// Updates the endpoints to verify: old ones are dropped, and new ones are unverified. A
     /// server that was seen and listens no more stays, as unverified.
     async fn sync_endpoints(&mut self) {
-        let found = endpoints_to_verify(self.certificate).await;
+        let found = self.endpoints_to_verify().await;
         let found: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
         let (served, now) = (&mut self.record.served, self.services.clock.now());
         let servers = servers_without_endpoint(self.certificate);

@@ -2,7 +2,7 @@
 //! deployments. A server that went back to another certificate for our names is deployed
 //! to again; one that is unreachable is only reported, since no reload helps it.
 
-use super::deploy::{endpoints_to_verify, silence};
+use super::deploy::silence;
 use super::error::ManageError;
 use super::proof::FILES;
 use super::services::Looks;
@@ -39,7 +39,7 @@ impl Pass<'_> {
         let Some(first) = names.first() else {
             return Ok(());
         };
-        let endpoints = endpoints_to_verify(self.certificate).await;
+        let endpoints = self.endpoints_to_verify().await;
         for seen in self.record.served.values_mut() {
             seen.again = Some(now + sooner(looks.every));
         }
@@ -150,7 +150,7 @@ impl Pass<'_> {
             tracing::warn!(%lineage, "{endpoint} does not serve the certificate: {found}");
         }
         if drifted.is_none() {
-            self.unseen = Some(VerifyError::unseen(endpoint, name, &found));
+            self.unseen = Some(VerifyError::unseen(endpoint, name, &unseen));
         }
         drifted
     }

@@ -2,9 +2,16 @@
 //! the processes of our own user are visible.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::Stream;
 use crate::files::trust;
 
 /// Connections that may wait to be accepted: the kernel's default maximum
@@ -16,6 +23,59 @@ pub(crate) const NGINX_MASTER: &str = ": master process ";
 pub(crate) const NGINX_WORKER: &str = ": worker process";
 /// In the title of a worker that accepts no connections any more.
 pub(crate) const NGINX_ENDING: &str = "worker process is shutting down";
+
+/// Where a server of this machine listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ListenAddress {
+    /// A port.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl ListenAddress {
+    /// The address of a port.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Connects to it. The ends of the connection are those of TCP.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(crate) async fn connect(&self) -> io::Result<(Box<dyn Stream>, Option<Ends>)> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                let ends = (stream.local_addr()?, stream.peer_addr()?);
+                Ok((Box::new(stream), Some(ends)))
+            }
+            Self::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), None)),
+        }
+    }
+}
+
+/// Our address, and that of the server.
+pub(crate) type Ends = (SocketAddr, SocketAddr);
+
+impl From<SocketAddr> for ListenAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
 
 /// A listening socket.
 struct Listening {
@@ -52,7 +112,7 @@ pub(crate) fn owner_at(address: SocketAddr) -> Option<(String, u32)> {
 /// The addresses on which process `pid` can be reached from here; `None` if
 /// its sockets are not visible or it runs in another network namespace.
 #[must_use]
-pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
+pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<ListenAddress>> {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     if namespace(&pid.to_string())? != namespace("self")? {
         return None;
@@ -63,7 +123,41 @@ pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
         .filter(|socket| open.contains(&socket.link))
         .map(|socket| reachable(socket.address))
         .collect();
-    Some(found.into_iter().collect())
+    Some(found.into_iter().map(ListenAddress::Tcp).collect())
+}
+
+/// The Unix sockets on which process `pid` can be reached from here, by their paths. Those of
+/// another root directory are left out: the same path may lead to another server.
+#[must_use]
+pub(crate) fn unix_sockets_of(pid: u32) -> BTreeSet<PathBuf> {
+    let open = descriptors(pid).unwrap_or_default();
+    let table = std::fs::read(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
+    let is_same = |path: &PathBuf| {
+        let theirs = format!("/proc/{pid}/root{}", path.display());
+        let both = [path.as_path(), Path::new(&theirs)].map(|path| {
+            let found = std::fs::metadata(path).ok()?;
+            let is_socket = found.file_type().is_socket();
+            is_socket.then(|| (found.dev(), found.ino()))
+        });
+        both[0].is_some() && both[0] == both[1]
+    };
+    let listening = table.lines().filter_map(listening_at);
+    let own = listening.filter(|(_, link)| open.contains(link));
+    own.map(|(path, _)| path).filter(is_same).collect()
+}
+
+/// Parses a line of /proc/net/unix: the absolute path of a listening stream socket, and the
+/// target of its link in /proc/PID/fd.
+fn listening_at(line: &str) -> Option<(PathBuf, String)> {
+    const LISTENS: &str = "00010000";
+    const STREAM: &str = "0001";
+    let (fields, path) = line.split_once(" /")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let [_, _, _, LISTENS, STREAM, _, inode] = fields.as_slice() else {
+        return None;
+    };
+    Some((format!("/{path}").into(), format!("socket:[{inode}]")))
 }
 
 /// The child processes of process `pid`.
@@ -187,14 +281,33 @@ mod tests {
         let one = TcpListener::bind("127.0.0.1:0").unwrap();
         let any = TcpListener::bind("0.0.0.0:0").unwrap();
         let found = listened_on_by(std::process::id()).unwrap();
-        assert!(found.contains(&one.local_addr().unwrap()), "{found:?}");
+        assert!(
+            found.contains(&one.local_addr().unwrap().into()),
+            "{found:?}"
+        );
         let port = any.local_addr().unwrap().port();
         assert!(
-            found.contains(&(Ipv4Addr::LOCALHOST, port).into()),
+            found.contains(&ListenAddress::Tcp((Ipv4Addr::LOCALHOST, port).into())),
             "{found:?}"
         );
         let (program, pid) = owner_at(any.local_addr().unwrap()).unwrap();
         assert_eq!((pid, program.is_empty()), (std::process::id(), false));
+    }
+
+    #[test]
+    fn unix_sockets_of_own_process_are_found_while_their_files_are_there() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let directory = tempfile::tempdir().unwrap();
+        let [served, replaced] = ["a b.sock", "c.sock"].map(|name| directory.path().join(name));
+        let _listeners = [&served, &replaced].map(|path| UnixListener::bind(path).unwrap());
+        let _connected = UnixStream::connect(&served).unwrap();
+        std::fs::remove_file(&replaced).unwrap();
+        std::fs::write(&replaced, "").unwrap();
+        let found = unix_sockets_of(std::process::id());
+        let ours = found
+            .iter()
+            .filter(|path| path.starts_with(directory.path()));
+        assert_eq!(ours.collect::<Vec<_>>(), [&served]);
     }
 
     #[test]

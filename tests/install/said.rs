@@ -254,6 +254,53 @@ fn block_on_a_unix_socket_alone_is_refused_before_the_order() {
 }
 
 #[test]
+fn block_with_tls_on_a_unix_socket_gets_the_stored_certificate() {
+    let Some(machine) = Machine::new("") else {
+        return;
+    };
+    let socket = machine.path("front.sock").display().to_string();
+    let old = super::pair(&machine, "old");
+    // The block on port 80 stands for the server in front.
+    machine.write_site(&format!(
+        "server {{ listen unix:{socket} ssl proxy_protocol; server_name www.example.com; return 200 'hello';\n\
+         ssl_certificate {old}/fullchain.pem; ssl_certificate_key {old}/privkey.pem; }}\n\
+         server {{ listen 127.0.0.1:HTTP; server_name front.example.com; root {}; }}\n",
+        machine.path("www").display()
+    ));
+    let ca = ca_of(&machine);
+    machine.start();
+    let before = machine.files();
+    let arguments = ["--domain", "www.example.com"];
+    let printed = run(&mut whole(&machine, &ca, &arguments), 2);
+    assert_says(
+        &printed,
+        &[
+            "the block has TLS on a Unix socket alone",
+            "hint: issue the certificate first",
+            "certs issue www.example.com --webroot DIR",
+        ],
+    );
+    assert_eq!(machine.files(), before);
+    let mut issue = certs(machine.directory.path());
+    issue.args(["issue", "www.example.com", "--agree-tos", "--ca"]);
+    issue.arg(ca.server.directory_url()).arg("--ca-root");
+    issue.arg(ca.path("root.pem")).arg("--webroot");
+    run(issue.arg(machine.path("www")), 0);
+    let printed = run(&mut whole(&machine, &ca, &arguments), 0);
+    assert_says(&printed, &["certificate paths replaced"]);
+    let status = run(certs(machine.directory.path()).arg("status"), 0);
+    assert_says(&status, &["proven"]);
+    // It is renewed and proven there, and a block that serves another is undone.
+    let printed = run(
+        certs(machine.directory.path()).args(["renew", "--force"]),
+        0,
+    );
+    assert_says(&printed, &["proven by handshake at nginx"]);
+    run(&mut machine.install(&["--undo"]), 0);
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
 fn slow_test_of_nginx_is_given_up_at_the_configured_time() {
     let Some(mut machine) = Machine::new(PLAIN) else {
         return;

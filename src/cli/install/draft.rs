@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::super::catalog::as_stored;
@@ -152,7 +152,7 @@ impl Work<'_> {
     /// Where a whole site is reached.
     fn reaches(&self, port: u16, name: &Identifier) -> Vec<Reach> {
         vec![Reach {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into(),
             binds: None,
             is_proxied: false,
             name: name.to_string().replacen("*.", PROBED, 1),

@@ -89,7 +89,9 @@ impl<'a> Looks<'a> {
         let said = [EMERGENCY, "certs-install-checks"].map(|word| self.log.lines_with(word));
         let said = said.iter().filter_map(|lines| lines.first());
         let mut cause: String = said.map(|line| format!("; nginx: {line}")).collect();
-        let addresses = at.iter().map(|reach| reach.binds.unwrap_or(reach.address));
+        let addresses = at
+            .iter()
+            .filter_map(|reach| reach.binds.or(reach.address.tcp()));
         for address in addresses.collect::<BTreeSet<_>>() {
             if let Some((program, pid)) = sockets::owner_at(address)
                 && program != "nginx"
@@ -205,9 +207,9 @@ pub(super) fn check_free(plan: &InstallPlan) -> Result<(), Failure> {
 
 /// What is served instead.
 async fn look(reach: &Reach, wanted: &Fingerprint) -> Option<String> {
-    let (name, address) = (&reach.name, reach.address);
+    let (name, address) = (&reach.name, &reach.address);
     let identifier = Identifier::parse(name).ok()?;
-    if let Err(error) = TcpListener::bind((address.ip(), 0))
+    if let Some(Err(error)) = address.tcp().map(|at| TcpListener::bind((at.ip(), 0)))
         && is_unreachable(&error)
     {
         return None;

@@ -7,7 +7,6 @@ mod cli;
 pub(crate) mod replies;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -20,7 +19,7 @@ use crate::deploy::{copy, off_thread};
 use crate::files::beneath::Directory;
 use crate::identifier::Identifier;
 use crate::net::dns::lookup::Resolver;
-use crate::net::sockets::listened_on_by;
+use crate::net::sockets::{ListenAddress, listened_on_by};
 
 use self::cli::{Cli, refused};
 use self::replies::{Shown, is_a_name};
@@ -373,7 +372,7 @@ impl Target for Settings {
         ))
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
         // Only a HAProxy of this machine tells them.
         let cli = Cli::open(&self.socket, &Resolver::default()).await;
         let (cli, _) = cli.ok()?;

@@ -3,7 +3,6 @@
 //! over only the options of nginx that name its configuration.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -17,7 +16,8 @@ use crate::deploy::keys::values::within;
 use crate::deploy::process::{Process, Server};
 use crate::deploy::target_settings::prelude::*;
 use crate::net::sockets::{
-    NGINX_ENDING, NGINX_MASTER, NGINX_WORKER, children_of, children_titled, listened_on_by,
+    ListenAddress, NGINX_ENDING, NGINX_MASTER, NGINX_WORKER, children_of, children_titled,
+    listened_on_by, unix_sockets_of,
 };
 use crate::text::printable_lines;
 
@@ -51,9 +51,8 @@ settings! {
     /// waits. If nginx cannot read the key, `certs` names its user and the file's mode: the workers' user, if
     /// `ssl_certificate_key` has a variable.
     ///
-    /// Without `verify` the ports on which nginx listens are verified, port 80 excepted; behind another server, on a Unix
-    /// socket alone, name the port of that server. In containers, share the PID
-    /// namespace. With two of them for one certificate, messages name each by its pid file.
+    /// Without `verify` the ports and Unix sockets on which nginx listens are verified, port 80 and plain sockets excepted.
+    /// In containers, share the PID namespace. With two of them for one certificate, messages name each by its pid file.
     struct Settings {
         /// The pid file of its master process
         #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
@@ -259,10 +258,12 @@ impl Target for Settings {
         Ok(())
     }
 
-    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        let mut found = listened_on_by(self.master().ok()?.process.pid)?;
-        found.retain(|address| address.port() != PLAIN_HTTP);
-        // Behind another server it may listen on Unix sockets alone.
+    async fn listens_on(&self) -> Option<Vec<ListenAddress>> {
+        let pid = self.master().ok()?.process.pid;
+        let mut found = listened_on_by(pid).unwrap_or_default();
+        found.retain(|address| address.tcp().is_none_or(|at| at.port() != PLAIN_HTTP));
+        // Behind another server.
+        found.extend(unix_sockets_of(pid).into_iter().map(ListenAddress::Unix));
         (!found.is_empty()).then_some(found)
     }
 

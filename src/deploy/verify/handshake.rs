@@ -13,7 +13,7 @@ use rustls::crypto::{
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio_rustls::TlsConnector;
 
 use super::super::endpoint::Approach;
@@ -21,7 +21,8 @@ use super::super::starttls::{self, Protocol};
 use super::unseen::Unseen;
 use crate::certificate::Facts;
 use crate::identifier::Identifier;
-use crate::net::tls;
+use crate::net::sockets::{Ends, ListenAddress};
+use crate::net::{Stream, tls};
 
 /// The limit of a connection, and of a handshake after it.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -86,7 +87,7 @@ impl Shown {
 /// # Errors
 /// Why it failed.
 pub async fn observe(
-    address: SocketAddr,
+    address: &ListenAddress,
     approach: Approach,
     name: &Identifier,
     offer: Offer,
@@ -95,23 +96,24 @@ pub async fn observe(
         let late = format!("no connection within {} s", WITHIN.as_secs());
         io::Error::new(io::ErrorKind::TimedOut, late)
     };
-    let connected = tokio::time::timeout(WITHIN, TcpStream::connect(address)).await;
+    let connected = tokio::time::timeout(WITHIN, address.connect()).await;
     let connected = connected.unwrap_or_else(|_| Err(timed_out()));
-    let stream = match connected {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            return Err(match speaks_quic(address).await {
+    let connected = match (connected, address) {
+        (Ok(connected), _) => connected,
+        (Err(error), ListenAddress::Unix(path)) => return Err(Unseen::no_socket(path, &error)),
+        (Err(error), ListenAddress::Tcp(address)) => {
+            let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            return Err(match is_refused && speaks_quic(*address).await {
                 true => Unseen::quic_alone(),
                 false => Unseen::unreachable(&error),
             });
         }
-        Err(error) => return Err(Unseen::unreachable(&error)),
     };
     let within = match approach.protocol {
         Protocol::Tls => WITHIN,
         _ => MAIL_WITHIN,
     };
-    let ended = tokio::time::timeout(within, handshake(stream, approach, name, offer)).await;
+    let ended = tokio::time::timeout(within, handshake(connected, approach, name, offer)).await;
     let late = || Unseen::from(format!("no handshake within {} s", within.as_secs()));
     let (leaf, scheme) = ended.unwrap_or_else(|_| Err(late()))?;
     let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
@@ -145,15 +147,14 @@ async fn speaks_quic(address: SocketAddr) -> bool {
 }
 
 async fn handshake(
-    mut stream: TcpStream,
+    (mut stream, ends): (Box<dyn Stream>, Option<Ends>),
     approach: Approach,
     name: &Identifier,
     offer: Offer,
 ) -> Result<(CertificateDer<'static>, SignatureScheme), Unseen> {
     let failed = |error: io::Error| Unseen::handshake(&error);
     if let Some(version) = approach.proxy_protocol {
-        let addresses = (stream.local_addr(), stream.peer_addr());
-        let header = version.header(addresses.0.map_err(failed)?, addresses.1.map_err(failed)?);
+        let header = ends.map_or_else(|| Ok(version.local()), |(own, to)| version.header(own, to));
         let header = header.map_err(failed)?;
         stream.write_all(&header).await.map_err(failed)?;
     }

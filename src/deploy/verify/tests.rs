@@ -1,5 +1,6 @@
 //! Verification by real handshakes, and by scripted looks.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -213,7 +214,8 @@ async fn verify_checks_both_address_families_of_a_port() {
     let (four, six) = (serve_at(four, newest), serve_at(six, config));
     let name = Identifier::parse("example.com").unwrap();
     let look = async |addresses: &[SocketAddr]| {
-        let place = ServedAt::Found("nginx".into(), addresses.to_vec());
+        let addresses = addresses.iter().copied().map(ListenAddress::Tcp);
+        let place = ServedAt::Found("nginx".into(), addresses.collect());
         Handshake::default().look(&place, &name, &new_print).await
     };
     for order in [[four, six, other_port], [other_port, six, four]] {

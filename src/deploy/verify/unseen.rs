@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use rustls::AlertDescription::{HandshakeFailure, InsufficientSecurity, ProtocolVersion};
 
@@ -22,12 +24,16 @@ pub(super) enum Cause {
     NoRoute,
     /// No connection.
     Unreachable,
+    /// A Unix socket to which our user may not connect.
+    Denied,
     /// The server and this client have no version or cipher in common.
     Incapable,
     /// The connection was closed before a certificate was sent.
     Closed,
     /// Another failure before a certificate was sent.
     Failed,
+    /// The server spoke another protocol than TLS.
+    Plain,
     /// Another leaf.
     Leaf(Box<Facts>),
 }
@@ -48,6 +54,28 @@ impl Unseen {
             _ => Cause::Unreachable,
         };
         let found = error.to_string();
+        Self { found, cause }
+    }
+
+    /// There was no connection to the Unix socket at `path`.
+    pub(super) fn no_socket(path: &Path, error: &io::Error) -> Self {
+        let is_socket = || std::fs::metadata(path).is_ok_and(|it| it.file_type().is_socket());
+        let (found, cause) = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let user = rustix::process::geteuid().as_raw();
+                let found = format!("user {user} of this process may not connect to this socket");
+                (found, Cause::Denied)
+            }
+            io::ErrorKind::NotFound => ("no such socket".to_owned(), Cause::Unreachable),
+            io::ErrorKind::ConnectionRefused if is_socket() => {
+                let found = "no server listens at this socket any more".to_owned();
+                (found, Cause::Unreachable)
+            }
+            io::ErrorKind::ConnectionRefused => {
+                ("this file is not a socket".to_owned(), Cause::Unreachable)
+            }
+            _ => (error.to_string(), Cause::Unreachable),
+        };
         Self { found, cause }
     }
 
@@ -74,6 +102,7 @@ impl Unseen {
                 ),
                 _,
             ) => Cause::Incapable,
+            (Some(rustls::Error::InvalidMessage(_)), _) => Cause::Plain,
             (_, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => Cause::Closed,
             _ => Cause::Failed,
         };
@@ -97,9 +126,9 @@ impl Unseen {
     fn weight(&self, name: &Identifier) -> u8 {
         match self.cause {
             Cause::NoRoute => 0,
-            Cause::Unreachable => 1,
+            Cause::Unreachable | Cause::Denied => 1,
             Cause::Incapable => 2,
-            Cause::Closed | Cause::Failed => 3,
+            Cause::Closed | Cause::Failed | Cause::Plain => 3,
             Cause::Leaf(_) if self.shows(name) => 5,
             Cause::Leaf(_) => 4,
         }
@@ -140,8 +169,18 @@ impl Unseen {
     pub fn is_blind(&self) -> bool {
         matches!(
             self.cause,
-            Cause::NoRoute | Cause::Unreachable | Cause::Incapable
+            Cause::NoRoute | Cause::Unreachable | Cause::Denied | Cause::Incapable
         )
+    }
+
+    /// Whether our user may not connect there.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self.cause, Cause::Denied)
+    }
+
+    /// Whether the server spoke another protocol than TLS.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.cause, Cause::Plain)
     }
 }
 

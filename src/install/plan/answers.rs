@@ -45,7 +45,8 @@ impl Planner<'_> {
         let answered = self.servers.iter().filter(|one| self.listens_on_http(one));
         let answered: Vec<&String> = answered.flat_map(|one| &one.names).collect();
         for server in found {
-            if self.listens_on_http(server) {
+            // The server in front of a Unix socket has port 80.
+            if self.listens_on_http(server) || !server.is_on_a_port() {
                 continue;
             }
             let names = server

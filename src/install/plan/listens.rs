@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 
 use super::super::server::{Listen, ServerBlock, is_own, named};
 use super::super::syntax::quoted;
 use super::{PROBED, Planner, Reach};
 use crate::failure::Failure;
+use crate::net::sockets::ListenAddress;
 
 /// A listener.
 #[derive(Clone, Debug)]
@@ -131,11 +133,8 @@ impl Planner<'_> {
         let port = new.port;
         let is_other = |server: &&ServerBlock| {
             let at = self.on(server, port);
-            let has_tls = |listen: &Listen| {
-                listen.is("ssl") || server.of("ssl").any(|one| one.directive.argument() == "on")
-            };
             at.iter()
-                .any(|listen| listen.is_at(&new.address) && has_tls(listen) != is_tls)
+                .any(|listen| listen.is_at(&new.address) && server.speaks_tls(listen) != is_tls)
         };
         if let Some(server) = self.servers.iter().find(is_other) {
             let (place, without) = (
@@ -252,7 +251,7 @@ impl Planner<'_> {
             };
             let bound = SocketAddr::new(every.unwrap_or(address.ip()), listener.port);
             found.extend(names.iter().map(|name| Reach {
-                address,
+                address: address.into(),
                 binds: listener.is_new.then_some(bound),
                 is_proxied: listener.is_proxied,
                 name: name.replacen("*.", PROBED, 1),
@@ -263,8 +262,21 @@ impl Planner<'_> {
 
     pub(super) fn reach_tls(&mut self, server: &ServerBlock, listeners: &[Listener]) {
         let served = self.served(server);
-        let reaches = self.reaches(listeners, &served[..served.len().min(1)]);
-        self.plan.tls.extend(reaches);
+        let first = &served[..served.len().min(1)];
+        let reaches = self.reaches(listeners, first);
+        let sockets = { server.listens.iter() }.filter(|listen| server.speaks_tls(listen));
+        let sockets = sockets.filter_map(|listen| {
+            let path = Path::new(listen.address.strip_prefix("unix:")?);
+            Some(Reach {
+                // Another path is relative to a directory of nginx's own.
+                address: ListenAddress::Unix(path.is_absolute().then(|| path.to_owned())?),
+                binds: None,
+                is_proxied: listen.is("proxy_protocol"),
+                name: first.first()?.replacen("*.", PROBED, 1),
+            })
+        });
+        let sockets: Vec<Reach> = sockets.collect();
+        self.plan.tls.extend(reaches.into_iter().chain(sockets));
     }
 }
 

@@ -381,6 +381,42 @@ fn block_on_a_unix_socket_is_left_to_the_server_in_front() {
 }
 
 #[test]
+fn block_with_tls_on_a_unix_socket_gets_its_certificate_alone() {
+    let block = "server {\n  listen unix:/run/x ssl proxy_protocol;\n  server_name example.com;\n  ssl_certificate /old.pem;\n  ssl_certificate_key /old.key;\n}\n";
+    let alone = format!("http {{\n{block}}}\n");
+    for stage in [Stage::Challenges, Stage::Redirect] {
+        let refused = planned(&alone, &[], stage).unwrap_err();
+        assert!(
+            refused
+                .summary()
+                .contains("port 80 belongs to the server in front"),
+            "{refused:?}"
+        );
+    }
+    let (made, plan) = planned(&alone, &["example.com"], Stage::Redirect).unwrap();
+    let pair = ["fullchain.pem", "privkey.pem"].map(|name| format!("/live/example.com/{name}"));
+    let wanted = alone
+        .replace("/old.pem", &pair[0])
+        .replace("/old.key", &pair[1]);
+    assert_eq!(made, wanted);
+    assert!(plan.plain.is_empty() && plan.redirected.is_empty());
+    let reached: Vec<_> = plan
+        .tls
+        .iter()
+        .map(|reach| reach.address.to_string())
+        .collect();
+    assert_eq!(reached, ["unix:/run/x"]);
+    assert!(plan.tls[0].is_proxied);
+    // A block of this nginx on port 80 answers for it, and has no TLS of its own.
+    let plain = "server { listen 80; server_name example.com; }\n";
+    let both = format!("http {{\n{block}{plain}}}\n");
+    let (made, plan) = planned(&both, &["example.com"], Stage::Redirect).unwrap();
+    assert!(!made.contains("443") && made.contains(&pair[0]), "{made}");
+    assert_eq!((plan.plain.len(), plan.redirected.len()), (1, 0));
+    planned(&both, &[], Stage::Redirect).unwrap();
+}
+
+#[test]
 fn leading_dot_in_unicode_gets_its_a_label() {
     let site = "http { server { listen 80; server_name .bücher.example; } server { listen 80; server_name example.com; } }";
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,8 @@
 //! Endpoints that show their certificate in a way of their own.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, SignatureScheme};
@@ -264,4 +267,84 @@ async fn endpoint_is_verified_for_the_names_that_it_answers_to() {
     ] {
         assert!(verified(place, site).await.is_err(), "{place}");
     }
+}
+
+/// A server at a Unix socket, which reads `header` first; without TLS if there is no `config`.
+fn at_socket(path: &Path, header: &'static [u8], config: Option<Arc<ServerConfig>>) {
+    let socket = tokio::net::UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            let mut read = vec![0; header.len()];
+            let _ = stream.read_exact(&mut read).await;
+            match &config {
+                _ if read != header => {}
+                Some(config) => drop(TlsAcceptor::from(config.clone()).accept(stream).await),
+                None => {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                }
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn unix_socket_is_seen_with_and_without_a_header() {
+    let ((config, print), directory) = (made(), tempfile::tempdir().unwrap());
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    for (name, header, option) in [
+        ("none", &b""[..], ""),
+        // The first version is found out.
+        ("found", b"PROXY UNKNOWN\r\n", ""),
+        ("v1", b"PROXY UNKNOWN\r\n", "?proxy_protocol=v1"),
+        ("v2", v2, "?proxy_protocol=v2"),
+    ] {
+        let path = directory.path().join(name);
+        at_socket(&path, header, Some(config.clone()));
+        let endpoint = format!("unix:{}{option}", path.display()).parse().unwrap();
+        look(&endpoint, "example.com", &print).await.unwrap();
+        let other = look(&endpoint, "example.com", &Fingerprint::of(b"")).await;
+        let other = other.unwrap_err().to_string();
+        let place = format!("unix:{} serves another", path.display());
+        assert!(other.starts_with(&place), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn plain_sockets_differ_from_those_with_tls() {
+    let ((config, print), directory) = (made(), tempfile::tempdir().unwrap());
+    let path = |name: &str| directory.path().join(name);
+    at_socket(&path("plain"), b"", None);
+    at_socket(&path("behind"), b"PROXY UNKNOWN\r\n", None);
+    at_socket(&path("tls"), b"", Some(config));
+    let port: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let is_plain = async |names: &[&str], more: &[SocketAddr]| {
+        let sockets = names.iter().map(|name| ListenAddress::Unix(path(name)));
+        let ports = more.iter().copied().map(ListenAddress::Tcp);
+        let all: Vec<_> = sockets.chain(ports).collect();
+        Handshake::default()
+            .is_plain(&all, &name("example.com"))
+            .await
+    };
+    assert!(is_plain(&["plain", "behind"], &[]).await);
+    assert!(!is_plain(&["plain", "tls"], &[]).await);
+    assert!(!is_plain(&["plain"], &[port]).await);
+    assert!(!is_plain(&["absent"], &[]).await);
+    // The others do not matter where one shows the certificate.
+    let all = ["plain", "behind", "tls"].map(|name| ListenAddress::Unix(path(name)));
+    let place = ServedAt::Found("nginx".into(), all.into());
+    let looked = Handshake::default()
+        .look(&place, &name("example.com"), &print)
+        .await;
+    looked.unwrap();
+}
+
+#[test]
+fn socket_of_another_user_has_a_hint_of_its_own() {
+    let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    let unseen = Unseen::no_socket(Path::new("/run/app.sock"), &denied);
+    assert!(unseen.is_blind() && unseen.to_string().contains("may not connect"));
+    let place = ServedAt::Named("unix:/run/app.sock".parse().unwrap());
+    let error = VerifyError::unseen(&place, &name("example.com"), &unseen);
+    assert!(error.hint().contains("let that user write to the socket"));
 }
