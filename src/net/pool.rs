@@ -70,8 +70,13 @@ impl Pool {
         system: &SystemRoots,
     ) -> Result<Self, String> {
         let tls = secure::trusting(None, Some(system))?;
+        Ok(Self::with_tls(proxies, resolver, tls))
+    }
+
+    /// The same with this configuration of TLS.
+    pub(crate) fn with_tls(proxies: Proxies, resolver: Resolver, tls: ClientConfig) -> Self {
         let schemes = Schemes::HttpsAndHttp;
-        Ok(Self(over(schemes, tls, Arc::new(proxies), resolver)))
+        Self(over(schemes, tls, Arc::new(proxies), resolver))
     }
 
     /// Sends `request` and reads a reply of `most` bytes at the most, all `within` this time.

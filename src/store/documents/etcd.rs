@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
@@ -25,11 +26,12 @@ use tokio::time::Instant;
 use self::place::Place;
 use self::wire::{Authenticated, Range, Refusal, Transaction};
 use super::exchange::{Effect, WITHIN, date, denied, exchange, failed};
-use super::settings::ServerSettings;
+use super::settings::{ServerSettings, client_pair, read};
 use super::{Document, Documents, DocumentsError, Notice, Version};
 use crate::certificate::Secret;
 use crate::net::pool::Pool;
 use crate::net::roots::SystemRoots;
+use crate::net::secure;
 use crate::time::Timestamp;
 
 /// Each of several members gets a part of the time, and not less.
@@ -63,12 +65,11 @@ impl EtcdDocuments {
     /// # Errors
     /// What is invalid in the settings.
     pub(super) fn new(settings: &ServerSettings) -> Result<Self, String> {
-        let roots = SystemRoots::of(&settings.environment);
         let place = Place::of(settings)?;
         let (proxies, resolver) = (settings.proxies.clone(), settings.resolver.clone());
         let members = u32::try_from(place.members.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            pool: Pool::new(proxies, resolver, &roots)?,
+            pool: Pool::with_tls(proxies, resolver, tls(settings)?),
             place,
             within: (WITHIN / members).max(LEAST),
             member: AtomicUsize::default(),
@@ -263,6 +264,25 @@ impl EtcdDocuments {
             }
         }
     }
+}
+
+/// TLS with the files of etcdctl's variables.
+fn tls(settings: &ServerSettings) -> Result<ClientConfig, String> {
+    let named = |name| settings.variable(name).map(|file| (name, file));
+    let [root, cert, key] = ["ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"];
+    let pem = named(root).map(read).transpose()?;
+    let pem = pem.as_ref().map(|pem| pem.expose().as_bytes());
+    let system = SystemRoots::of(&settings.environment);
+    let trusted = secure::trusting(pem, Some(&system));
+    let mut tls = trusted.map_err(|error| format!("{root}: {error}"))?;
+    let pair = client_pair(
+        (cert, settings.variable(cert)),
+        (key, settings.variable(key)),
+    )?;
+    if let Some(pair) = pair {
+        pair.present(&mut tls);
+    }
+    Ok(tls)
 }
 
 /// What the gateway replied.
