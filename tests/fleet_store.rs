@@ -279,7 +279,7 @@ fn contradictions_of_a_fleet_are_refused() {
             &[
                 "certs.toml:2: the sealing key",
                 "opens the accounts of the fleet",
-                "hint: certs config serve-key",
+                "config serve-key on a machine of role full prints",
             ],
             whole,
         ),

@@ -381,7 +381,7 @@ fn strike_issuer(world: &mut World, how: Strike) {
         "recovered": took.as_secs_f64(), "next": served.as_secs_f64(),
     });
     println!("FIGURES {figures}");
-    // It is no error that another machine was faster.
+    // Another machine that is faster causes no error.
     let faster = "was changed by another process";
     let says = |one: &Machine| one.log().contains(faster);
     assert!(!world.machines.iter().any(says), "{}", logs(world));

@@ -22,7 +22,7 @@ use super::dns::lookup::Resolver;
 use super::http::{HttpError, LARGEST_HEAD};
 use super::proxy::Proxies;
 use super::roots::SystemRoots;
-use super::secure;
+use super::secure::{self, ClientPair};
 use crate::text::printable;
 
 /// A client of servers with https, or of both kinds.
@@ -69,14 +69,24 @@ impl Pool {
         resolver: Resolver,
         system: &SystemRoots,
     ) -> Result<Self, String> {
-        let tls = secure::trusting(None, Some(system))?;
-        Ok(Self::with_tls(proxies, resolver, tls))
+        Self::presenting((proxies, resolver), (None, system), None)
     }
 
-    /// The same with this configuration of TLS.
-    pub(crate) fn with_tls(proxies: Proxies, resolver: Resolver, tls: ClientConfig) -> Self {
+    /// The same, which trusts the roots in PEM, too, and presents `pair`.
+    ///
+    /// # Errors
+    /// When the roots are not readable.
+    pub(crate) fn presenting(
+        (proxies, resolver): (Proxies, Resolver),
+        (roots, system): (Option<&[u8]>, &SystemRoots),
+        pair: Option<&ClientPair>,
+    ) -> Result<Self, String> {
+        let mut tls = secure::trusting(roots, Some(system))?;
+        if let Some(pair) = pair {
+            pair.present(&mut tls);
+        }
         let schemes = Schemes::HttpsAndHttp;
-        Self(over(schemes, tls, Arc::new(proxies), resolver))
+        Ok(Self(over(schemes, tls, Arc::new(proxies), resolver)))
     }
 
     /// Sends `request` and reads a reply of `most` bytes at the most, all `within` this time.

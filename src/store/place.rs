@@ -33,8 +33,7 @@ const LONGEST_NAME: usize = 64;
 const KEY_WITHIN: Duration = Duration::from_secs(30);
 const NO_KEY_HINT: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
 const WHOLE_KEY_HINT: &str = "set role = \"serve\" on this machine, or give it the whole key in seal_key_file or seal_key_exec";
-const SERVE_KEY_HINT: &str =
-    "certs config serve-key on a machine of role full prints the key for this one";
+const SERVE_HINT: &str = "certs config serve-key on a machine of role full prints the key for it";
 const BOTH_HINT: &str = "leave seal_key_file or seal_key_exec out, also of the environment";
 const PROGRAM_HINT: &str = "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"], with the program's absolute path";
 const CALL_HINT: &str = "call the program of seal_key_exec by hand, and correct what it reports";
@@ -329,7 +328,7 @@ impl FleetSettings {
             }
             Role::Serve if !seal.opens_no_account() => {
                 let detail = "it opens the accounts of the fleet, and this machine only serves";
-                Err(self.invalid(detail.to_owned(), SERVE_KEY_HINT))
+                Err(self.invalid(detail.to_owned(), SERVE_HINT))
             }
             Role::Full | Role::Serve => Ok(seal),
         }

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
@@ -31,7 +30,6 @@ use super::{Document, Documents, DocumentsError, Notice, Version};
 use crate::certificate::Secret;
 use crate::net::pool::Pool;
 use crate::net::roots::SystemRoots;
-use crate::net::secure;
 use crate::time::Timestamp;
 
 /// Each of several members gets a part of the time, and not less.
@@ -66,10 +64,9 @@ impl EtcdDocuments {
     /// What is invalid in the settings.
     pub(super) fn new(settings: &ServerSettings) -> Result<Self, String> {
         let place = Place::of(settings)?;
-        let (proxies, resolver) = (settings.proxies.clone(), settings.resolver.clone());
         let members = u32::try_from(place.members.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            pool: Pool::with_tls(proxies, resolver, tls(settings)?),
+            pool: pool(settings)?,
             place,
             within: (WITHIN / members).max(LEAST),
             member: AtomicUsize::default(),
@@ -266,23 +263,17 @@ impl EtcdDocuments {
     }
 }
 
-/// TLS with the files of etcdctl's variables.
-fn tls(settings: &ServerSettings) -> Result<ClientConfig, String> {
-    let named = |name| settings.variable(name).map(|file| (name, file));
+/// A client with the files of etcdctl's variables.
+fn pool(settings: &ServerSettings) -> Result<Pool, String> {
     let [root, cert, key] = ["ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"];
-    let pem = named(root).map(read).transpose()?;
+    let file = |name| settings.variable(name);
+    let pair = client_pair((cert, file(cert)), (key, file(key)))?;
+    let pem = file(root).map(|file| read((root, file))).transpose()?;
     let pem = pem.as_ref().map(|pem| pem.expose().as_bytes());
     let system = SystemRoots::of(&settings.environment);
-    let trusted = secure::trusting(pem, Some(&system));
-    let mut tls = trusted.map_err(|error| format!("{root}: {error}"))?;
-    let pair = client_pair(
-        (cert, settings.variable(cert)),
-        (key, settings.variable(key)),
-    )?;
-    if let Some(pair) = pair {
-        pair.present(&mut tls);
-    }
-    Ok(tls)
+    let way = (settings.proxies.clone(), settings.resolver.clone());
+    let pool = Pool::presenting(way, (pem, &system), pair.as_ref());
+    pool.map_err(|error| format!("{root}: {error}"))
 }
 
 /// What the gateway replied.

@@ -118,34 +118,6 @@ async fn certificate_of_one_machine_reaches_the_others_without_its_deployments()
 }
 
 #[tokio::test]
-async fn settings_that_a_pass_has_copied_are_reported_by_the_next_look() {
-    let documents = MemoryDocuments::default();
-    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
-    let record = record("example.com");
-    let lineage = record.lineage.clone();
-    one.save(&record, Revision(0), None).await.unwrap();
-    one.save_options(&lineage, "{}").await.unwrap();
-    turn(&one).await;
-    turn(&other).await;
-    // No other machine knows of these settings yet.
-    let settings = r#"{"names": ["example.com"]}"#;
-    one.save_options(&lineage, settings).await.unwrap();
-    let share = other.share(&lineage, true).await.unwrap();
-    assert!(
-        other
-            .options(&lineage)
-            .await
-            .unwrap()
-            .unwrap()
-            .contains("names")
-    );
-    drop(share);
-    let stored = [(lineage, Change::Stored)];
-    assert_eq!(turn(&other).await.changed, stored);
-    assert_eq!(turn(&other).await.changed, []);
-}
-
-#[tokio::test]
 async fn stale_machine_is_refused_and_learns_the_newer_state() {
     let documents = MemoryDocuments::default();
     let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
