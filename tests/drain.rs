@@ -23,6 +23,7 @@ fn machine(ca: &EmbeddedCa, node: &str, http: u16, admin: u16) -> Command {
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let home = ca.path(node);
     std::fs::create_dir_all(&home).unwrap();
+    std::fs::create_dir_all(ca.path("shared")).unwrap();
     let mut command = certs(&home);
     command
         .args(["run", "--agree-tos"])

@@ -21,6 +21,7 @@ impl Fleet {
             ca: EmbeddedCa::start(),
         };
         fleet.write_key("seal.key", KEY);
+        std::fs::create_dir(fleet.ca.path("shared")).unwrap();
         fleet
     }
 
@@ -52,6 +53,25 @@ impl Fleet {
         command.args(arguments);
         self.join(&mut command, machine);
         command
+    }
+
+    /// `certs run` on a machine that only serves.
+    fn serve(&self, machine: &str, port: u16) -> Running {
+        let key = self.write_serve_key();
+        let more = [
+            ("CERTS_ROLE", "serve"),
+            ("CERTS_SEAL_KEY_FILE", key.as_str()),
+        ];
+        self.run(machine, port, &more)
+    }
+
+    /// As `certs config serve-key` prints it on a machine of role full.
+    fn write_serve_key(&self) -> String {
+        let printed = self.on("full", &["config", "serve-key"]).output().unwrap();
+        let key = String::from_utf8(printed.stdout).unwrap();
+        assert!(key.starts_with("serve:") && !key.contains(KEY.trim()));
+        self.write_key("serve.key", &key);
+        self.ca.path("serve.key").display().to_string()
     }
 
     fn issue(&self, machine: &str, arguments: &[&str]) -> Command {
@@ -99,7 +119,7 @@ fn data_of(home: &Path) -> PathBuf {
 fn machine_that_does_not_order_gives_the_answer_and_serves_the_certificate() {
     let fleet = Fleet::new();
     // The CA asks the machine that never orders.
-    let mut serving = fleet.run("serving", fleet.ca.http_port, &[("CERTS_ROLE", "serve")]);
+    let mut serving = fleet.serve("serving", fleet.ca.http_port);
     until("the first machine", || {
         fleet.log("serving").contains("ready")
     });
@@ -159,7 +179,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn machines_that_issue_at_once_order_one_certificate() {
     let fleet = Fleet::new();
-    let _answering = fleet.run("answering", fleet.ca.http_port, &[("CERTS_ROLE", "serve")]);
+    let _answering = fleet.serve("answering", fleet.ca.http_port);
     until("the answers", || fleet.log("answering").contains("ready"));
     for round in 0..by_depth(2, 20, 200) {
         let name = format!("n{round}.example.com");
@@ -211,6 +231,7 @@ fn deletion_and_wiped_store_are_distinguished() {
     let listed = run(&mut fleet.on("two", &["status"]), 0);
     assert!(!listed.contains("gone.example.com"), "{listed}");
     std::fs::remove_dir_all(fleet.ca.path("shared")).unwrap();
+    std::fs::create_dir(fleet.ca.path("shared")).unwrap();
     run(&mut fleet.on("two", &["renew"]), 0);
     let back = run(&mut fleet.on("three", &["renew"]), 0);
     assert!(fleet.live("three", "kept.example.com").is_some(), "{back}");
@@ -287,22 +308,70 @@ fn store_of_another_fleet_is_refused_and_stays() {
 fn machine_that_only_serves_has_a_key_that_opens_no_account() {
     let fleet = Fleet::new();
     run(&mut fleet.issue("one", &["example.com"]), 0);
-    let printed = fleet.on("one", &["config", "serve-key"]).output().unwrap();
-    let key = String::from_utf8(printed.stdout).unwrap();
-    assert!(key.starts_with("serve:") && !key.contains(KEY.trim()));
-    fleet.write_key("serve.key", &key);
+    let key = fleet.write_serve_key();
     let mut renew = fleet.on("two", &["renew"]);
-    renew.env("CERTS_SEAL_KEY_FILE", fleet.ca.path("serve.key"));
+    renew.env("CERTS_SEAL_KEY_FILE", &key);
     let said = run(&mut renew, 2);
     assert!(said.contains("opens no accounts"), "{said}");
     // As the hint says.
     assert!(said.contains("hint: set role = \"serve\""), "{said}");
-    let said = run(renew.env("CERTS_ROLE", "serve"), 0);
-    assert!(!said.contains("sealing key"), "{said}");
+    run(renew.env("CERTS_ROLE", "serve"), 0);
     let live = fleet.live("one", "example.com");
     assert!(live.is_some() && fleet.live("two", "example.com") == live);
-    let said = run(fleet.on("three", &["renew"]).env("CERTS_ROLE", "serve"), 0);
-    assert!(said.contains("hint: certs config serve-key"), "{said}");
+    // The whole key would let it order; nothing is read with it.
+    for verb in [&["run"][..], &["renew"], &["config", "check"]] {
+        let mut three = fleet.on("three", verb);
+        let said = run(three.env("CERTS_ROLE", "serve"), 2);
+        assert!(said.contains("opens the accounts of the fleet"), "{said}");
+        assert!(
+            said.contains("hint: certs config serve-key on a machine"),
+            "{said}"
+        );
+    }
+    assert!(fleet.live("three", "example.com").is_none());
+    let mut three = fleet.on("three", &["renew"]);
+    three
+        .env("CERTS_ROLE", "serve")
+        .env("CERTS_SEAL_KEY_FILE", &key);
+    run(&mut three, 0);
+    assert!(fleet.live("three", "example.com") == live);
+}
+
+#[test]
+fn status_shows_an_outage_until_any_machine_has_seen_its_end() {
+    use crate::support::faults::{Endpoint, Fault, Which};
+    let fleet = Fleet::new();
+    run(&mut fleet.issue("one", &["example.com"]), 0);
+    let renew = |machine: &str, code| {
+        let mut command = fleet.on(machine, &["renew", "example.com", "--force"]);
+        let port = fleet.ca.http_port;
+        run(
+            command.env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{port}")),
+            code,
+        )
+    };
+    let status = |store: &Path| {
+        let mut status = fleet.on("one", &["status"]);
+        run(status.env("CERTS_STORE", store), 0)
+    };
+    let outage = "its CA has been unreachable since ";
+    let shared = fleet.ca.path("shared");
+    fleet
+        .ca
+        .script
+        .add(Endpoint::Directory, Which::Every, Fault::html(503));
+    renew("one", 3);
+    assert!(status(&shared).contains(outage), "{}", status(&shared));
+    fleet.ca.script.clear();
+    renew("two", 0);
+    let said = status(&shared);
+    assert!(!said.contains("its CA"), "{said}");
+    // Without the store it shows what it knew.
+    let said = status(&fleet.ca.path("absent"));
+    assert!(
+        said.contains(outage) && said.contains("is missing"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -342,7 +411,8 @@ fn damaged_document_is_refused_by_commands_and_put_back_by_the_sidecar() {
 #[test]
 fn machines_without_a_sidecar_renew_and_keep_the_account_of_the_fleet() {
     let fleet = Fleet::new();
-    run(&mut fleet.issue("one", &["example.com"]), 0);
+    let with_address = ["example.com", "--email", "old@example.com"];
+    run(&mut fleet.issue("one", &with_address), 0);
     let rolled = run(
         &mut fleet.on(
             "two",
@@ -370,4 +440,21 @@ fn machines_without_a_sidecar_renew_and_keep_the_account_of_the_fleet() {
     let now = fleet.live("one", "example.com");
     assert!(now != before && now == fleet.live("two", "example.com"));
     assert_eq!(fleet.orders(), 2);
+    // Nor does another machine send the old address again.
+    let ca = fleet.ca.server.directory_url();
+    let account = |machine: &str, rest: &[&str]| {
+        let mut command = fleet.on(machine, &["account"]);
+        run(command.args(rest).args(["--ca", &ca]), 0)
+    };
+    account("two", &["update", "--email", "new@example.com"]);
+    let mut renew = fleet.on("one", &["renew", "--force"]);
+    let port = fleet.ca.http_port;
+    run(
+        renew.env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{port}")),
+        0,
+    );
+    for machine in ["one", "two"] {
+        let shown = account(machine, &["show"]);
+        assert!(shown.contains("new@") && !shown.contains("old@"), "{shown}");
+    }
 }

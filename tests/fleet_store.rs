@@ -11,6 +11,8 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, certs, free_port, run, until};
 
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n";
+/// What `certs config serve-key` prints for it.
+const SERVE_KEY: &str = "serve:YvRhgfQ5IZeJlWI38UbYNjYUHZs6QMHs+oxjjNyMwII=\n";
 const SEALED: &str = "seal_key_file = 'seal.key'\n";
 
 fn write_key(path: &Path, key: &str, mode: u32) {
@@ -18,10 +20,11 @@ fn write_key(path: &Path, key: &str, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// A directory with a valid key.
+/// A directory with a valid key for each role.
 fn directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     write_key(&directory.path().join("seal.key"), KEY, 0o600);
+    write_key(&directory.path().join("serve.key"), SERVE_KEY, 0o600);
     directory
 }
 
@@ -243,7 +246,8 @@ fn contradictions_of_a_fleet_are_refused() {
     let directory = directory();
     let hmac = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA";
     std::fs::write(directory.path().join("eab.key"), hmac).unwrap();
-    let whole = "store = 'shared'\nseal_key_file = 'seal.key'\nrole = 'serve'\n";
+    let whole = "store = 'shared'\nseal_key_file = 'serve.key'\nrole = 'serve'\n";
+    let too_much = "store = 'shared'\nseal_key_file = 'seal.key'\nrole = 'serve'\n";
     let with_account = format!("{whole}eab_kid = 'kid'\neab_hmac_file = 'eab.key'\n");
     for (lines, words, right) in [
         (
@@ -269,6 +273,15 @@ fn contradictions_of_a_fleet_are_refused() {
                 "leave role out",
             ],
             "",
+        ),
+        (
+            too_much,
+            &[
+                "certs.toml:2: the sealing key",
+                "opens the accounts of the fleet",
+                "config serve-key on a machine of role full prints",
+            ],
+            whole,
         ),
         (
             &with_account,
@@ -322,7 +335,6 @@ fn unreachable_store_is_named_with_what_helps() {
                 "hint: check HOST:PORT in store",
             ],
         ),
-        ("/proc/certs", &["/proc/certs", "hint: "]),
     ] {
         let said = run(
             join(&ca, &mut ca.issue(&["example.com"]), store.as_ref()),
@@ -338,9 +350,42 @@ fn unreachable_store_is_named_with_what_helps() {
 }
 
 #[test]
+fn directory_that_is_missing_begins_no_fleet_of_its_own() {
+    let ca = EmbeddedCa::start();
+    let orders = || ca.script.count(crate::support::faults::Endpoint::NewOrder);
+    let shared = ca.path("mnt/certs");
+    let refused = |command: &mut Command| {
+        let said = run(join(&ca, command, &shared), 8);
+        let place = format!("{}: the directory is missing", shared.display());
+        assert_in(
+            &said,
+            &[&place, "hint: mount the shared directory", "make it once"],
+        );
+        assert!(!ca.path("mnt").exists());
+    };
+    refused(&mut ca.issue(&["example.com"]));
+    refused(certs(&ca.path("")).arg("run"));
+    assert_eq!(orders(), 0);
+    // As the hint says; an empty directory begins a fleet.
+    std::fs::create_dir_all(&shared).unwrap();
+    run(join(&ca, &mut ca.issue(&["example.com"]), &shared), 0);
+    // Nor does a machine of the fleet, while the directory is not mounted.
+    let aside = ca.path("aside");
+    std::fs::rename(ca.path("mnt"), &aside).unwrap();
+    refused(certs(&ca.path("")).arg("run"));
+    refused(&mut ca.issue(&["example.com", "--force"]));
+    let status = run(join(&ca, certs(&ca.path("")).arg("status"), &shared), 0);
+    assert_in(&status, &["example.com", "the directory is missing"]);
+    std::fs::rename(&aside, ca.path("mnt")).unwrap();
+    run(join(&ca, certs(&ca.path("")).arg("renew"), &shared), 0);
+    assert_eq!(orders(), 1);
+}
+
+#[test]
 fn damaged_document_is_refused_and_stored_again_as_the_hint_says() {
     let ca = EmbeddedCa::start();
     let shared = ca.path("shared");
+    std::fs::create_dir(&shared).unwrap();
     let issue = |code| {
         run(
             join(&ca, &mut ca.issue(&["example.com", "--force"]), &shared),
@@ -412,6 +457,7 @@ fn machine_with_a_wrong_clock_serves_and_says_so() {
     };
     let ca = EmbeddedCa::start();
     let shared = ca.path("shared");
+    std::fs::create_dir(&shared).unwrap();
     run(join(&ca, &mut ca.issue(&["example.com"]), &shared), 0);
     clocks.set_ahead(300);
     let mut command = certs(&ca.path("two"));

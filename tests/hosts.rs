@@ -71,6 +71,39 @@ fn issuer_without_its_store_leads_to_no_second_certificate() {
     );
 }
 
+#[test]
+fn new_machine_serves_at_once_what_the_store_holds() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_inside("hosts::new_machine_serves_at_once_what_the_store_holds") {
+        return;
+    }
+    let kinds = by_depth(&[Kind::Directory][..], &Kind::ALL, &Kind::ALL);
+    for kind in kinds {
+        let together = by_depth(5, 50, 50);
+        let Some(mut world) = World::start(*kind, 1, together) else {
+            continue;
+        };
+        let all: Vec<_> = (0..together).map(|number| format!("c{number}")).collect();
+        until_proven(&world, &all, 1, Duration::from_secs(120));
+        let Some(times) = world.newcomer() else {
+            return;
+        };
+        let [first, pairs, handshake] = times.map(|time| time.as_secs_f64());
+        let made = (world.orders(), world.certificates());
+        assert_eq!(made, (together, together), "{}", logs(&world));
+        let figures = json!({
+            "store": kind.name(), "new": together, "first": first, "pairs": pairs, "handshake": handshake,
+        });
+        println!("FIGURES {figures}");
+        // The short form runs beside all other tests.
+        assert!(
+            handshake <= by_depth(10.0, 1.0, 1.0),
+            "{figures}\n{}",
+            logs(&world)
+        );
+    }
+}
+
 /// What the races have shown.
 #[derive(Default)]
 struct Score {
@@ -348,6 +381,10 @@ fn strike_issuer(world: &mut World, how: Strike) {
         "recovered": took.as_secs_f64(), "next": served.as_secs_f64(),
     });
     println!("FIGURES {figures}");
+    // Another machine that is faster causes no error.
+    let faster = "was changed by another process";
+    let says = |one: &Machine| one.log().contains(faster);
+    assert!(!world.machines.iter().any(says), "{}", logs(world));
 }
 
 struct End<'a>(&'a AtomicBool);

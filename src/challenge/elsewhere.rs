@@ -17,6 +17,9 @@ use crate::store::shared::fleet::SharedAnswer;
 
 /// A CA waits about as long for a reply.
 const WITHIN: Duration = Duration::from_secs(5);
+/// An answer of our own waits for further ones of its name for this time: answers are listed at
+/// most once a second, and a store that is down must not keep ours back.
+const OTHERS_WITHIN: Duration = Duration::from_millis(1500);
 
 fn shared(answer: &Answer) -> SharedAnswer {
     SharedAnswer {
@@ -139,12 +142,15 @@ impl Responses {
         }
     }
 
-    /// The reply of our name server to a request of at most `most` bytes, as soon as the answer
-    /// is known: at once if an order of this process has a value for that name.
+    /// The reply of our name server to a request of at most `most` bytes, with the values of all
+    /// machines: two of them may order for one name. It waits only a little for others where an
+    /// order of this process has one.
     pub(super) async fn reply(&self, request: &[u8], most: Option<u16>) -> Option<Vec<u8>> {
-        if !self.zones().has_own_value(request) {
-            self.refresh().await;
-        }
+        let within = match self.zones().has_own_value(request) {
+            true => OTHERS_WITHIN,
+            false => WITHIN,
+        };
+        let _ = timeout(within, self.refresh()).await;
         self.zones().reply(request, most)
     }
 
@@ -252,7 +258,47 @@ mod tests {
         };
         responses.zones().add(&place, "value");
         let dns = serve(&responses, Protocol::Dns);
-        let reply = timeout(SOON, wire::ask(dns, &known, RecordType::TXT, false)).await;
-        assert_eq!(reply.unwrap().unwrap().answers.len(), 1);
+        let reply = wire::ask(dns, &known, RecordType::TXT, false).await;
+        assert_eq!(reply.unwrap().answers.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn name_server_gives_the_values_of_all_machines_for_one_name() {
+        let shared = tempfile::tempdir().unwrap();
+        let key = shared.path().join("seal.key");
+        std::fs::write(&key, KEY).unwrap();
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+        let name = Name::from_ascii("_acme-challenge.example.com.").unwrap();
+        let place = Place {
+            zone: Zone {
+                apex: name.clone(),
+                names: Vec::new(),
+                servers: Vec::new(),
+            },
+            name: name.clone(),
+        };
+        let store = shared.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let mut machines = Vec::new();
+        for machine in ["one", "two"] {
+            let settings = FleetSettings {
+                store: Some(store.display().to_string().parse().unwrap()),
+                seal_key_file: Some(key.clone()),
+                node: Some(machine.parse().unwrap()),
+                ..FleetSettings::default()
+            };
+            let node = settings.open(shared.path().join(machine)).await;
+            let responses = Responses::default();
+            responses.share_through(Arc::new(node.unwrap().unwrap()));
+            // As an order does.
+            responses.zones().add(&place, machine);
+            responses.share_value(&place, machine).await.unwrap();
+            machines.push(responses);
+        }
+        for responses in machines {
+            let dns = serve(&responses, Protocol::Dns);
+            let reply = wire::ask(dns, &name, RecordType::TXT, false).await;
+            assert_eq!(reply.unwrap().answers.len(), 2);
+        }
     }
 }

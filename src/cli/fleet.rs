@@ -11,12 +11,14 @@ use super::args::Verb;
 use super::catalog::open_store;
 use super::factory::{emptied, outputs_for};
 use super::output::say;
+use crate::ca_state::CaState;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::control;
 use crate::failure::{Advised, Failure};
 use crate::lineage::Lineage;
 use crate::manage::delete::delete;
-use crate::store::node::{Change, NodeStore, Role};
+use crate::store::fs::FileStore;
+use crate::store::node::{Change, NodeStore, Role, known_ca_states};
 use crate::store::place::FleetSettings;
 use crate::store::shared::fleet::FleetNode;
 use crate::store::{Store, StoreError};
@@ -165,15 +167,39 @@ async fn open(fleet: &FleetSettings, data_dir: &Path) -> Result<NodeStore, Failu
     opened.ok_or_else(|| Failure::unexpected("no store of a fleet is set"))
 }
 
-/// The machines of the fleet as its store knows them; none for a machine on its own. A store
-/// that cannot be read is said, and hides no certificate.
-pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
+/// A fleet as its store shows it.
+#[derive(Default)]
+pub(super) struct View {
+    pub(super) nodes: Vec<FleetNode>,
+    /// The states of CAs.
+    pub(super) states: BTreeMap<String, CaState>,
+}
+
+/// The machines of the fleet, and the states of `cas`; none for a machine on its own. A store
+/// that cannot be read is said, and hides no certificate: this machine's copies have what it
+/// knew last.
+pub(super) async fn view(
+    settings: &Settings,
+    own: Option<&FileStore>,
+    cas: BTreeSet<String>,
+) -> View {
     let fleet = &settings.fleet;
+    let mut view = View::default();
+    if let (Some(_), Some(own)) = (&fleet.store, own) {
+        view.states = known_ca_states(own);
+    }
     let read = async {
         let Some(shared) = fleet.shared().await? else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        let nodes = tokio::time::timeout(STATUS_WITHIN, shared.nodes());
+        let read = tokio::time::timeout(STATUS_WITHIN, async {
+            view.nodes = shared.nodes().await?;
+            for ca in cas {
+                let (state, _) = shared.ca_state(&ca).await?;
+                view.states.insert(ca, state);
+            }
+            Ok(())
+        });
         let late = |_| StoreError::Io {
             operation: "read",
             subject: "the machines of the fleet".to_owned(),
@@ -182,12 +208,13 @@ pub(super) async fn nodes(settings: &Settings) -> Vec<FleetNode> {
                 hint: "check that this machine reaches the store of its fleet",
             }),
         };
-        nodes.await.map_err(late)?
+        read.await.map_err(late)?
     };
-    read.await.unwrap_or_else(|error| {
+    let read: Result<(), StoreError> = read.await;
+    if let Err(error) = read {
         tracing::warn!("{}", of_fleet(error).in_a_line());
-        Vec::new()
-    })
+    }
+    view
 }
 
 /// The generation of `lineage` that each machine's servers were last seen to serve.

@@ -39,12 +39,15 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         (_, Some(store)) => seen(store, &settings.data_dir, only, now).await?,
         (None, None) => Vec::new(),
     };
+    let cas = seen.iter().flatten().map(|one| one.ca().to_owned());
+    let view = fleet::view(&settings, store.as_ref(), cas.collect()).await;
     if let Some(store) = &store {
         let sidecar = match control::is_running(&settings.data_dir).await? {
             true => Some(control::stuck(&settings.data_dir).await),
             false => None,
         };
         let mut all = Rows::new(call, &settings, store, sidecar, only.is_some());
+        all.know(view.states);
         for seen in seen {
             let read = match seen {
                 Ok(seen) => {
@@ -66,9 +69,8 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
             }
         }
     }
-    let nodes = fleet::nodes(&settings).await;
     for row in &mut rows {
-        row.served_by = fleet::served(&nodes, &row.status.name);
+        row.served_by = fleet::served(&view.nodes, &row.status.name);
     }
     if call.json {
         say_json(serde_json::to_string(&rows)?);
@@ -80,7 +82,7 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         if let ([row], Some(_)) = (rows.as_slice(), only) {
             row.made_with.iter().for_each(show_settings);
         }
-        fleet::show(&nodes, now);
+        fleet::show(&view.nodes, now);
     }
     ended
 }

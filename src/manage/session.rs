@@ -12,7 +12,7 @@ use crate::deploy::verify::VerifyError;
 use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision, RevocationReason};
 use crate::renew::decide::is_verified;
-use crate::store::Lease;
+use crate::store::{Lease, StoreError};
 use crate::time::Timestamp;
 
 /// Why a pass runs, which determines when it orders. A command sends it to a sidecar that
@@ -124,8 +124,15 @@ impl Pass<'_> {
     /// Saves a failure. If that fails too, it only warns, since the user must see the first
     /// failure.
     pub(super) async fn save_or_warn(&mut self) {
-        if let Err(error) = self.save(None).await {
-            tracing::warn!(lineage = %self.lineage(), "the failure could not be stored: {error}");
+        match self.save(None).await {
+            // Another process was faster, and its record counts.
+            Err(error @ ManageError::Store(StoreError::Conflict { .. })) => {
+                tracing::debug!(lineage = %self.lineage(), "the failure is not stored: {error}");
+            }
+            Err(error) => {
+                tracing::warn!(lineage = %self.lineage(), "the failure could not be stored: {error}");
+            }
+            Ok(()) => {}
         }
     }
 }

@@ -22,7 +22,7 @@ use super::dns::lookup::Resolver;
 use super::http::{HttpError, LARGEST_HEAD};
 use super::proxy::Proxies;
 use super::roots::SystemRoots;
-use super::secure;
+use super::secure::{self, ClientPair};
 use crate::text::printable;
 
 /// A client of servers with https, or of both kinds.
@@ -69,7 +69,22 @@ impl Pool {
         resolver: Resolver,
         system: &SystemRoots,
     ) -> Result<Self, String> {
-        let tls = secure::trusting(None, Some(system))?;
+        Self::presenting((proxies, resolver), (None, system), None)
+    }
+
+    /// The same, which trusts the roots in PEM, too, and presents `pair`.
+    ///
+    /// # Errors
+    /// When the roots are not readable.
+    pub(crate) fn presenting(
+        (proxies, resolver): (Proxies, Resolver),
+        (roots, system): (Option<&[u8]>, &SystemRoots),
+        pair: Option<&ClientPair>,
+    ) -> Result<Self, String> {
+        let mut tls = secure::trusting(roots, Some(system))?;
+        if let Some(pair) = pair {
+            pair.present(&mut tls);
+        }
         let schemes = Schemes::HttpsAndHttp;
         Ok(Self(over(schemes, tls, Arc::new(proxies), resolver)))
     }

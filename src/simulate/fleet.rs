@@ -349,13 +349,16 @@ impl World {
 async fn follow(store: Arc<NodeStore>, handle: Handle) {
     loop {
         store.until_due().await;
-        if let Followed::Turn(turn) = store.follow().await
-            && !turn.changed.is_empty()
-        {
-            let changed = turn.changed.into_iter();
-            handle
-                .requeue(changed.map(|(lineage, _)| lineage).collect())
-                .await;
+        let Followed::Turn(turn) = store.follow().await else {
+            continue;
+        };
+        let changed = turn.changed.into_iter().map(|(lineage, _)| lineage);
+        let changed: Vec<Lineage> = changed.collect();
+        if !changed.is_empty() {
+            handle.requeue(changed).await;
+        }
+        if turn.promoted {
+            handle.take_over().await;
         }
     }
 }

@@ -49,10 +49,27 @@ pub(super) fn of_server(settings: ServerSettings) -> Result<Arc<dyn Documents>, 
     }
 }
 
+/// What is said of a key that does not match its certificate.
+const OTHERS_KEY: &str = "it is not the key of the certificate";
+
 /// What to do about something invalid in a URL or in the environment of its kind of server.
 pub(super) fn settings_hint(url: &str, said: &str) -> &'static str {
     let says = |word: &str| said.contains(word);
+    let names = |settings: &[&str]| settings.iter().any(|name| said.starts_with(name));
     match () {
+        // First: the path of a file may hold any word.
+        () if names(&["sslrootcert", "ETCDCTL_CACERT"]) => {
+            "name a file in PEM with the root of the server's certificate"
+        }
+        () if said.contains(OTHERS_KEY) => {
+            "name the two files of one pair: openssl x509 -noout -pubkey -in CERT and openssl pkey -pubout -in KEY print the same"
+        }
+        () if names(&["sslcert", "sslkey"]) => {
+            "name this client's certificate in sslcert and its key in sslkey, both in PEM, the key without a passphrase"
+        }
+        () if names(&["ETCDCTL_CERT", "ETCDCTL_KEY"]) => {
+            "name this client's certificate in ETCDCTL_CERT and its key in ETCDCTL_KEY, both in PEM, the key without a passphrase"
+        }
         () if says("AWS_ENDPOINT") => {
             "write https://HOST:PORT, or http:// for a host of a private network"
         }
@@ -65,7 +82,6 @@ pub(super) fn settings_hint(url: &str, said: &str) -> &'static str {
         () if says("sslmode") => {
             "write sslmode=disable, prefer, require or verify-full; only the last two outside a private network"
         }
-        () if says("sslrootcert") => "name a file in PEM with the root of the server's certificate",
         () if says("prefix") => {
             "a prefix has ASCII letters, digits, `.`, `_` and `-`, in parts between single slashes"
         }

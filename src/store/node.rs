@@ -113,6 +113,13 @@ pub struct NodeStore {
     answers: tokio::sync::Mutex<Option<(Duration, Answers)>>,
 }
 
+/// The states of CAs that a machine with these copies knew last.
+pub(crate) fn known_ca_states(own: &dyn OwnStore) -> BTreeMap<String, CaState> {
+    let copies = Copies::read(own);
+    let states = copies.cas().iter();
+    { states.map(|(ca, (state, _))| (ca.clone(), state.clone())) }.collect()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -33,6 +33,7 @@ const LONGEST_NAME: usize = 64;
 const KEY_WITHIN: Duration = Duration::from_secs(30);
 const NO_KEY_HINT: &str = "openssl rand -base64 32 > FILE makes a key once; give the file to each machine with mode 0600, and name it in seal_key_file";
 const WHOLE_KEY_HINT: &str = "set role = \"serve\" on this machine, or give it the whole key in seal_key_file or seal_key_exec";
+const SERVE_HINT: &str = "certs config serve-key on a machine of role full prints the key for it";
 const BOTH_HINT: &str = "leave seal_key_file or seal_key_exec out, also of the environment";
 const PROGRAM_HINT: &str = "write seal_key_exec = [\"/usr/local/bin/seal-key\", \"ARGUMENT\"], with the program's absolute path";
 const CALL_HINT: &str = "call the program of seal_key_exec by hand, and correct what it reports";
@@ -313,28 +314,33 @@ impl FleetSettings {
     }
 
     async fn seal(&self) -> Result<Seal, StoreError> {
-        let seal = self.usable(&self.keys().await?)?;
+        let keys = self.keys().await?;
+        self.of_role(self.usable(&keys)?)
+    }
+
+    /// Refuses a key that opens more or less than the role of this machine needs: one that only
+    /// serves must not be able to order.
+    fn of_role(&self, seal: Seal) -> Result<Seal, StoreError> {
         match self.role {
             Role::Full if !seal.opens_accounts() => {
                 let detail = "it is that of a machine of role serve, and opens no accounts";
                 Err(self.invalid(detail.to_owned(), WHOLE_KEY_HINT))
             }
-            Role::Full => Ok(seal),
-            Role::Serve => {
-                if seal.opens_accounts() {
-                    tracing::warn!(
-                        "this machine only serves, and its sealing key opens the accounts of the fleet, too; hint: certs config serve-key on a machine of role full prints the key for it"
-                    );
-                }
-                Ok(seal.without_accounts())
+            Role::Serve if !seal.opens_no_account() => {
+                let detail = "it opens the accounts of the fleet, and this machine only serves";
+                Err(self.invalid(detail.to_owned(), SERVE_HINT))
             }
+            Role::Full | Role::Serve => Ok(seal),
         }
     }
 
     /// Whether a key file can be used; no program is run.
     pub(crate) fn check_seal(&self) -> Result<(), StoreError> {
         match (self.source_fault(), &self.seal_key_file) {
-            (None, Some(file)) => self.usable(&self.keys_in(file)?).map(drop),
+            (None, Some(file)) => {
+                let seal = self.usable(&self.keys_in(file)?)?;
+                self.of_role(seal).map(drop)
+            }
             _ => Ok(()),
         }
     }

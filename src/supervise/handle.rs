@@ -29,6 +29,7 @@ pub(super) enum Command {
     Work(Box<Certificate>, Trigger, oneshot::Sender<Ended>),
     Manages(Lineage, oneshot::Sender<bool>),
     Requeue(Vec<Lineage>),
+    TakeOver,
     Ping(oneshot::Sender<()>),
     Stop,
 }
@@ -81,6 +82,12 @@ impl Handle {
     /// changed.
     pub(crate) async fn requeue(&self, lineages: Vec<Lineage>) {
         self.send(Command::Requeue(lineages)).await;
+    }
+
+    /// Starts a pass over what was due before: this machine does the scheduled work of its fleet
+    /// from now on.
+    pub(crate) async fn take_over(&self) {
+        self.send(Command::TakeOver).await;
     }
 
     /// Waits for one iteration of the loop; false when the loop has ended.

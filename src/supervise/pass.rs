@@ -72,6 +72,11 @@ pub(super) fn is_elsewhere(ended: &Ended) -> bool {
     matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
 }
 
+/// Whether another process changed the record meanwhile, which is normal in a fleet, too.
+pub(super) fn is_overtaken(ended: &Ended) -> bool {
+    matches!(ended, Err(ManageError::Store(StoreError::Conflict { .. })))
+}
+
 /// Runs one pass over `certificate`.
 pub(super) async fn one_pass(
     services: Arc<Services>,

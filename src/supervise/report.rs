@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::pass::{Finished, Recheck, is_elsewhere, log_failure};
+use super::pass::{Finished, Recheck, is_elsewhere, is_overtaken, log_failure};
 use super::supervisor::Supervisor;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
@@ -68,7 +68,7 @@ impl Supervisor {
                 Err(ManageError::Unreachable { .. }) => entry.outages,
                 _ => 0,
             };
-            entry.elsewhere = match is_elsewhere(&pass.ended) {
+            entry.elsewhere = match is_elsewhere(&pass.ended) || is_overtaken(&pass.ended) {
                 true => entry.elsewhere.saturating_add(1),
                 false => 0,
             };
@@ -118,6 +118,11 @@ impl Supervisor {
         let elsewhere = self.agenda.get(lineage).map_or(0, |entry| entry.elsewhere);
         if !was_logged && (elsewhere == 0 || elsewhere == LONG_LEASED) {
             log_failure(lineage, error);
+        }
+        if elsewhere == 1 && is_overtaken(&pass.ended) {
+            // With the newer record.
+            tracing::debug!(%lineage, "{error}; the pass begins again");
+            return Recheck::at(self.services.clock.now());
         }
         if elsewhere > 0 {
             // Random, since many certificates may wait for the same process.

@@ -264,16 +264,27 @@ impl Supervisor {
                 let entry = self.agenda.get(&lineage);
                 let _ = reply.send(entry.is_some_and(Entry::is_configured));
             }
-            Command::Requeue(lineages) => {
-                let now = self.services.clock.now();
-                for lineage in &lineages {
-                    self.agenda.change(lineage, |entry| entry.restart(now));
-                }
+            Command::Requeue(lineages) => self.restart(&lineages),
+            Command::TakeOver => {
+                let (mut due, now) = (Vec::new(), self.services.clock.now());
+                self.board.each(|status| {
+                    if status.next_at <= now {
+                        due.push(status.name);
+                    }
+                });
+                self.restart(&due);
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
             }
             Command::Stop => {}
+        }
+    }
+
+    fn restart(&mut self, lineages: &[Lineage]) {
+        let now = self.services.clock.now();
+        for lineage in lineages {
+            self.agenda.change(lineage, |entry| entry.restart(now));
         }
     }
 

@@ -16,14 +16,18 @@ pub(super) enum Kind {
     Etcd,
     Postgres,
     S3,
+    Directory,
 }
 
 impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Etcd, Self::Postgres, Self::S3, Self::Directory];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::Postgres => "PostgreSQL",
             Self::S3 => "S3",
+            Self::Directory => "directory",
         }
     }
 
@@ -32,17 +36,18 @@ impl Kind {
         Duration::from_secs(match self {
             Self::Etcd | Self::Postgres => 2,
             // Nothing tells of changes.
-            Self::S3 => 15,
+            Self::S3 | Self::Directory => 15,
         })
     }
 
-    /// The settings of machines with this store.
-    pub(super) fn settings(self) -> Vec<(&'static str, String)> {
+    /// The settings of machines with this store, whose data is below `directory`.
+    pub(super) fn settings(self, directory: &Path) -> Vec<(&'static str, String)> {
         let store = match self {
             Self::Etcd => format!("etcd://{STORE}:2379/certs"),
             Self::Postgres => {
                 format!("postgres://certs@{STORE}:5432/postgres?prefix=certs&sslmode=disable")
             }
+            Self::Directory => directory.join("shared").display().to_string(),
             Self::S3 => {
                 return vec![
                     ("CERTS_STORE", "s3://bucket/certs".to_owned()),
@@ -122,6 +127,11 @@ impl Kind {
                 let made = request(&at, "PUT /bucket").unwrap_or_default();
                 assert!(made.contains(" 200 "), "{made}");
                 Some(running)
+            }
+            Self::Directory => {
+                std::fs::create_dir(directory.join("shared")).unwrap();
+                let mut nothing = network.command("sleep");
+                Some(Running::start(nothing.arg("infinity")))
             }
         }
     }

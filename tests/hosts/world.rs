@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::network::{HUB, Network, ip, listens, logging, open, request};
+use super::now;
 use super::store::{Kind, STORE};
 use crate::support::{Running, program, text, until, until_within};
 
@@ -199,7 +200,7 @@ impl World {
         std::fs::create_dir(&home).unwrap();
         let own = |name: &str| home.join(name).display().to_string();
         let shared = |name: &str| self.directory.path().join(name).display().to_string();
-        let mut settings = self.kind.settings();
+        let mut settings = self.kind.settings(self.directory.path());
         settings.extend([
             ("CERTS_CONFIG", own("certs.toml")),
             ("CERTS_DATA_DIR", own("data")),
@@ -224,6 +225,36 @@ impl World {
             sidecar: None,
             settings,
         });
+    }
+
+    /// Starts a machine that has nothing yet. The times from its start: until the first pair is in
+    /// its files, until all are, and until its nginx, which begins then, serves the last.
+    pub(super) fn newcomer(&mut self) -> Option<[Duration; 3]> {
+        let number = self.machines.len();
+        self.add_machine(format!("10.77.0.{}", 11 + number).parse().unwrap());
+        self.configure(0);
+        let names: Vec<String> = (0..self.together).map(|one| format!("c{one}")).collect();
+        let began = now();
+        self.machines[number].start();
+        let mut times = [None, None];
+        let machine = &self.machines[number];
+        until_within("the pairs", Duration::from_secs(60), || {
+            let here = names.iter().filter(|name| machine.generation(name) == 1);
+            let here = here.count();
+            for (time, wanted) in times.iter_mut().zip([1, names.len()]) {
+                if here >= wanted {
+                    time.get_or_insert_with(|| began.elapsed());
+                }
+            }
+            here == names.len()
+        });
+        self.start_nginx(number)?;
+        let last = names.last().unwrap();
+        let served = self.machines[number].leaf(&format!("{last}.example.com"));
+        let took = began.elapsed();
+        assert_eq!(served, self.machines[0].stored_leaf(last));
+        let [first, all] = times.map(Option::unwrap);
+        Some([first, all, took])
     }
 
     /// Gives all machines the configuration of a round: another name in each certificate makes it due.

@@ -25,7 +25,7 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
             Followed::Turn(turn) => {
                 sidecar.apply(&node, turn.changed).await;
                 if turn.promoted {
-                    sidecar.take_over().await;
+                    sidecar.handle.take_over().await;
                 }
                 let board = &sidecar.board;
                 let described = node.describe(|process| describe(&settings, process, board));
@@ -39,17 +39,6 @@ pub(super) async fn follow(node: Arc<NodeStore>, settings: FleetSettings, sideca
 }
 
 impl Sidecar {
-    /// Does what was due while there was no issuer.
-    async fn take_over(&self) {
-        let (mut due, now) = (Vec::new(), self.factory.services.clock.now());
-        self.board.each(|status| {
-            if status.next_at <= now {
-                due.push(status.name);
-            }
-        });
-        self.handle.requeue(due).await;
-    }
-
     /// Puts what has changed elsewhere into effect here.
     async fn apply(&self, node: &NodeStore, changed: Vec<(Lineage, Change)>) {
         let (mut updated, mut is_new) = (Vec::new(), false);

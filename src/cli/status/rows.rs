@@ -59,6 +59,10 @@ impl Seen {
     pub(super) fn name(&self) -> &Lineage {
         &self.status.name
     }
+
+    pub(super) fn ca(&self) -> &str {
+        &self.status.ca
+    }
 }
 
 /// Reads what is stored.
@@ -116,6 +120,11 @@ impl<'c> Rows<'c> {
             sidecar,
             shows_settings,
         }
+    }
+
+    /// From now on these are the states of their CAs, such as those of the fleet.
+    pub(super) fn know(&mut self, states: BTreeMap<String, CaState>) {
+        self.states.extend(states);
     }
 
     /// The row, and why what it is denied is unknown.

@@ -1,6 +1,7 @@
 //! Documents in a directory that several machines share, such as one on NFS. It relies on no
 //! lock: version N of a document is the file `KEY/N`, which a hard link makes and never
 //! replaces. The highest number counts; a first byte of 0 says that the document was removed.
+//! It never makes the directory itself: what is not mounted would become a store of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,8 +45,9 @@ struct Root {
 }
 
 impl DirectoryDocuments {
-    /// The documents below `root`, which is created; `node` is this machine's name.
+    /// The documents below `root`, which must exist; `node` is this machine's name.
     pub(in super::super) fn open(root: PathBuf, node: &str) -> io::Result<Self> {
+        check_there(&root)?;
         let owner = files::make_data_directory(&root)?;
         Ok(Self(Arc::new(Root {
             root,
@@ -63,6 +65,7 @@ impl DirectoryDocuments {
         let root = self.0.clone();
         let working = tokio::task::spawn_blocking(move || {
             let _acting = root.owner.act();
+            check_there(&root.root).map_err(DocumentsError::Failed)?;
             work(&root)
         });
         match tokio::time::timeout(WITHIN, working).await {
@@ -184,6 +187,18 @@ impl Root {
     }
 }
 
+/// Refuses a directory that is missing: what was stored there is not gone.
+fn check_there(root: &Path) -> io::Result<()> {
+    match fs::metadata(root) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Err(io::Error::new(
+            ErrorKind::NotADirectory,
+            "the directory is missing",
+        )),
+    }
+}
+
 fn name_of(version: u64) -> String {
     format!("{version:020}")
 }
@@ -291,8 +306,41 @@ mod tests {
     async fn directory_documents_keep_contract() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("shared");
+        fs::create_dir(&root).unwrap();
         let documents = DirectoryDocuments::open(root, "one").unwrap();
         super::super::tests::check(Arc::new(documents)).await;
+    }
+
+    #[tokio::test]
+    async fn directory_is_never_made_and_fails_each_call_while_it_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("mnt/certs");
+        let open = || DirectoryDocuments::open(root.clone(), "one");
+        assert_eq!(open().unwrap_err().kind(), ErrorKind::NotADirectory);
+        assert!(!directory.path().join("mnt").exists());
+        fs::create_dir_all(&root).unwrap();
+        let documents = open().unwrap();
+        let version = documents.write("key", b"x", None).await.unwrap();
+        // As when its server is unmounted.
+        let aside = directory.path().join("aside");
+        fs::rename(&root, &aside).unwrap();
+        let is_missing = |error: DocumentsError| {
+            let DocumentsError::Failed(error) = error else {
+                return false;
+            };
+            error.kind() == ErrorKind::NotADirectory
+        };
+        assert!(is_missing(documents.read("key").await.unwrap_err()));
+        assert!(is_missing(documents.list("").await.unwrap_err()));
+        assert!(is_missing(documents.time().await.unwrap_err()));
+        let write = documents.write("key", b"y", Some(&version)).await;
+        assert!(is_missing(write.unwrap_err()));
+        let removed = documents.remove("key", &version).await;
+        assert!(is_missing(removed.unwrap_err()));
+        assert!(!root.exists());
+        fs::rename(&aside, &root).unwrap();
+        let read = documents.read("key").await.unwrap().unwrap();
+        assert_eq!((&read.content[..], read.version), (&b"x"[..], version));
     }
 
     #[tokio::test]

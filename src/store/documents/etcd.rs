@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use self::place::Place;
 use self::wire::{Authenticated, Range, Refusal, Transaction};
 use super::exchange::{Effect, WITHIN, date, denied, exchange, failed};
-use super::settings::ServerSettings;
+use super::settings::{ServerSettings, client_pair, read};
 use super::{Document, Documents, DocumentsError, Notice, Version};
 use crate::certificate::Secret;
 use crate::net::pool::Pool;
@@ -63,12 +63,10 @@ impl EtcdDocuments {
     /// # Errors
     /// What is invalid in the settings.
     pub(super) fn new(settings: &ServerSettings) -> Result<Self, String> {
-        let roots = SystemRoots::of(&settings.environment);
         let place = Place::of(settings)?;
-        let (proxies, resolver) = (settings.proxies.clone(), settings.resolver.clone());
         let members = u32::try_from(place.members.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            pool: Pool::new(proxies, resolver, &roots)?,
+            pool: pool(settings)?,
             place,
             within: (WITHIN / members).max(LEAST),
             member: AtomicUsize::default(),
@@ -263,6 +261,19 @@ impl EtcdDocuments {
             }
         }
     }
+}
+
+/// A client with the files of etcdctl's variables.
+fn pool(settings: &ServerSettings) -> Result<Pool, String> {
+    let [root, cert, key] = ["ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"];
+    let file = |name| settings.variable(name);
+    let pair = client_pair((cert, file(cert)), (key, file(key)))?;
+    let pem = file(root).map(|file| read((root, file))).transpose()?;
+    let pem = pem.as_ref().map(|pem| pem.expose().as_bytes());
+    let system = SystemRoots::of(&settings.environment);
+    let way = (settings.proxies.clone(), settings.resolver.clone());
+    let pool = Pool::presenting(way, (pem, &system), pair.as_ref());
+    pool.map_err(|error| format!("{root}: {error}"))
 }
 
 /// What the gateway replied.

@@ -3,6 +3,8 @@
 use std::io;
 use std::process::{Child, Command, ExitStatus};
 
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -108,6 +110,47 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Files for a server that demands a client's certificate: of its CA, itself, a client that it
+/// lets in as the user `client`, and one that it does not know.
+pub(super) struct Pairs(TempDir);
+
+impl Pairs {
+    pub(super) fn new() -> Self {
+        let pairs = Self(tempfile::tempdir().unwrap());
+        let params = |name: &str| {
+            let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+            let common = rcgen::DnType::CommonName;
+            params.distinguished_name.push(common, name);
+            params
+        };
+        let (mut ca, key) = (params("ca"), KeyPair::generate().unwrap());
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let made = ca.self_signed(&key).unwrap();
+        std::fs::write(pairs.0.path().join("ca.pem"), made.pem()).unwrap();
+        let issuer = Issuer::new(ca, key);
+        for (file, name) in [
+            ("server", "127.0.0.1"),
+            ("client", "client"),
+            ("other", "x"),
+        ] {
+            let key = KeyPair::generate().unwrap();
+            let made = match file {
+                "other" => params(name).self_signed(&key),
+                _ => params(name).signed_by(&key, &issuer),
+            };
+            let at = |end| pairs.0.path().join(format!("{file}.{end}"));
+            std::fs::write(at("pem"), made.unwrap().pem()).unwrap();
+            std::fs::write(at("key"), key.serialize_pem()).unwrap();
+        }
+        pairs
+    }
+
+    /// The path of one of the files.
+    pub(super) fn at(&self, file: &str) -> String {
+        self.0.path().join(file).display().to_string()
     }
 }
 

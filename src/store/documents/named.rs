@@ -63,6 +63,12 @@ impl StoreKind {
             _ if says(&["UnknownIssuer"]) => {
                 "name the root of the server's certificate in SSL_CERT_FILE"
             }
+            Self::Etcd if says(REFUSED) => {
+                "name a client certificate that etcd trusts in ETCDCTL_CERT, and its key in ETCDCTL_KEY"
+            }
+            Self::Postgres if says(REFUSED) => {
+                "name a client certificate that the server trusts in sslcert, and its key in sslkey"
+            }
             _ if says(&["invalid peer certificate"]) => {
                 "renew the certificate of the store's server; this machine's clock must be right, too"
             }
@@ -73,6 +79,17 @@ impl StoreKind {
         }
     }
 }
+
+/// What a server says that misses a client's certificate, or refuses one.
+const REFUSED: &[&str] = &[
+    "valid client certificate",
+    "alert: CertificateRequired",
+    "alert: BadCertificate",
+    "alert: UnknownCA",
+    "alert: CertificateExpired",
+    "alert: CertificateUnknown",
+    "alert: UnsupportedCertificate",
+];
 
 /// Whether an error says one of these words.
 type Says<'s> = dyn Fn(&[&str]) -> bool + 's;
@@ -154,6 +171,9 @@ fn directory_hint(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space in the shared directory",
         ErrorKind::ReadOnlyFilesystem => "mount the shared directory for writing",
+        ErrorKind::NotADirectory => {
+            "mount the shared directory on this machine; for a new fleet make it once, owned by the user of certs"
+        }
         _ => "check that the shared directory is mounted on this machine, and its server answers",
     }
 }
@@ -289,6 +309,7 @@ mod tests {
                 "for writing",
             ),
             (Directory, ErrorKind::PermissionDenied.into(), "chown"),
+            (Directory, ErrorKind::NotADirectory.into(), "make it once"),
         ] {
             let hint = kind.hint(&error);
             assert!(hint.contains(word), "{kind:?} {error}: {hint}");

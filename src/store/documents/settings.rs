@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::OTHERS_KEY;
+use crate::certificate::Secret;
+use crate::files::named;
 use crate::net::dns::lookup::Resolver;
 use crate::net::proxy::Proxies;
+use crate::net::secure::{ClientPair, PairFault};
 
 /// It has no `Debug`: the URL and the environment have passwords.
 pub(in super::super) struct ServerSettings {
@@ -41,6 +45,40 @@ impl ServerSettings {
         let value = self.environment.get(name)?.trim();
         Some(value).filter(|value| !value.is_empty())
     }
+}
+
+/// The content of the file that the setting `name` names.
+pub(super) fn read((name, file): (&str, &str)) -> Result<Secret, String> {
+    let read = named::read_data(file.as_ref());
+    read.map_err(|error| format!("{name} {file}: {error}"))
+}
+
+/// The client's certificate and key: each the name of a setting, and the file that it names.
+///
+/// # Errors
+/// When one of them is missing, and why their files cannot be used together.
+pub(super) fn client_pair(
+    (cert, cert_file): (&str, Option<&str>),
+    (key, key_file): (&str, Option<&str>),
+) -> Result<Option<ClientPair>, String> {
+    let (cert_file, key_file) = match (cert_file, key_file) {
+        (None, None) => return Ok(None),
+        (Some(_), None) => return Err(format!("{cert} without {key}")),
+        (None, Some(_)) => return Err(format!("{key} without {cert}")),
+        (Some(cert_file), Some(key_file)) => (cert_file, key_file),
+    };
+    let (chain, secret) = (read((cert, cert_file))?, read((key, key_file))?);
+    let pair = ClientPair::parse(chain.expose().as_bytes(), secret.expose().as_bytes());
+    let pair = pair.map_err(|fault| match fault {
+        PairFault::Certificate => format!("{cert} {cert_file}: it has no certificate in PEM"),
+        PairFault::Key => {
+            format!("{key} {key_file}: it has no private key in PEM, or an encrypted one")
+        }
+        PairFault::Mismatch => {
+            format!("{key} {key_file}: {OTHERS_KEY} in {cert_file}")
+        }
+    });
+    pair.map(Some)
 }
 
 /// Whether `prefix` is a path of ASCII letters, digits and `._-`, or empty.

@@ -132,6 +132,10 @@ impl Copies {
         self.accounts.get(ca).copied().unwrap_or_default()
     }
 
+    pub(super) fn cas(&self) -> &BTreeMap<String, (CaState, Revision)> {
+        &self.cas
+    }
+
     pub(super) fn ca(&self, ca: &str) -> Option<&(CaState, Revision)> {
         self.cas.get(ca)
     }

@@ -278,22 +278,13 @@ impl SharedStore {
         lineage: &Lineage,
         id: u64,
     ) -> Result<(), StoreError> {
-        let key = format!("deleted/{lineage}");
-        for _ in 0..ATTEMPTS {
-            let (mut ids, version) = self.deletions(&key).await?;
-            if ids.contains(&id) {
-                return Ok(());
-            }
+        let note = |ids: &mut VecDeque<u64>| {
             ids.push_back(id);
             if ids.len() > DELETIONS {
                 ids.pop_front();
             }
-            let written = self.documents.swap(&key, &ids, version.as_ref());
-            if written.await?.is_some() {
-                return Ok(());
-            }
-        }
-        Err(busy(&key))
+        };
+        self.change_deletions(lineage, (id, true), note).await
     }
 
     /// Withdraws that the certificate `id` of that name is deleted: it was not, or is there
@@ -303,17 +294,28 @@ impl SharedStore {
         lineage: &Lineage,
         id: u64,
     ) -> Result<(), StoreError> {
+        let forget = |ids: &mut VecDeque<u64>| ids.retain(|one| *one != id);
+        self.change_deletions(lineage, (id, false), forget).await
+    }
+
+    /// Changes the deletions of that name, unless `id` `is_noted` in them as it should be.
+    async fn change_deletions(
+        &self,
+        lineage: &Lineage,
+        (id, is_noted): (u64, bool),
+        change: impl Fn(&mut VecDeque<u64>) + Send,
+    ) -> Result<(), StoreError> {
         let key = format!("deleted/{lineage}");
         for _ in 0..ATTEMPTS {
             let (mut ids, version) = self.deletions(&key).await?;
-            let Some(version) = version.filter(|_| ids.contains(&id)) else {
+            if ids.contains(&id) == is_noted {
                 return Ok(());
-            };
-            ids.retain(|one| *one != id);
-            let is_written = match ids.is_empty() {
-                true => self.documents.remove(&key, &version).await?,
-                false => {
-                    let written = self.documents.swap(&key, &ids, Some(&version));
+            }
+            change(&mut ids);
+            let is_written = match &version {
+                Some(version) if ids.is_empty() => self.documents.remove(&key, version).await?,
+                version => {
+                    let written = self.documents.swap(&key, &ids, version.as_ref());
                     written.await?.is_some()
                 }
             };

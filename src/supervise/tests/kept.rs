@@ -3,6 +3,50 @@
 
 use super::*;
 use crate::certificate::SigningRequest;
+use crate::deploy::{Delivery, DeployCause, Target};
+
+/// A target during whose first deployment another process saves the record.
+struct Overtaking(Arc<dyn Store>, AtomicBool);
+
+#[async_trait]
+impl Target for Overtaking {
+    fn name(&self) -> String {
+        "overtaking".into()
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
+        Ok(())
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        if !self.1.swap(true, Ordering::SeqCst) {
+            let stored = self.0.load(&delivery.lineage).await.unwrap();
+            let (mut record, revision) = stored.unwrap();
+            record.failures.last = Some("of another process".into());
+            self.0.save(&record, revision, None).await.unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn pass_begins_again_at_once_when_another_process_was_faster() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    let overtaking = Overtaking(fixture.services.store.clone(), AtomicBool::new(false));
+    certificate.targets = vec![Arc::new(overtaking)];
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    // No time passes.
+    fixture.until("deployed", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 1);
+    let lineage = Lineage::parse("n0.example.com").unwrap();
+    let stored = fixture.services.store.load(&lineage).await.unwrap();
+    let last = stored.unwrap().0.failures.last;
+    assert_eq!(last.as_deref(), Some("of another process"));
+}
 
 #[tokio::test]
 async fn command_cannot_change_a_managed_certificate() {

@@ -7,23 +7,26 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::super::fake::{Reply, Server, program, serve};
+use super::super::fake::{Pairs, Reply, Server, program, serve};
 use super::super::named::StoreKind;
 use super::super::tests::{check, check_watch};
 use super::*;
 use crate::net::proxy::Proxies;
 
 fn documents(url: &str, variables: &[(&str, &str)]) -> EtcdDocuments {
+    EtcdDocuments::new(&settings(url, variables)).unwrap()
+}
+
+fn settings(url: &str, variables: &[(&str, &str)]) -> ServerSettings {
     let pairs = variables.iter();
-    let settings = ServerSettings {
+    ServerSettings {
         url: url.to_owned(),
         environment: pairs
             .map(|(name, value)| ((*name).into(), (*value).into()))
             .collect(),
         proxies: Proxies::default(),
         resolver: Default::default(),
-    };
-    EtcdDocuments::new(&settings).unwrap()
+    }
 }
 
 fn free() -> String {
@@ -139,6 +142,93 @@ async fn user_is_authenticated_by_tls_and_again_when_the_token_ends() {
     root.remove("key", &version).await.unwrap();
     root.time().await.unwrap();
     assert!(!format!("{root:?}").contains("hidden"));
+}
+
+#[tokio::test]
+async fn client_certificate_is_presented_to_a_server_that_demands_one() {
+    let pairs = Pairs::new();
+    let files = ["ca.pem", "server.pem", "server.key"].map(|file| pairs.at(file));
+    let options = [
+        "--client-cert-auth",
+        "--trusted-ca-file",
+        &files[0],
+        "--cert-file",
+        &files[1],
+        "--key-file",
+        &files[2],
+    ];
+    let Some((mut server, address, _data)) = start("https", &options) else {
+        return;
+    };
+    let url = format!("etcds://{address}/certs");
+    let of = |pair: &[(&str, &str)]| {
+        let files = pair.iter().map(|(name, file)| (*name, pairs.at(file)));
+        let files: Vec<_> = files.collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, file)| (*name, file.as_str()))
+            .collect();
+        EtcdDocuments::new(&settings(&url, &files))
+    };
+    let root = ("ETCDCTL_CACERT", "ca.pem");
+    let with = |name: &str| {
+        let (cert, key) = (format!("{name}.pem"), format!("{name}.key"));
+        of(&[root, ("ETCDCTL_CERT", &cert), ("ETCDCTL_KEY", &key)])
+    };
+    let documents = with("client").unwrap();
+    ready(&mut server, &documents).await;
+    let version = documents.write("key", b"x", None).await.unwrap();
+    documents.remove("key", &version).await.unwrap();
+    for refused in [with("other"), of(&[root])] {
+        let error = io::Error::from(refused.unwrap().read("key").await.unwrap_err());
+        let hint = StoreKind::Etcd.hint(&error);
+        assert!(hint.contains("ETCDCTL_CERT"), "{error}: {hint}");
+    }
+    let (cert, key) = ("ETCDCTL_CERT", "ETCDCTL_KEY");
+    for (invalid, words, advice) in [
+        (
+            of(&[(cert, "client.pem")]),
+            "ETCDCTL_CERT without ETCDCTL_KEY",
+            "in ETCDCTL_CERT",
+        ),
+        (
+            of(&[(key, "client.key")]),
+            "ETCDCTL_KEY without ETCDCTL_CERT",
+            "in ETCDCTL_CERT",
+        ),
+        (
+            of(&[(cert, "absent"), (key, "client.key")]),
+            "No such file",
+            "in ETCDCTL_CERT",
+        ),
+        (
+            of(&[(cert, "client.key"), (key, "client.key")]),
+            "no certificate",
+            "in ETCDCTL_CERT",
+        ),
+        (
+            of(&[(cert, "client.pem"), (key, "ca.pem")]),
+            "no private key",
+            "in ETCDCTL_CERT",
+        ),
+        (
+            of(&[(cert, "client.pem"), (key, "other.key")]),
+            "not the key of",
+            "print the same",
+        ),
+        (
+            of(&[("ETCDCTL_CACERT", "client.key")]),
+            "no certificate",
+            "with the root",
+        ),
+    ] {
+        let said = invalid.unwrap_err();
+        let hint = super::super::settings_hint(&url, &said);
+        assert!(
+            said.contains(words) && hint.contains(advice),
+            "{said}: {hint}"
+        );
+    }
 }
 
 #[tokio::test]

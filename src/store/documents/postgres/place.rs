@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
-use super::super::settings::{ServerSettings, invalid_prefix, is_prefix, is_private};
-use crate::files::named;
+use super::super::settings::{
+    ServerSettings, client_pair, invalid_prefix, is_prefix, is_private, read,
+};
 use crate::net::dns::lookup::Resolver;
 use crate::net::roots::SystemRoots;
-use crate::net::secure::Secure;
+use crate::net::secure::{ClientPair, Secure};
 
 const PORT: u16 = 5432;
 const MODES: &str = "disable, prefer, require or verify-full";
@@ -48,12 +49,15 @@ impl Place {
     pub(super) fn of(settings: &ServerSettings) -> Result<Self, String> {
         let (url, query) = settings.url.split_once('?').unwrap_or((&settings.url, ""));
         let (mut prefix, mut mode, mut roots) = ("certs", None, None);
+        let (mut cert, mut key) = (None, None);
         let mut others = Vec::new();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some(("prefix", value)) => prefix = value,
                 Some(("sslmode", value)) => mode = Some(value),
                 Some(("sslrootcert", value)) => roots = Some(value),
+                Some(("sslcert", value)) => cert = Some(value),
+                Some(("sslkey", value)) => key = Some(value),
                 _ => others.push(part),
             }
         }
@@ -80,7 +84,10 @@ impl Place {
         config.ssl_mode(tokio_postgres::config::SslMode::Disable);
         let mode = mode.or_else(|| settings.variable("PGSSLMODE"));
         let roots = roots.or_else(|| settings.variable("PGSSLROOTCERT"));
-        let tls = tls(mode, roots, settings, &config)?;
+        let cert = ("sslcert", cert.or_else(|| settings.variable("PGSSLCERT")));
+        let key = ("sslkey", key.or_else(|| settings.variable("PGSSLKEY")));
+        let pair = client_pair(cert, key)?;
+        let tls = tls(mode, roots, pair.as_ref(), settings, &config)?;
         let prefix = prefix.to_owned();
         Ok(Self {
             config,
@@ -120,6 +127,7 @@ fn invalid(error: &tokio_postgres::Error) -> String {
 fn tls(
     mode: Option<&str>,
     roots: Option<&str>,
+    pair: Option<&ClientPair>,
     settings: &ServerSettings,
     config: &Config,
 ) -> Result<Tls, String> {
@@ -135,17 +143,13 @@ fn tls(
             ));
         }
         "disable" => Tls::Never,
-        "prefer" => Tls::Preferred(Secure::unverified()?),
-        "require" => Tls::Always(Secure::unverified()?),
+        "prefer" => Tls::Preferred(Secure::unverified(pair)?),
+        "require" => Tls::Always(Secure::unverified(pair)?),
         "verify-full" => {
-            let read = roots.map(|file| {
-                let read = named::read_data(file.as_ref());
-                read.map_err(|error| format!("sslrootcert {file}: {error}"))
-            });
-            let pem = read.transpose()?;
+            let pem = roots.map(|file| read(("sslrootcert", file))).transpose()?;
             let pem = pem.as_ref().map(|pem| pem.expose().as_bytes());
             let system = SystemRoots::of(&settings.environment);
-            Tls::Always(Secure::verified(pem, &system)?)
+            Tls::Always(Secure::verified(pem, &system, pair)?)
         }
         _ => return Err(format!("sslmode is {MODES}")),
     })
@@ -232,7 +236,11 @@ mod tests {
             ("postgres://me:hidden@db/c?prefix=../x", "prefix"),
             ("postgres://me:hidden@db/c?sslmode=verify-ca", "verify-full"),
             ("postgres://me:hidden@db:port/c", "port"),
-            ("postgres://me:hidden@db/c?sslcert=x", "sslcert"),
+            (
+                "postgres://me:hidden@db/c?sslcert=x",
+                "sslcert without sslkey",
+            ),
+            ("postgres://me:hidden@db/c?sslcrl=x", "sslcrl"),
             ("postgres:///c?user=me", "names no host"),
             (
                 "postgres://me:hidden@db/c?sslmode=verify-full&sslrootcert=/absent",

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::fake::{Server, program};
+use super::super::fake::{Pairs, Server, program};
 use super::super::named::StoreKind;
 use super::super::tests::{check, check_watch};
 use super::*;
@@ -20,13 +20,16 @@ use crate::net::proxy::Proxies;
 const UNPRIVILEGED: u32 = 65534;
 
 fn documents(url: &str) -> PostgresDocuments {
-    let settings = ServerSettings {
+    PostgresDocuments::new(&settings(url)).unwrap()
+}
+
+fn settings(url: &str) -> ServerSettings {
+    ServerSettings {
         url: url.to_owned(),
         environment: BTreeMap::new(),
         proxies: Proxies::default(),
         resolver: Default::default(),
-    };
-    PostgresDocuments::new(&settings).unwrap()
+    }
 }
 
 /// A real server: `certs` is its superuser, by a Unix socket without a password, by TCP with
@@ -34,6 +37,7 @@ fn documents(url: &str) -> PostgresDocuments {
 struct Postgres {
     _server: Server,
     directory: TempDir,
+    pairs: Pairs,
     port: u16,
 }
 
@@ -84,6 +88,12 @@ impl Postgres {
             }
             status => assert!(status.unwrap().success(), "{initdb:?}"),
         }
+        let pairs = Pairs::new();
+        std::fs::copy(pairs.at("ca.pem"), at("ca.pem")).unwrap();
+        let rules = at("data/pg_hba.conf");
+        let others = std::fs::read_to_string(&rules).unwrap();
+        let rule = "hostssl all client 127.0.0.1/32 cert";
+        std::fs::write(&rules, format!("{rule}\n{others}")).unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -103,6 +113,7 @@ impl Postgres {
             "ssl=on".to_owned(),
             format!("ssl_cert_file={}", at("cert.pem").display()),
             format!("ssl_key_file={}", at("key.pem").display()),
+            format!("ssl_ca_file={}", at("ca.pem").display()),
         ] {
             server.arg("-c").arg(setting);
         }
@@ -110,6 +121,7 @@ impl Postgres {
         let mut started = Self {
             _server: server,
             directory,
+            pairs,
             port,
         };
         let documents = started.of("certs", "ready");
@@ -151,6 +163,7 @@ async fn postgres_documents_keep_contract() {
     let one = postgres.of("certs", "changes");
     check_watch(&one, &postgres.of("certs", "changes")).await;
     password_and_certificate_are_checked(&postgres).await;
+    client_certificate_takes_the_place_of_a_password(&postgres).await;
     rights_and_read_only_servers_are_named(&postgres).await;
     ended_connection_leaves_a_write_unanswered(&postgres).await;
 }
@@ -185,6 +198,56 @@ async fn password_and_certificate_are_checked(postgres: &Postgres) {
     let error = io::Error::from(unknown.read("key").await.unwrap_err());
     let hint = StoreKind::Postgres.hint(&error);
     assert!(hint.contains("sslrootcert"), "{error}: {hint}");
+}
+
+async fn client_certificate_takes_the_place_of_a_password(postgres: &Postgres) {
+    let owner = postgres.of("certs", "tls");
+    run(
+        &owner,
+        "CREATE ROLE client LOGIN; GRANT SELECT ON certs_documents TO client",
+    )
+    .await;
+    let (pairs, port) = (&postgres.pairs, postgres.port);
+    let with = |name: &str| {
+        let (cert, key) = (
+            pairs.at(&format!("{name}.pem")),
+            pairs.at(&format!("{name}.key")),
+        );
+        format!("sslcert={cert}&sslkey={key}")
+    };
+    let of = |query: &str| {
+        documents(&format!(
+            "postgres://client@127.0.0.1:{port}/postgres?prefix=tls&{query}"
+        ))
+    };
+    assert_eq!(of(&with("client")).read("key").await.unwrap(), None);
+    for refused in [of(&with("other")), of("sslmode=require")] {
+        let error = io::Error::from(refused.read("key").await.unwrap_err());
+        let hint = StoreKind::Postgres.hint(&error);
+        assert!(hint.contains("in sslcert"), "{error}: {hint}");
+    }
+    let mixed = format!(
+        "sslcert={}&sslkey={}",
+        pairs.at("client.pem"),
+        pairs.at("other.key")
+    );
+    for (query, words, advice) in [
+        (
+            "sslkey=x".to_owned(),
+            "sslkey without sslcert",
+            "in sslcert",
+        ),
+        (with("absent"), "No such file", "in sslcert"),
+        (mixed, "not the key of", "print the same"),
+    ] {
+        let settings = settings(&format!("postgres://me:hidden@db/c?{query}"));
+        let said = PostgresDocuments::new(&settings).unwrap_err();
+        let hint = super::super::settings_hint(&settings.url, &said);
+        assert!(
+            said.contains(words) && hint.contains(advice),
+            "{said}: {hint}"
+        );
+    }
 }
 
 async fn rights_and_read_only_servers_are_named(postgres: &Postgres) {

@@ -303,3 +303,31 @@ async fn machines_with_one_name_are_distinguished() {
     tokio::time::advance(Duration::from_secs(300)).await;
     assert_eq!(describe(&one, 1).await, None);
 }
+
+#[tokio::test]
+async fn settings_that_a_pass_has_copied_are_reported_by_the_next_look() {
+    let documents = MemoryDocuments::default();
+    let (one, other) = (machine(&documents, "one"), machine(&documents, "other"));
+    let record = record("example.com");
+    let lineage = record.lineage.clone();
+    one.save(&record, Revision(0), None).await.unwrap();
+    one.save_options(&lineage, "{}").await.unwrap();
+    turn(&one).await;
+    turn(&other).await;
+    // No other machine knows of these settings yet.
+    let settings = r#"{"names": ["example.com"]}"#;
+    one.save_options(&lineage, settings).await.unwrap();
+    let share = other.share(&lineage, true).await.unwrap();
+    assert!(
+        other
+            .options(&lineage)
+            .await
+            .unwrap()
+            .unwrap()
+            .contains("names")
+    );
+    drop(share);
+    let stored = [(lineage, Change::Stored)];
+    assert_eq!(turn(&other).await.changed, stored);
+    assert_eq!(turn(&other).await.changed, []);
+}
