@@ -4,6 +4,8 @@
 //! Text becomes an [`Identifier`] once, at the edge; no later code parses a
 //! name. Internationalised names are kept as A-labels (RFC 5891).
 
+mod set;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::text::stored_as_text;
+
+pub(crate) use self::set::IdentifierSet;
 
 /// One subject of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +97,15 @@ impl Identifier {
             return Err(not_a_name_alone(text));
         }
         DnsName::parse(text).map(Self::Dns)
+    }
+
+    /// The same, in the memory of `text` if that is its text.
+    #[must_use]
+    pub(crate) fn sharing(self, text: &Arc<str>) -> Self {
+        match self {
+            Self::Dns(name) if name.0 == *text => Self::Dns(DnsName(text.clone())),
+            other => other,
+        }
     }
 
     /// Whether it is a wildcard, which needs DNS-01.

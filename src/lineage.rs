@@ -230,6 +230,12 @@ impl Lineage {
         }
     }
 
+    /// `identifier` in the memory of this name, if their texts are the same.
+    #[must_use]
+    pub(crate) fn share(&self, identifier: Identifier) -> Identifier {
+        identifier.sharing(&self.0)
+    }
+
     /// The name as text, fit for a path component.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::process::{
@@ -384,5 +385,15 @@ fn restrict_calls() {
 }
 
 fn threads() -> Option<usize> {
-    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+    const PAUSE: Duration = Duration::from_millis(5);
+    const TRIES: usize = 200;
+    let running = || Some(std::fs::read_dir("/proc/self/task").ok()?.count());
+    // A thread that was joined, such as a reader of records, is listed a moment longer.
+    for _ in 0..TRIES {
+        if running()? == 1 {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    running()
 }

@@ -69,12 +69,19 @@ pub(crate) fn printable_whole(text: &str) -> String {
 
 /// JSON without characters that a terminal obeys. Outside of its strings it has none but
 /// line ends, and all of them are in the basic plane.
-pub(crate) fn printable_json(json: &str) -> String {
-    let shown = json.chars().map(|letter| match steers(letter) {
-        true if letter != '\n' => format!("\\u{:04x}", u32::from(letter)),
-        _ => letter.to_string(),
-    });
-    shown.collect()
+pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
+    // The status of thousands of certificates is long, and nearly always plain.
+    if json.bytes().all(|byte| matches!(byte, b'\n' | b' '..=b'~')) {
+        return json.into();
+    }
+    let mut shown = String::with_capacity(json.len());
+    for letter in json.chars() {
+        match steers(letter) {
+            true if letter != '\n' => shown += &format!("\\u{:04x}", u32::from(letter)),
+            _ => shown.push(letter),
+        }
+    }
+    shown.into()
 }
 
 /// Cuts a message at 2 KiB: it goes into logs, records and pages.

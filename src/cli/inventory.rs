@@ -66,19 +66,22 @@ impl Inventory {
     }
 
     /// The same, and shows each record.
-    pub(super) fn read_with(data_dir: &Path, look: impl FnMut(&Record)) -> Result<Self, Failure> {
+    pub(super) fn read_with(
+        data_dir: &Path,
+        look: impl Fn(&Record) + Sync,
+    ) -> Result<Self, Failure> {
         let store = existing_store(data_dir.to_owned())?;
         let read = store.map_or_else(|| Ok(Self::default()), |store| Self::of(&store, look));
         read.map_err(Failure::on("store"))
     }
 
-    fn of(store: &FileStore, mut look: impl FnMut(&Record)) -> Result<Self, StoreError> {
-        let mut settings = StoredSettings::default();
+    fn of(store: &FileStore, look: impl Fn(&Record) + Sync) -> Result<Self, StoreError> {
+        let settings = StoredSettings::default();
         let all = store.together(|one| {
             if let Ok((record, _)) = &one.record {
                 look(record);
             }
-            StoredCertificate::of(one, &mut settings)
+            StoredCertificate::of(one, &settings)
         });
         all.map(Self)
     }
@@ -118,7 +121,7 @@ impl Inventory {
 }
 
 impl StoredCertificate {
-    fn of(stored: Together, settings: &mut StoredSettings) -> Self {
+    fn of(stored: Together, settings: &StoredSettings) -> Self {
         let Together {
             lineage,
             record,

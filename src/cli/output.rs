@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -38,7 +39,7 @@ impl Failure {
                     let hint = terminal.hint(hint);
                     let fields = serde_json::json!({"message": message, "hint": hint});
                     let json = serde_json::json!({"level": "ERROR", "fields": fields});
-                    printable_json(&json.to_string()) + "\n"
+                    printable_json(&json.to_string()).into_owned() + "\n"
                 }
                 LogFormat::Text => {
                     let (error, advice) =
@@ -201,7 +202,7 @@ impl Terminal {
         // A list in a message has its items in lines.
         let line = |part: &str| printable_within(&folded(part), usize::MAX);
         let shown = match (self.format, self.colour) {
-            (LogFormat::Json, _) => printable_json(message),
+            (LogFormat::Json, _) => printable_json(message).into_owned(),
             (LogFormat::Text, false) => line(message),
             // The colours of the log; it has escaped those of its messages.
             (LogFormat::Text, true) => {
@@ -378,8 +379,21 @@ pub(super) fn say(result: impl fmt::Display) {
 
 /// Prints JSON.
 pub(super) fn say_json(json: impl fmt::Display) {
-    let json = printable_json(&json.to_string());
-    let _ = writeln!(io::stdout(), "{json}");
+    let json = json.to_string();
+    let _ = writeln!(io::stdout(), "{}", printable_json(&json));
+}
+
+/// Prints a list as JSON; of a long one, no more than one item is held as text.
+pub(super) fn say_json_list(items: &[impl Serialize]) -> serde_json::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut before = "[";
+    for item in items {
+        let json = serde_json::to_string(item)?;
+        let _ = write!(out, "{before}{}", printable_json(&json));
+        before = ",";
+    }
+    let _ = writeln!(out, "{}]", if items.is_empty() { "[" } else { "" });
+    Ok(())
 }
 
 /// Sends log messages to standard error.

@@ -16,7 +16,7 @@ use super::fleet;
 use super::kept::notice;
 use super::labels::Labels;
 use super::meant;
-use super::output::{Terminal, replacing, say, say_json};
+use super::output::{Terminal, replacing, say, say_json, say_json_list};
 use crate::ca_state::Outage;
 use crate::config::DirectoryUrl;
 use crate::control;
@@ -73,7 +73,7 @@ pub(super) async fn status(call: &Call, only: Option<&str>) -> Result<(), Failur
         row.served_by = fleet::served(&view.nodes, &row.status.name);
     }
     if call.json {
-        say_json(serde_json::to_string(&rows)?);
+        say_json_list(&rows)?;
     } else if ended.is_ok() && rows.is_empty() {
         table(&call.terminal, &rows, now);
         call.terminal.print(&none_in(&settings.data_dir));
@@ -94,7 +94,7 @@ async fn seen(
     only: Option<&str>,
     now: Timestamp,
 ) -> Result<Vec<Result<Seen, Failure>>, Failure> {
-    let mut reader = Reader::default();
+    let reader = Reader::default();
     let Some(name) = only else {
         let all = store.together(|one| reader.see(one, now));
         return all.map_err(Failure::on("store"));

@@ -1,7 +1,7 @@
 //! The stored settings of a certificate, as a source: they replace a table of the file.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
@@ -84,7 +84,7 @@ impl CertificateLayer {
 /// Reads the stored settings of many certificates. Those that differ only by their names are
 /// read once, and share their memory.
 #[derive(Debug, Default)]
-pub(crate) struct StoredSettings(BTreeMap<String, Arc<SharedSettings>>);
+pub(crate) struct StoredSettings(Mutex<BTreeMap<String, Arc<SharedSettings>>>);
 
 /// Further kinds of settings are read, and not kept.
 const MOST_KINDS: usize = 1000;
@@ -95,7 +95,7 @@ impl StoredSettings {
     /// # Errors
     /// When it is damaged.
     pub(crate) fn read(
-        &mut self,
+        &self,
         lineage: &Lineage,
         json: &str,
     ) -> serde_json::Result<CertificateSettings> {
@@ -103,7 +103,9 @@ impl StoredSettings {
         let Some((names, rest)) = split(json) else {
             return whole(json);
         };
-        if let Some(shared) = self.0.get(rest) {
+        let names = names.into_iter().map(|name| lineage.share(name)).collect();
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = kinds.get(rest) {
             return Ok(CertificateSettings {
                 lineage: lineage.clone(),
                 names,
@@ -111,8 +113,8 @@ impl StoredSettings {
             });
         }
         let settings = whole(json)?;
-        if self.0.len() < MOST_KINDS {
-            self.0.insert(rest.to_owned(), settings.shared.clone());
+        if kinds.len() < MOST_KINDS {
+            kinds.insert(rest.to_owned(), settings.shared.clone());
         }
         Ok(settings)
     }
@@ -146,7 +148,7 @@ mod tests {
 
     #[test]
     fn stored_settings_share_memory_and_are_read_as_one_by_one() {
-        let mut all = StoredSettings::default();
+        let all = StoredSettings::default();
         let tricky = "a@example.com\"\n  ],\n";
         let cases = [
             stored(&["a.example"], "a@example.com"),

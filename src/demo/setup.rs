@@ -223,7 +223,7 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
 fn sites(wanted: &[Wanted], output: &dyn Outlet) -> Vec<Site> {
     let of = |wanted: &Wanted| {
         let (lineage, live) = (wanted.lineage.clone(), output.live_path(&wanted.lineage));
-        let names = wanted.identifiers.clone().into_iter();
+        let names = wanted.identifiers.tree().into_iter();
         names.map(move |name| Site {
             lineage: lineage.clone(),
             name,
@@ -242,7 +242,7 @@ async fn start_nginx(
     sites: &[Site],
 ) -> Result<Nginx, Failure> {
     for wanted in wanted {
-        let (lineage, names) = (&wanted.lineage, &wanted.identifiers);
+        let (lineage, names) = (&wanted.lineage, &wanted.identifiers.tree());
         let now = services.clock.now();
         let placed = services.output.placeholder(lineage, names, now);
         placed.map_err(Failure::on(lineage.as_str()))?;
@@ -255,7 +255,7 @@ async fn start_front(
     services: &Services,
     wanted: &[Wanted],
 ) -> Result<(SocketAddr, Vec<Arc<dyn Target>>), Failure> {
-    let names = |wanted: &Wanted| (wanted.lineage.clone(), wanted.identifiers.clone());
+    let names = |wanted: &Wanted| (wanted.lineage.clone(), wanted.identifiers.tree());
     let served = wanted.iter().map(names).collect();
     let (publisher, credentials) = Publisher::new(served, services.clock.clone());
     let failed = |error: io::Error| Failure::unexpected(format!("the TLS listener: {error}"));

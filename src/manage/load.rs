@@ -131,7 +131,7 @@ impl<'p> Pass<'p> {
     fn adopt_wanted(&mut self) -> bool {
         let mut wanted = self.certificate.wanted.clone();
         if self.is_behind() {
-            wanted.identifiers.clone_from(&self.record.identifiers);
+            wanted.identifiers = self.record.identifiers.iter().cloned().collect();
         }
         let (record, wanted) = (&mut self.record, &wanted);
         let mut changed = adopt(record, wanted);
@@ -218,7 +218,7 @@ pub(crate) async fn stored_or_new(
 ) -> Result<(Record, Revision), ManageError> {
     let stored = services.store.load(&wanted.lineage).await?;
     Ok(stored.unwrap_or_else(|| {
-        let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
+        let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.tree());
         let fresh = Record::new(lineage, names, wanted.ca.clone());
         (fresh, Revision::default())
     }))
@@ -231,7 +231,7 @@ pub(super) fn adopt(record: &mut Record, wanted: &Wanted) -> bool {
         // The failures belong to the previous settings.
         record.failures = Failures::default();
     }
-    record.identifiers.clone_from(&wanted.identifiers);
+    record.identifiers = wanted.identifiers.tree();
     record.ca.clone_from(&wanted.ca);
     changed
 }

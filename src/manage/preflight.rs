@@ -50,7 +50,6 @@ pub(crate) fn may_order(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use super::*;
@@ -68,7 +67,7 @@ mod tests {
         let name = Identifier::parse("example.com").unwrap();
         Wanted {
             lineage: Lineage::of(&name),
-            identifiers: BTreeSet::from([name]),
+            identifiers: [name].into(),
             order: std::sync::Arc::new(crate::manage::OrderSettings {
                 ca: "https://ca".into(),
                 terms: Terms::default(),
@@ -81,11 +80,11 @@ mod tests {
     fn record(renewed_at: Timestamp) -> Record {
         let wanted = wanted();
         let ca = wanted.ca.clone();
-        let mut record = Record::new(wanted.lineage, wanted.identifiers.clone(), ca);
+        let mut record = Record::new(wanted.lineage, wanted.identifiers.tree(), ca);
         record.issued = Some(Issued {
             generation: Generation(1),
             facts: Facts {
-                identifiers: wanted.identifiers,
+                identifiers: wanted.identifiers.tree(),
                 not_before: NOW,
                 not_after: NOW + DAY * 90,
                 fingerprint: Fingerprint::of(b"leaf"),
@@ -129,8 +128,9 @@ mod tests {
         let soon = record(NOW + Duration::from_secs(10));
         assert!(asks(Some(&soon), &wanted(), Trigger::Scheduled));
         let mut more = wanted();
-        more.identifiers
-            .insert(Identifier::parse("www.example.com").unwrap());
+        more.identifiers = ["example.com", "www.example.com"]
+            .map(|name| name.parse().unwrap())
+            .into();
         assert!(asks(Some(&later), &more, Trigger::Scheduled));
         let mut other = wanted();
         other.ca = "https://other".into();

@@ -28,7 +28,7 @@ pub(crate) async fn rehearse(
     };
     let order = PendingOrder {
         ca: wanted.ca.clone(),
-        identifiers: wanted.identifiers.clone(),
+        identifiers: wanted.identifiers.tree(),
         key_pem: key_pem.clone(),
         url: None,
         replaces: None,
@@ -46,7 +46,7 @@ pub(crate) async fn rehearse(
         ca: &wanted.ca,
     };
     let chain = issuer.issue(order, &mut journal).await?;
-    let names = &wanted.identifiers;
+    let names = &wanted.identifiers.tree();
     let bundle = Bundle::new(key_pem, &chain, names, clock.now(), Freshness::Issued);
     match bundle {
         Ok(bundle) => Ok(bundle.facts().clone()),

@@ -22,7 +22,7 @@ use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
-use crate::identifier::Identifier;
+use crate::identifier::{Identifier, IdentifierSet};
 use crate::lineage::Lineage;
 use crate::net::dns::lookup::Resolver;
 use crate::observe::{Board, ExcludedName, Metrics, Proof};
@@ -301,7 +301,7 @@ pub(crate) struct Wanted {
     /// The name of the lineage.
     pub lineage: Lineage,
     /// The names that the certificate must have.
-    pub identifiers: BTreeSet<Identifier>,
+    pub identifiers: IdentifierSet,
     /// What thousands of certificates may share.
     pub order: Arc<OrderSettings>,
 }
@@ -363,7 +363,7 @@ pub(crate) struct Outcome {
 impl Wanted {
     /// Whether the earlier orders of `record` were for the same names, CA and profile.
     pub(super) fn matches(&self, record: &Record) -> bool {
-        record.identifiers == self.identifiers
+        self.identifiers == record.identifiers
             && record.ca == self.ca
             && record.profile == self.terms.profile
     }

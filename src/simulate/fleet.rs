@@ -258,7 +258,7 @@ impl World {
         let certificates = lineages.map(|(lineage, identifiers, lifetime)| Certificate {
             wanted: Wanted {
                 lineage: lineage.clone(),
-                identifiers: identifiers.clone(),
+                identifiers: identifiers.iter().cloned().collect(),
                 order: Arc::new(OrderSettings {
                     ca: DIRECTORY.to_owned(),
                     terms: Terms::default(),

@@ -81,6 +81,13 @@ impl Stored {
         self.record.lineage = lineage.clone();
         (self.record, self.revision)
     }
+
+    /// The same, for one of thousands that are kept: its name is held once.
+    fn kept(mut self, lineage: &Lineage) -> (Record, Revision) {
+        let names = std::mem::take(&mut self.record.identifiers).into_iter();
+        self.record.identifiers = names.map(|name| lineage.share(name)).collect();
+        self.of(lineage)
+    }
 }
 
 /// How the file of a CA names it.

@@ -213,7 +213,9 @@ impl Supervisor {
         }
         let output = &self.services.output;
         // Without the user's key there is nothing to serve yet.
-        if wanted.request.is_none() && output.placeholder(lineage, &wanted.identifiers, now)? {
+        if wanted.request.is_none()
+            && output.placeholder(lineage, &wanted.identifiers.tree(), now)?
+        {
             tracing::info!(%lineage, "a placeholder is live until the certificate is issued");
         }
         Ok(())

@@ -74,7 +74,7 @@ pub(super) struct Reader {
 impl Reader {
     /// # Errors
     /// When the record or the settings cannot be read.
-    pub(super) fn see(&mut self, stored: Together, now: Timestamp) -> Result<Seen, Failure> {
+    pub(super) fn see(&self, stored: Together, now: Timestamp) -> Result<Seen, Failure> {
         let lineage = stored.lineage;
         let (record, _) = stored.record.map_err(Failure::on(lineage.as_str()))?;
         let made_with = stored.options.map_err(Failure::on(lineage.as_str()))?;

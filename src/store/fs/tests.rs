@@ -218,6 +218,37 @@ async fn together_is_what_each_has_alone() {
 }
 
 #[tokio::test]
+async fn many_are_read_side_by_side_and_keep_their_order() {
+    let (directory, store) = store();
+    let first = record("n0000.example");
+    store.save(&first, Revision(0), None).await.unwrap();
+    let records = directory.path().join("data/records");
+    let names: Vec<String> = (0..450).map(|n| format!("n{n:04}.example")).collect();
+    let json = std::fs::read_to_string(records.join("n0000.example/record.json")).unwrap();
+    for name in &names[1..] {
+        let directory = records.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let own = json.replace("n0000.example", name);
+        std::fs::write(directory.join("record.json"), own).unwrap();
+    }
+    let all = store.together(|one| one.record.unwrap().0).unwrap();
+    let read: Vec<_> = all.iter().map(|one| one.lineage.as_str()).collect();
+    assert_eq!(read, names);
+    // A name is held once in memory.
+    assert!(all.iter().all(|one| {
+        let Some(Identifier::Dns(name)) = one.identifiers.first() else {
+            return false;
+        };
+        std::ptr::eq(name.as_str(), one.lineage.as_str())
+    }));
+    // A failure of one reader is that of all.
+    let failed = std::panic::catch_unwind(|| {
+        store.together(|one| assert_ne!(one.lineage.as_str(), names[449]))
+    });
+    assert!(failed.is_err());
+}
+
+#[tokio::test]
 async fn newer_format_is_refused_for_every_write() {
     let (directory, store) = store();
     let record = record("a.example");

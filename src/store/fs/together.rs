@@ -1,7 +1,10 @@
 //! All records with their options, in one walk: the directory of the records is opened once,
-//! and each file of a certificate once. A program with many certificates starts so.
+//! and each file of a certificate once. A program with many certificates starts so. Each
+//! processor reads its share of them.
 
 use std::io::ErrorKind;
+use std::panic::resume_unwind;
+use std::thread;
 
 use super::single::{at, corrupt_or_unread, parsed};
 use super::{FileStore, Stored};
@@ -22,13 +25,21 @@ pub struct Together {
     pub options: Result<Option<String>, StoreError>,
 }
 
+/// Threads that read at the same time, at most.
+const MOST_READERS: usize = 8;
+/// A thread costs as much as some records.
+const LEAST_EACH: usize = 100;
+
 impl FileStore {
-    /// Every certificate with a record, by name, as `take` makes it of what is stored: no more
-    /// than one is held whole. `take` runs as the owner of the data directory.
+    /// Every certificate with a record, by name, as `take` makes it of what is stored: each
+    /// thread holds no more than one whole. `take` runs as the owner of the data directory.
     ///
     /// # Errors
     /// When the directory cannot be read. A damaged certificate is given to `take`.
-    pub fn together<T>(&self, mut take: impl FnMut(Together) -> T) -> Result<Vec<T>, StoreError> {
+    pub fn together<T: Send>(
+        &self,
+        take: impl Fn(Together) -> T + Sync,
+    ) -> Result<Vec<T>, StoreError> {
         let _acting = self.owner.act();
         let path = self.root.join("records");
         let read = at("read", &path);
@@ -38,12 +49,42 @@ impl FileStore {
         let lineages = lineages.filter_map(|name| Lineage::parse(name).ok());
         let mut lineages: Vec<Lineage> = lineages.collect();
         lineages.sort_unstable();
-        let all = lineages.into_iter();
-        Ok(all
-            .filter_map(|lineage| one(&records, lineage))
-            .map(&mut take)
-            .collect())
+        Ok(side_by_side(&lineages, |lineage| {
+            one(&records, lineage.clone()).map(&take)
+        }))
     }
+}
+
+/// What `read` makes of each, in their order. A thread has the rights of the one that starts it.
+fn side_by_side<T: Send>(
+    lineages: &[Lineage],
+    read: impl Fn(&Lineage) -> Option<T> + Sync,
+) -> Vec<T> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let readers = processors
+        .min(MOST_READERS)
+        .min(lineages.len() / LEAST_EACH)
+        .max(1);
+    let mut parts = lineages.chunks(lineages.len().div_ceil(readers).max(1));
+    let all = &|part: &[Lineage]| part.iter().filter_map(&read).collect::<Vec<T>>();
+    thread::scope(|scope| {
+        let first = parts.next().unwrap_or_default();
+        let started: Vec<_> = parts
+            .map(|part| {
+                let reader = thread::Builder::new().spawn_scoped(scope, move || all(part));
+                reader.map_err(|_| part)
+            })
+            .collect();
+        let mut made = all(first);
+        for reader in started {
+            made.extend(match reader {
+                Ok(reader) => reader.join().unwrap_or_else(|cause| resume_unwind(cause)),
+                // The limit of threads is reached.
+                Err(part) => all(part),
+            });
+        }
+        made
+    })
 }
 
 impl FileStore {
@@ -85,7 +126,7 @@ fn one(records: &Directory, lineage: Lineage) -> Option<Together> {
     let record = text("record.json").transpose()?;
     let record = record.and_then(|json| {
         let stored: Stored = parsed(&path("record.json"), &json)?;
-        Ok(stored.of(&lineage))
+        Ok(stored.kept(&lineage))
     });
     Some(Together {
         options: text("options.json"),

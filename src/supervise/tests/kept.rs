@@ -223,8 +223,8 @@ async fn configuration_received_during_a_pass_is_applied_after_it() {
     let handle = fixture.start(&names(1)).await;
     fixture.until("begun", |_| fixture.orders() == 1).await;
     let mut more = fixture.certificate("n0.example.com");
-    let www = Identifier::parse("www.example.com").unwrap();
-    more.wanted.identifiers.insert(www);
+    let both = ["n0.example.com", "www.example.com"].map(|name| name.parse().unwrap());
+    more.wanted.identifiers = both.into();
     handle.replace(vec![more]).await;
     fixture
         .until("both names", |all| {
@@ -269,7 +269,7 @@ async fn new_ca_ignores_the_retry_after_of_the_old_one() {
     let fixture = Fixture::new();
     let mut certificate = fixture.certificate("n0.example.com");
     let wanted = &certificate.wanted;
-    let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
+    let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.tree());
     let mut record = Record::new(lineage, names, "https://ca".into());
     record.failures.retry_at = Some(START + DAY * 7);
     record.failures.by_retry_after = true;
@@ -473,8 +473,8 @@ async fn scheduled_pass_keeps_names_of_a_command_elsewhere() {
     let mut certificate = fixture.certificate("n0.example.com");
     certificate.keeper = crate::manage::Keeper::Command;
     let mut more = certificate.clone();
-    let www = Identifier::parse("www.example.com").unwrap();
-    more.wanted.identifiers.insert(www);
+    let both = ["n0.example.com", "www.example.com"].map(|name| name.parse().unwrap());
+    more.wanted.identifiers = both.into();
     let ends = async |certificate, trigger| {
         pass(&fixture.services, certificate, trigger).await.unwrap();
     };
@@ -488,9 +488,7 @@ async fn scheduled_pass_keeps_names_of_a_command_elsewhere() {
     assert_eq!(fixture.orders(), 3);
     let lineage = &certificate.wanted.lineage;
     let (record, _) = fixture.services.store.load(lineage).await.unwrap().unwrap();
-    assert_eq!(record.identifiers, more.wanted.identifiers);
-    assert_eq!(
-        record.issued.unwrap().facts.identifiers,
-        more.wanted.identifiers
-    );
+    let wanted = more.wanted.identifiers.tree();
+    assert_eq!(record.identifiers, wanted);
+    assert_eq!(record.issued.unwrap().facts.identifiers, wanted);
 }
