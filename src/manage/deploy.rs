@@ -113,7 +113,7 @@ impl Pass<'_> {
         let (mut found, verifier) = (Vec::new(), &self.services.verifier);
         for target in &certificate.targets {
             if let Some(addresses) = target.listens_on().await
-                && let Some(name) = certificate.wanted.identifiers.first()
+                && let Some(name) = certificate.wanted.identifiers.iter().next()
                 && !verifier.is_plain(&addresses, name).await
             {
                 found.push(ServedAt::Found(target.name(), addresses));
