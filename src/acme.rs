@@ -71,10 +71,14 @@ pub trait Journal: Send {
         Vec::new()
     }
 
-    /// Stores these answers, before they are presented and after they are cleaned up.
+    /// Stores these answers, before they are presented.
     async fn save_answers(&mut self, _answers: Vec<PresentedAnswer>) -> Result<(), JournalError> {
         Ok(())
     }
+
+    /// Stores the answers that are left after the clean-up. If that fails, the order goes on:
+    /// the next run removes them again.
+    async fn keep_answers(&mut self, _left: Vec<PresentedAnswer>) {}
 
     /// Shows what the order waits for.
     fn phase(&mut self, _phase: &str) {}

@@ -48,9 +48,7 @@ impl Flow<'_> {
         let left = stored.into_iter().zip(removals);
         let left = left.filter(|(answer, is_removed)| !is_removed && own.contains(answer));
         let left = left.map(|(answer, _)| answer).collect();
-        if let Err(error) = journal.save_answers(left).await {
-            tracing::warn!(error, "the clean-up of challenge answers was not stored");
-        }
+        journal.keep_answers(left).await;
     }
 
     /// Whether nothing is left to do for an answer.

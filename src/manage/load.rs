@@ -51,6 +51,7 @@ impl<'p> Pass<'p> {
             left_to_others: false,
             looked: false,
             unseen: None,
+            overtaken: None,
         };
         let stored = pass.record.clone();
         let mut changed = pass.adopt_wanted();

@@ -62,11 +62,14 @@ async fn under_lease(
     let _shown = services.shown(&certificate.wanted.lineage);
     let pass = Pass::load(services, certificate, trigger, permit, &clock);
     let mut pass = Box::pin(pass).await?;
-    let outcome = match trigger.never_orders() {
-        true => Box::pin(pass.redeploy()).await?,
-        false => pass.work().await?,
+    let ended = match trigger.never_orders() {
+        true => Box::pin(pass.redeploy()).await,
+        false => pass.work().await,
     };
-    Ok((outcome, pass.record))
+    match ended {
+        Ok(outcome) => Ok((outcome, pass.record)),
+        Err(failure) => Err(pass.failed(failure)),
+    }
 }
 
 impl Pass<'_> {

@@ -74,6 +74,9 @@ pub(super) struct Pass<'p> {
     pub(super) looked: bool,
     /// What the looks did not see.
     pub(super) unseen: Option<VerifyError>,
+    /// Another process has changed the record meanwhile: that one counts, and a failure of
+    /// this pass does not.
+    pub(super) overtaken: Option<StoreError>,
 }
 
 impl Pass<'_> {
@@ -121,19 +124,27 @@ impl Pass<'_> {
         }
     }
 
-    /// Saves a failure. If that fails too, it only warns, since the user must see the first
-    /// failure.
+    /// Saves the record after a failure. If that fails too, it only warns, since the user must
+    /// see the first failure.
     pub(super) async fn save_or_warn(&mut self) {
         match self.save(None).await {
-            // Another process was faster, and its record counts.
-            Err(error @ ManageError::Store(StoreError::Conflict { .. })) => {
-                tracing::debug!(lineage = %self.lineage(), "the failure is not stored: {error}");
+            Err(ManageError::Store(error @ StoreError::Conflict { .. })) => {
+                self.overtaken = Some(error);
             }
             Err(error) => {
-                tracing::warn!(lineage = %self.lineage(), "the failure could not be stored: {error}");
+                tracing::warn!(lineage = %self.lineage(), "the record could not be stored: {error}");
             }
             Ok(()) => {}
         }
+    }
+
+    /// What the pass ends with, after `failure`.
+    pub(super) fn failed(&mut self, failure: ManageError) -> ManageError {
+        let Some(overtaken) = self.overtaken.take() else {
+            return failure;
+        };
+        tracing::debug!(lineage = %self.lineage(), "{overtaken}; before: {failure}");
+        overtaken.into()
     }
 }
 

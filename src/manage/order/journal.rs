@@ -39,6 +39,11 @@ impl Journal for RecordJournal<'_, '_> {
         Ok(self.pass.save(None).await?)
     }
 
+    async fn keep_answers(&mut self, left: Vec<PresentedAnswer>) {
+        self.pass.record.answers = left;
+        self.pass.save_or_warn().await;
+    }
+
     fn phase(&mut self, phase: &str) {
         self.pass.phase(phase);
     }

@@ -35,7 +35,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// That of `certs run`.
     pub(super) const USUAL: Self = Self {
-        polled: Duration::from_millis(13_500),
+        polled: Duration::from_secs(12),
         counted: Duration::from_secs(20),
         notified: Duration::from_secs(30),
         gone: Duration::from_secs(60),
@@ -160,7 +160,7 @@ impl Watching {
 
 impl NodeStore {
     /// Returns when the next look is due: at a change elsewhere where the shared store tells of
-    /// it, else after 13.5 seconds; at a change of our own; and at once if some are left.
+    /// it, else after 12 seconds; at a change of our own; and at once if some are left.
     pub async fn until_due(&self) {
         let (version, has_more, is_down) = {
             let following = self.follow.lock().await;

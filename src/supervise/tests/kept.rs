@@ -20,12 +20,52 @@ impl Target for Overtaking {
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         if !self.1.swap(true, Ordering::SeqCst) {
-            let stored = self.0.load(&delivery.lineage).await.unwrap();
-            let (mut record, revision) = stored.unwrap();
-            record.failures.last = Some("of another process".into());
-            self.0.save(&record, revision, None).await.unwrap();
+            overtake(&self.0, &delivery.lineage).await;
         }
         Ok(())
+    }
+}
+
+/// Another process saves the record.
+async fn overtake(store: &Arc<dyn Store>, lineage: &Lineage) {
+    let (mut record, revision) = store.load(lineage).await.unwrap().unwrap();
+    record.failures.last = Some("of another process".into());
+    store.save(&record, revision, None).await.unwrap();
+}
+
+/// A CA that refuses the first order, after another process has saved the record.
+struct OvertakenOrder {
+    store: Arc<dyn Store>,
+    is_over: AtomicBool,
+    then: Arc<Signer>,
+}
+
+#[async_trait]
+impl acme::Issuer for OvertakenOrder {
+    async fn issue(
+        &self,
+        order: PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, AcmeError> {
+        if self.is_over.swap(true, Ordering::SeqCst) {
+            return self.then.issue(order, journal).await;
+        }
+        let lineage = Lineage::parse("n0.example.com").unwrap();
+        overtake(&self.store, &lineage).await;
+        journal.keep_answers(Vec::new()).await;
+        Err(AcmeError {
+            ca: "https://ca".into(),
+            phase: Phase::Authorization,
+            cause: Cause::Protocol("it was paused for too long".into()),
+        })
+    }
+
+    async fn probe(&self) -> Result<(), AcmeError> {
+        self.then.probe().await
+    }
+
+    async fn renewal_info(&self, id: &str) -> Result<Option<(Window, Duration)>, AcmeError> {
+        self.then.renewal_info(id).await
     }
 }
 
@@ -46,6 +86,26 @@ async fn pass_begins_again_at_once_when_another_process_was_faster() {
     let stored = fixture.services.store.load(&lineage).await.unwrap();
     let last = stored.unwrap().0.failures.last;
     assert_eq!(last.as_deref(), Some("of another process"));
+}
+
+#[tokio::test]
+async fn failure_of_an_overtaken_order_counts_for_nothing() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    let overtaken = OvertakenOrder {
+        store: fixture.services.store.clone(),
+        is_over: AtomicBool::new(false),
+        then: fixture.signer.clone(),
+    };
+    let shared = Arc::make_mut(&mut certificate.shared);
+    shared.issuer = Arc::new(overtaken);
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    // No time passes: it backs off from nothing.
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 1);
 }
 
 #[tokio::test]
