@@ -10,9 +10,11 @@ import shlex
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -236,6 +238,32 @@ class Pebble:
         if "-dnsserver" in usage.stdout + usage.stderr:
             return [*command, "-dnsserver", f"127.0.0.1:{port}", "-doh", ""]
         return [*command, "-dns01", f"127.0.0.1:{port}"]
+
+
+@contextlib.contextmanager
+def slow_lookups(server, seconds):
+    """A name server over TCP, as Pebble asks one, that leads to `server`, and replies so many seconds later."""
+    host, port = server.rsplit(":", 1)
+
+    class Relay(socketserver.StreamRequestHandler):
+        def handle(self):
+            while query := message(self.rfile):
+                time.sleep(seconds)
+                with socket.create_connection((host, int(port)), 5) as further:
+                    further.sendall(query)
+                    self.wfile.write(message(further.makefile("rb")))
+
+    def message(stream):
+        length = stream.read(2)
+        return length and length + stream.read(int.from_bytes(length, "big"))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
+        relay.daemon_threads = True
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{relay.server_address[1]}"
+        finally:
+            relay.shutdown()
 
 
 class Bind:

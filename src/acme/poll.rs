@@ -1,5 +1,5 @@
 //! Polling an order until its status changes (RFC 8555 section 7.4): right after
-//! the CA fetched the answers, else after `Retry-After`, else at growing intervals.
+//! the CA fetched the answers, else after `Retry-After`, else whenever a third of the time so far has passed again.
 //!
 //! Without such a fetch it never polls before a `Retry-After` of up to a minute ends, and
 //! it never waits without bound: after five minutes the order is left for a later run.
@@ -17,8 +17,8 @@ use super::exchange::Reply;
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
-/// The CA needs this long to record a validation or a certificate request.
-pub(super) const SETTLING: Duration = Duration::from_millis(50);
+/// A fast CA needs this long to record a validation or a certificate request.
+pub(super) const SETTLING: Duration = Duration::from_millis(10);
 pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
 /// A longer `Retry-After` says nothing about this order, such as a default of a day: the
@@ -116,8 +116,8 @@ impl Flow<'_> {
     }
 
     /// Polls the order until its status is none of `still`, or until `watch` sees a failure:
-    /// once when `observed` ends, else after `Retry-After`, else after `first` and then at
-    /// growing intervals.
+    /// after `Retry-After`, else after `first` and then whenever a third of the time so far has
+    /// passed again; this begins anew with [`SETTLING`] when `observed` ends.
     pub(super) async fn poll(
         &self,
         order: &mut PlacedOrder,
@@ -129,14 +129,13 @@ impl Flow<'_> {
         let clock = self.client.settings.clock.as_ref();
         let begun = clock.stopwatch();
         let (mut observed, mut was_observed) = (pin!(observed), false);
-        for round in 0.. {
-            let asked = order.retry_after;
-            let wait = match asked.filter(|asked| *asked <= LONGEST_RETRY_AFTER) {
-                Some(retry_after) => retry_after.max(growing(SETTLING, round)),
-                None if round == 0 => first,
-                None => growing(FIRST_POLL, round - 1),
-            };
+        let (mut least, mut from) = (first, Duration::ZERO);
+        loop {
             let passed = clock.stopwatch().saturating_sub(begun);
+            let pause = ((passed.saturating_sub(from)) / 3).clamp(least, LONGEST_POLL);
+            let asked = order.retry_after;
+            let asked = asked.filter(|asked| *asked <= LONGEST_RETRY_AFTER);
+            let wait = asked.map_or(pause, |retry_after| retry_after.max(pause));
             if passed + wait > DEADLINE {
                 break;
             }
@@ -144,7 +143,8 @@ impl Flow<'_> {
                 biased;
                 () = &mut observed, if !was_observed => {
                     was_observed = true;
-                    clock.sleep(SETTLING).await;
+                    (least, from) = (SETTLING, clock.stopwatch().saturating_sub(begun));
+                    clock.sleep(least).await;
                 }
                 () = clock.sleep(wait) => {}
             }
@@ -173,13 +173,16 @@ impl Flow<'_> {
         if watch.challenges.is_empty() || passed < watch.next.max(FIRST_LOOK) {
             return Ok(());
         }
-        watch.next = passed + passed.min(LONGEST_LOOK);
         let seen = self.authorizations(order).await?;
         let has_failed =
             |one: &Challenge| one.error.is_some() && watch.challenges.contains(&one.url);
         let has_failed = seen.iter().any(|one| one.challenges.iter().any(has_failed));
         let since = watch.failing_since.unwrap_or(passed);
         watch.failing_since = has_failed.then_some(since);
+        watch.next = match watch.failing_since {
+            Some(since) => since + GRACE,
+            None => passed + passed.min(LONGEST_LOOK),
+        };
         let is_lasting = has_failed && passed.saturating_sub(since) >= GRACE;
         match is_lasting || !seen.iter().all(is_usable) {
             true => Err(self.why_invalid(order).await),
@@ -192,12 +195,6 @@ impl Flow<'_> {
 pub(super) fn is_usable(authorization: &documents::Authorization) -> bool {
     let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
     usable.contains(&authorization.status)
-}
-
-/// `first`, doubled `round` times, up to the longest.
-fn growing(first: Duration, round: u32) -> Duration {
-    let factor = 2_u32.saturating_pow(round);
-    first.saturating_mul(factor).min(LONGEST_POLL)
 }
 
 #[cfg(test)]
@@ -264,8 +261,11 @@ mod tests {
         assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
         let gaps = gaps(&ca.times("order"));
         let milliseconds: Vec<_> = gaps.iter().map(Duration::as_millis).collect();
-        assert_eq!(milliseconds[1..7], [250, 500, 1000, 2000, 4000, 5000]);
-        assert!(ca.times("order").len() < 75);
+        assert_eq!(milliseconds[1..6], [10, 10, 10, 13, 17]);
+        assert!(gaps[1..].is_sorted(), "{milliseconds:?}");
+        assert_eq!(gaps.last(), Some(&LONGEST_POLL));
+        let polls = ca.times("order").len();
+        assert!((70..90).contains(&polls), "{polls}");
     }
 
     #[tokio::test]
@@ -279,7 +279,7 @@ mod tests {
             ca.clock.set_back_after(readings, ten_years);
             let (result, _) = issue_with_journal(&ca).await;
             assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
-            assert!(ca.times("order").len() < 75);
+            assert!(ca.times("order").len() < 90);
         }
     }
 
@@ -304,7 +304,7 @@ mod tests {
         }
         let (result, journal) = issue_with_journal(&ca).await;
         assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
-        assert!(ca.times("order").len() < 75);
+        assert!(ca.times("order").len() < 90);
         assert!(journal.orders[0].url.is_some());
     }
 }
