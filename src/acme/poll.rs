@@ -1,5 +1,6 @@
 //! Polling an order until its status changes (RFC 8555 section 7.4): right after
-//! the CA fetched the answers, else after `Retry-After`, else whenever a third of the time so far has passed again.
+//! the CA fetched the answers, else after `Retry-After`, else whenever a third of the time so
+//! far has passed again.
 //!
 //! Without such a fetch it never polls before a `Retry-After` of up to a minute ends, and
 //! it never waits without bound: after five minutes the order is left for a later run.
