@@ -118,7 +118,7 @@ impl Flow<'_> {
 
     /// Polls the order until its status is none of `still`, or until `watch` sees a failure:
     /// after `Retry-After`, else after `first` and then whenever a third of the time so far has
-    /// passed again; this begins anew with [`SETTLING`] when `observed` ends.
+    /// passed again; this begins again with [`SETTLING`] when `observed` ends.
     pub(super) async fn poll(
         &self,
         order: &mut PlacedOrder,

@@ -284,7 +284,11 @@ mod tests {
         assert!(got.is_empty() && is_new);
         assert!(http.all()[0].1.why.ends_with("is free now"));
 
-        let held = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // An address that no other test connects from or listens on; TCP has the port free too.
+        let own = Ipv4Addr::new(127, 73, 1, 1);
+        let tcp = TcpListener::bind((own, 0)).unwrap();
+        let held = UdpSocket::bind(tcp.local_addr().unwrap()).unwrap();
+        drop(tcp);
         let dns = refused(Protocol::Dns, held.local_addr().unwrap());
         let before = dns.all().clone();
         let (got, is_new) = dns.retry(&responses).await;

@@ -35,7 +35,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// That of `certs run`.
     pub(super) const USUAL: Self = Self {
-        polled: Duration::from_secs(12),
+        polled: Duration::from_millis(12_800),
         counted: Duration::from_secs(20),
         notified: Duration::from_secs(30),
         gone: Duration::from_secs(60),
@@ -46,7 +46,7 @@ impl Pace {
 const DESCRIBED: Duration = Duration::from_secs(300);
 /// Between two comparisons of all certificates: a machine that was killed may have changed one
 /// and informed no other. A listing of a hundred thousand takes a hundred calls of S3.
-const WHOLE: Duration = Duration::from_secs(6 * 3600);
+const WHOLE: Duration = Duration::from_secs(24 * 3600);
 /// The certificates that are compared at one look at first; each further look takes twice as
 /// many, so that the first of many are deployed soon.
 const FIRST: usize = 64;
@@ -160,7 +160,7 @@ impl Watching {
 
 impl NodeStore {
     /// Returns when the next look is due: at a change elsewhere where the shared store tells of
-    /// it, else after 12 seconds; at a change of our own; and at once if some are left.
+    /// it, else after 12.8 seconds; at a change of our own; and at once if some are left.
     pub async fn until_due(&self) {
         let (version, has_more, is_down) = {
             let following = self.follow.lock().await;
@@ -354,7 +354,7 @@ impl NodeStore {
             return;
         }
         if let Err(error) = self.announce_changes(&mut following).await {
-            tracing::warn!("the other machines see the change within 6 hours: {error}");
+            tracing::warn!("the other machines see the change within a day: {error}");
         }
     }
 
