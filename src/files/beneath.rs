@@ -174,27 +174,53 @@ impl Directory {
 
     /// The content of a regular file of at most `largest` bytes.
     pub(crate) fn read(&self, name: impl AsRef<OsStr>, largest: u64) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.read_into(name, largest, &mut content)?;
+        Ok(content)
+    }
+
+    /// The same, in place of `content`.
+    fn read_into(
+        &self,
+        name: impl AsRef<OsStr>,
+        largest: u64,
+        content: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        content.clear();
         // Most files are read by one call, and one more finds their end.
-        let mut content = Vec::with_capacity(4096);
+        content.reserve(4096);
         let file = self.file(name)?;
-        let length = file.take(largest + 1).read_to_end(&mut content)?;
+        let length = file.take(largest + 1).read_to_end(content)?;
         match length as u64 > largest {
             true => Err(io::Error::new(
                 ErrorKind::FileTooLarge,
                 "the file is too large",
             )),
-            false => Ok(content),
+            false => Ok(()),
         }
     }
 
     /// The text of a regular file of at most `largest` bytes; `None` if it does not exist.
     pub(crate) fn text(&self, name: impl AsRef<OsStr>, largest: u64) -> io::Result<Option<String>> {
-        match self.read(name, largest) {
+        let text = self
+            .text_in(name, largest, &mut Vec::new())?
+            .map(str::to_owned);
+        Ok(text)
+    }
+
+    /// The same, read into `memory`.
+    pub(crate) fn text_in<'m>(
+        &self,
+        name: impl AsRef<OsStr>,
+        largest: u64,
+        memory: &'m mut Vec<u8>,
+    ) -> io::Result<Option<&'m str>> {
+        match self.read_into(name, largest, memory) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             read => {
-                let text = String::from_utf8(read?);
+                let text = read.map(|()| std::str::from_utf8(memory))?;
                 text.map(Some)
-                    .map_err(|error| io::Error::new(ErrorKind::InvalidData, error.utf8_error()))
+                    .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
             }
         }
     }

@@ -49,16 +49,17 @@ impl FileStore {
         let lineages = lineages.filter_map(|name| Lineage::parse(name).ok());
         let mut lineages: Vec<Lineage> = lineages.collect();
         lineages.sort_unstable();
-        Ok(side_by_side(&lineages, |lineage| {
-            one(&records, lineage.clone()).map(&take)
+        Ok(side_by_side(&lineages, |lineage, memory| {
+            one(&records, lineage.clone(), memory).map(&take)
         }))
     }
 }
 
-/// What `read` makes of each, in their order. A thread has the rights of the one that starts it.
+/// What `read` makes of each, in their order, with memory that it may use. A thread has the rights
+/// of the one that starts it.
 fn side_by_side<T: Send>(
     lineages: &[Lineage],
-    read: impl Fn(&Lineage) -> Option<T> + Sync,
+    read: impl Fn(&Lineage, &mut Vec<u8>) -> Option<T> + Sync,
 ) -> Vec<T> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let readers = processors
@@ -66,7 +67,11 @@ fn side_by_side<T: Send>(
         .min(lineages.len() / LEAST_EACH)
         .max(1);
     let mut parts = lineages.chunks(lineages.len().div_ceil(readers).max(1));
-    let all = &|part: &[Lineage]| part.iter().filter_map(&read).collect::<Vec<T>>();
+    let all = &|part: &[Lineage]| {
+        let mut memory = Vec::new();
+        let each = part.iter().filter_map(|one| read(one, &mut memory));
+        each.collect::<Vec<T>>()
+    };
     thread::scope(|scope| {
         let first = parts.next().unwrap_or_default();
         let started: Vec<_> = parts
@@ -94,7 +99,7 @@ impl FileStore {
         let _acting = self.owner.act();
         let path = self.root.join("records");
         match Directory::open(&path) {
-            Ok(records) => one(&records, lineage),
+            Ok(records) => one(&records, lineage, &mut Vec::new()),
             Err(error) => Some(Together {
                 record: Err(at("read", &path)(error)),
                 options: Ok(None),
@@ -104,8 +109,8 @@ impl FileStore {
     }
 }
 
-/// The files of one certificate; `None` without a record.
-fn one(records: &Directory, lineage: Lineage) -> Option<Together> {
+/// The files of one certificate, read into `memory`; `None` without a record.
+fn one(records: &Directory, lineage: Lineage, memory: &mut Vec<u8>) -> Option<Together> {
     let path = |file: &str| records.path().join(lineage.as_str()).join(file);
     let directory = match records.child(lineage.as_str()) {
         Ok(directory) => directory,
@@ -119,18 +124,22 @@ fn one(records: &Directory, lineage: Lineage) -> Option<Together> {
             });
         }
     };
-    let text = |file: &str| {
-        let read = directory.text(file, LARGEST_DATA);
-        read.map_err(|error| corrupt_or_unread(&path(file), error))
+    let unread = |file: &'static str| {
+        let path = &path;
+        move |error| corrupt_or_unread(&path(file), error)
     };
-    let record = text("record.json").transpose()?;
+    let record = directory.text_in("record.json", LARGEST_DATA, memory);
+    let record = record.map_err(unread("record.json")).transpose()?;
     let record = record.and_then(|json| {
-        let stored: Stored = parsed(&path("record.json"), &json)?;
+        let stored: Stored = parsed(&path("record.json"), json)?;
         Ok(stored.kept(&lineage))
     });
+    let options = directory.text_in("options.json", LARGEST_DATA, memory);
+    let options = options.map(|json| json.map(str::to_owned));
+    let options = options.map_err(unread("options.json"));
     Some(Together {
-        options: text("options.json"),
-        record,
         lineage,
+        record,
+        options,
     })
 }
