@@ -213,8 +213,11 @@ fn kills(what: &str, targets: &'static [&'static str]) {
         return;
     };
     let points = written.points().into_keys();
+    // strace counts the calls of each thread, and the runtime divides them as it likes: a run that
+    // has ended before its point shows nothing, and is repeated once.
+    let is_killed = |aimed: &PathPoint| (0..2).any(|_| written.survives_kill(aimed));
     let (killed, ended): (Vec<_>, Vec<_>) =
-        { points.step_by(by_depth(7, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
+        { points.step_by(by_depth(7, 1, 1)) }.partition(is_killed);
     eprintln!("{what}: {} kills; not reached: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
     // Every kind of call was killed at least once, except among the few points of the short form.

@@ -138,11 +138,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         let rsa = |bits: &'static str| vec!["-algorithm", "RSA", "-pkeyopt", bits];
+        // Four primes are found in a tenth of the time of two.
+        let four = ["-pkeyopt", "rsa_keygen_primes:4"];
+        let long_rsa = |bits| [rsa(bits), four.to_vec()].concat();
         let curve = |curve: &'static str| vec!["-algorithm", "EC", "-pkeyopt", curve];
         let keys = [
             ("rsa", rsa("rsa_keygen_bits:2048")),
-            ("rsa4", rsa("rsa_keygen_bits:4096")),
-            ("rsa8", rsa("rsa_keygen_bits:4104")),
+            ("rsa4", long_rsa("rsa_keygen_bits:4096")),
+            ("rsa8", long_rsa("rsa_keygen_bits:4104")),
             ("p256", curve("ec_paramgen_curve:P-256")),
             ("p384", curve("ec_paramgen_curve:P-384")),
             ("p521", curve("ec_paramgen_curve:P-521")),
