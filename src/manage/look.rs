@@ -4,7 +4,7 @@
 
 use super::deploy::silence;
 use super::error::ManageError;
-use super::proof::FILES;
+use super::proof::{FILES, located};
 use super::services::Looks;
 use super::session::Pass;
 use crate::certificate::Facts;
@@ -140,7 +140,7 @@ impl Pass<'_> {
                 entry.problem = Some(format!("{found}; deployed again at {at}"));
                 return None;
             }
-            None => Some(format!("{endpoint}: {found}")),
+            None => Some(located(&endpoint.to_string(), &found)),
         };
         entry.problem = Some(found.clone());
         if drifted.is_some() {

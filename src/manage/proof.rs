@@ -28,7 +28,7 @@ fn obstacle(record: &Record, now: Timestamp) -> Option<String> {
     };
     let problem = record.served.iter().find_map(|(endpoint, seen)| {
         let problem = seen.problem.as_ref()?;
-        Some(format!("{endpoint}: {problem}"))
+        Some(located(endpoint, problem))
     });
     let failed = || {
         let deployed = record.deployed.iter().map(|(name, on)| (name, *on));
@@ -39,6 +39,15 @@ fn obstacle(record: &Record, now: Timestamp) -> Option<String> {
         Some(last.unwrap_or_else(|| pending(place, wanted)))
     };
     problem.or_else(failed)
+}
+
+/// `problem` with its endpoint, unless the address that it begins with is the same.
+pub(super) fn located(endpoint: &str, problem: &str) -> String {
+    let rest = problem.strip_prefix(endpoint);
+    match rest.is_some_and(|rest| rest.starts_with(": ")) {
+        true => problem.to_owned(),
+        false => format!("{endpoint}: {problem}"),
+    }
 }
 
 fn pending(place: &str, wanted: Generation) -> String {
@@ -152,6 +161,17 @@ mod tests {
         serve(&mut record, "b:443", 2);
         record.served.get_mut("b:443").unwrap().problem = Some("connection refused".into());
         assert_eq!(shown(&record), "not proven: b:443: connection refused");
+        for (found, said) in [
+            ("b:443: no answer", "b:443: no answer"),
+            ("b:4433: no answer", "b:443: b:4433: no answer"),
+            (
+                "192.0.2.1:443: no answer",
+                "b:443: 192.0.2.1:443: no answer",
+            ),
+        ] {
+            record.served.get_mut("b:443").unwrap().problem = Some(found.into());
+            assert_eq!(shown(&record), format!("not proven: {said}"));
+        }
         record.issued = None;
         assert_eq!(shown(&record), "not proven: not issued yet");
     }

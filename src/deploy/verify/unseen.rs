@@ -110,6 +110,9 @@ impl Unseen {
             Cause::Incapable => format!(
                 "it cannot be proven with this client, which has no TLS version or cipher in common with the server (1.2 with ECDHE and AEAD, or 1.3): {error}"
             ),
+            Cause::Closed => {
+                format!("the server closed the connection before it sent a certificate: {error}")
+            }
             _ => error.to_string(),
         };
         Self { found, cause }
@@ -196,5 +199,25 @@ impl<T: Into<String>> From<T> for Unseen {
 impl fmt::Display for Unseen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closed_connection_is_said_in_words() {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof};
+        let words = "the server closed the connection before it sent a certificate: ";
+        for (kind, is_closed) in [
+            (BrokenPipe, true),
+            (ConnectionReset, true),
+            (UnexpectedEof, true),
+            (TimedOut, false),
+        ] {
+            let said = Unseen::handshake(&kind.into()).to_string();
+            assert_eq!(said.starts_with(words), is_closed, "{said}");
+        }
     }
 }
