@@ -16,8 +16,11 @@ use super::{Delivery, DeployCause, Target};
 use crate::lineage::Lineage;
 use crate::net::sockets::ListenAddress;
 
-/// Two reloads of one server are at least this far apart.
-const APART: Duration = Duration::from_secs(2);
+/// Two reloads of one server are at least this far apart, and as far as the last one took: a
+/// server that reads many certificates has half of its time for its clients.
+const APART: Duration = Duration::from_secs(1);
+/// A reload that took longer than this was waiting, not working.
+const FARTHEST: Duration = Duration::from_secs(10);
 
 /// The longest wait of a pair for servers that read others: a server that hangs must not
 /// keep all pairs as they are.
@@ -68,7 +71,8 @@ struct LatestAction {
     serves: u64,
     /// Whether its delivery was urgent.
     urgent: bool,
-    at: Instant,
+    /// When the next one may begin.
+    next: Instant,
     ended: Result<(), DeployCause>,
 }
 
@@ -96,14 +100,19 @@ impl Queue {
             if latest.serves >= mine && latest.is_for(urgent, apart) {
                 return latest.ended.clone();
             }
-            tokio::time::sleep_until(latest.at + apart).await;
+            tokio::time::sleep_until(latest.next).await;
         }
         let serves = self.requests.load(Ordering::SeqCst);
+        let begun = Instant::now();
         let ended = work.await;
+        let pause = match apart {
+            Duration::ZERO => apart,
+            apart => begun.elapsed().clamp(apart, FARTHEST),
+        };
         *latest = Some(LatestAction {
             serves,
             urgent,
-            at: Instant::now(),
+            next: Instant::now() + pause,
             ended: ended.clone(),
         });
         ended
@@ -207,6 +216,7 @@ mod tests {
     /// Takes a second for each reload, and panics at two at once.
     #[derive(Default)]
     struct Slow {
+        longer: Duration,
         checks: AtomicUsize,
         reloads: AtomicUsize,
         busy: AtomicUsize,
@@ -227,7 +237,7 @@ mod tests {
 
         async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
             assert_eq!(self.busy.fetch_add(1, Ordering::SeqCst), 0);
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1) + self.longer).await;
             self.busy.fetch_sub(1, Ordering::SeqCst);
             self.reloads.fetch_add(1, Ordering::SeqCst);
             match self.fails {
@@ -299,13 +309,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_reloads_are_two_seconds_apart() {
-        let coalesced = Coalesced::new(Arc::new(Slow::default()), ALL, Gate::default());
-        let begun = Instant::now();
-        coalesced.apply(&sample()).await.unwrap();
-        assert_eq!(begun.elapsed().as_secs(), 1);
-        coalesced.apply(&sample()).await.unwrap();
-        assert_eq!(begun.elapsed().as_secs(), 4);
+    async fn two_reloads_are_a_second_apart_and_as_far_as_the_last_one_took() {
+        for (longer, first, second) in [(0, 1, 3), (4, 5, 15), (29, 30, 70)] {
+            let longer = Duration::from_secs(longer);
+            let slow = Slow {
+                longer,
+                ..Slow::default()
+            };
+            let coalesced = Coalesced::new(Arc::new(slow), ALL, Gate::default());
+            let begun = Instant::now();
+            coalesced.apply(&sample()).await.unwrap();
+            assert_eq!(begun.elapsed().as_secs(), first);
+            coalesced.apply(&sample()).await.unwrap();
+            assert_eq!(begun.elapsed().as_secs(), second);
+        }
     }
 
     #[tokio::test(start_paused = true)]
