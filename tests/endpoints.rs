@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, Running, certs, free_port, listens, make_script, program, run, until};
+use crate::support::{
+    Nginx, Running, assert_says, certs, free_port, listens, make_script, program, run, until,
+};
 use crate::targets::{NAME, generation, haproxy, issued, live, verify};
 
 /// nginx with the pair of the CA, after `change` of its configuration. The change takes effect with the reload
@@ -33,6 +35,29 @@ fn nginx_behind_a_balancer_is_verified() {
         run(renewal.args(endpoint), 0);
     }
     assert_eq!(generation(&ca), 4);
+}
+
+#[test]
+fn old_server_is_not_proven_and_keeps_its_pair_until_it_offers_what_the_hint_says() {
+    const OLD: &str = "ssl_protocols TLSv1.2; ssl_ciphers ECDHE-ECDSA-AES128-SHA;";
+    let ca = issued();
+    let old = |text: String| text.replacen("location", &format!("{OLD} location"), 1);
+    let Some((nginx, deploy)) = nginx(&ca, old) else {
+        return;
+    };
+    let endpoint = verify(nginx.port);
+    // Its reload takes the ciphers away that the client has seen before.
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &endpoint]), 7);
+    let before = generation(&ca);
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy, &endpoint]), 7);
+    let hint = "let the server offer TLS 1.3, or 1.2 with ECDHE and AEAD, over TCP";
+    assert_says(&printed, &["cannot be proven with this client", hint]);
+    assert!(!printed.contains("rolling back"), "{printed}");
+    assert!(generation(&ca) > before, "{printed}");
+    let file = ca.path("nginx/nginx.conf");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("AES128-SHA;", "AES128-GCM-SHA256;")).unwrap();
+    run(&mut ca.issue(&[NAME, &deploy, &endpoint]), 0);
 }
 
 #[test]

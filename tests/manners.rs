@@ -119,6 +119,10 @@ fn every_command_has_a_manual_page_and_completion_offers_values() {
             "{shell} offers a hidden command"
         );
         assert!(
+            !script.contains("for tests"),
+            "{shell} offers a hidden option"
+        );
+        assert!(
             !script.contains("certs__helper"),
             "{shell} offers a hidden command"
         );

@@ -146,6 +146,28 @@ fn nginx_on_a_plain_unix_socket_is_left_to_its_front() {
 }
 
 #[test]
+fn nginx_that_has_given_tls_to_its_front_is_left_to_it() {
+    let ca = issued();
+    let Some((nginx, socket, deploy)) = nginx(&ca, "ssl") else {
+        return;
+    };
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy]), 0);
+    assert!(!printed.contains("unknown"), "{printed}");
+    let file = socket.with_file_name("nginx.conf");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace(" ssl;", ";")).unwrap();
+    let pid = std::fs::read_to_string(&nginx.pid_file).unwrap();
+    let reloaded = Command::new("kill").args(["-HUP", pid.trim()]).status();
+    assert!(reloaded.unwrap().success());
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy]), 0);
+    assert_says(
+        &printed,
+        &["not checked: no endpoint is configured; hint: "],
+    );
+    assert!(!printed.contains("rolling back"), "{printed}");
+}
+
+#[test]
 fn socket_without_a_server_is_named_and_causes_no_rollback() {
     let ca = issued();
     let [absent, file, stale] = ["absent", "file", "stale"].map(|name| ca.path(name));

@@ -35,12 +35,13 @@ pub(super) fn manual(words: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `command` without its hidden commands, which are not for use by hand.
+/// `command` without its hidden commands and options, which are not for use by hand.
 fn shown(command: &Command) -> Command {
     let all = command.get_subcommands().filter(|one| !one.is_hide_set());
     let below: Vec<Command> = all.map(shown).collect();
+    let options = command.get_arguments().filter(|one| !one.is_hide_set());
     let mut bare = Command::new(command.get_name().to_owned())
-        .args(command.get_arguments())
+        .args(options)
         .subcommands(below)
         .visible_aliases(
             command

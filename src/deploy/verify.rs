@@ -47,6 +47,8 @@ pub struct VerifyError {
     is_blind: bool,
     /// Whether our user may not connect to its socket.
     is_denied: bool,
+    /// Whether this client has no version or cipher in common with the server.
+    is_incapable: bool,
     /// Whether that was so before the deployment, which cannot be its cause.
     was_blind: bool,
 }
@@ -60,6 +62,7 @@ impl VerifyError {
             found: found.to_owned(),
             is_blind: false,
             is_denied: false,
+            is_incapable: false,
             was_blind: false,
         }
     }
@@ -67,6 +70,7 @@ impl VerifyError {
     /// Takes over why `unseen` says nothing about the server.
     fn because_of(mut self, unseen: &Unseen) -> Self {
         (self.is_blind, self.is_denied) = (unseen.is_blind(), unseen.is_denied());
+        self.is_incapable = unseen.is_incapable();
         self
     }
 
@@ -121,6 +125,9 @@ impl VerifyError {
     pub fn hint(&self) -> &'static str {
         if self.is_denied {
             return "the certificate is stored and deployed; let that user write to the socket and search the directories above it, or name HOST:PORT of the server in front with --verify, then run this again: nothing is ordered twice";
+        }
+        if self.is_incapable {
+            return "the certificate is stored and deployed; let the server offer TLS 1.3, or 1.2 with ECDHE and AEAD, over TCP, then run this again: nothing is ordered twice";
         }
         if self.is_blind {
             return "the certificate is stored and deployed; name an address of the server that this machine reaches with --verify HOST:PORT, then run this again: nothing is ordered twice";

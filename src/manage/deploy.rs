@@ -89,7 +89,7 @@ impl Pass<'_> {
 
     /// The endpoints of which this machine sees nothing before the deployment, as behind a
     /// firewall. What it does not see afterwards either is not the deployment's fault.
-    async fn blind_endpoints(&self, pair: &Pair) -> BTreeSet<String> {
+    async fn blind_endpoints(&mut self, pair: &Pair) -> BTreeSet<String> {
         let (mut blind, facts) = (BTreeSet::new(), pair.bundle.facts());
         for endpoint in self.endpoints_to_verify().await {
             let verifier = self.services.verifier.as_ref();
@@ -103,8 +103,9 @@ impl Pass<'_> {
     }
 
     /// The endpoints to verify: those that the user named, or the addresses on which the
-    /// targets listen.
-    pub(super) async fn endpoints_to_verify(&self) -> Vec<ServedAt> {
+    /// targets listen. A server that leaves TLS to its front by now is forgotten as one that
+    /// was seen.
+    pub(super) async fn endpoints_to_verify(&mut self) -> Vec<ServedAt> {
         let certificate = self.certificate;
         if !certificate.endpoints.is_empty() {
             let named = certificate.endpoints.iter().cloned();
@@ -114,12 +115,32 @@ impl Pass<'_> {
         for target in &certificate.targets {
             if let Some(addresses) = target.listens_on().await
                 && let Some(name) = certificate.wanted.identifiers.iter().next()
-                && !verifier.is_plain(&addresses, name).await
             {
-                found.push(ServedAt::Found(target.name(), addresses));
+                match verifier.is_plain(&addresses, name).await {
+                    true => drop(self.record.served.remove(&target.name())),
+                    false => found.push(ServedAt::Found(target.name(), addresses)),
+                }
             }
         }
         found
+    }
+
+    /// Whether a server that was found turns out to speak no TLS, such as one that did not answer
+    /// for a while before: it is forgotten as one that was seen.
+    async fn leaves_tls_to_its_front(&mut self, endpoint: &ServedAt) -> bool {
+        let ServedAt::Found(server, addresses) = endpoint else {
+            return false;
+        };
+        let name = self.certificate.wanted.identifiers.iter().next();
+        let verifier = &self.services.verifier;
+        let is_plain = match name {
+            Some(name) => verifier.is_plain(addresses, name).await,
+            None => false,
+        };
+        if is_plain {
+            self.record.served.remove(server);
+        }
+        is_plain
     }
 
     /// The names for which endpoints are asked: a server shows another certificate for those
@@ -318,6 +339,9 @@ impl Pass<'_> {
             }
             let verified = verification.verify(&endpoint, &names).await;
             if let Err(error) = verified {
+                if self.leaves_tls_to_its_front(&endpoint).await {
+                    continue;
+                }
                 let error = error.compared(blind.contains(&endpoint.to_string()));
                 // The generation that was seen there before is no longer verified.
                 let (now, again) = (services.clock.now(), self.look_again(false));

@@ -7,6 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
@@ -31,6 +32,9 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// The path of a Unix socket, at which root or this user must listen: the table of the
+    /// kernel shows what any user writes into the name of a socket, and a path can be replaced.
+    UnixOf(PathBuf, u32),
 }
 
 impl ListenAddress {
@@ -39,7 +43,7 @@ impl ListenAddress {
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(*address),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::UnixOf(..) => None,
         }
     }
 
@@ -54,7 +58,32 @@ impl ListenAddress {
                 let ends = (stream.local_addr()?, stream.peer_addr()?);
                 Ok((Box::new(stream), Some(ends)))
             }
-            Self::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), None)),
+            Self::Unix(path) => Ok((Box::new(connect_to(path).await?), None)),
+            Self::UnixOf(path, user) => {
+                let stream = connect_to(path).await?;
+                match stream.peer_cred()?.uid() {
+                    0 => {}
+                    peer if peer == *user => {}
+                    peer => {
+                        let why =
+                            format!("user {peer} listens there, and not user {user} of the server");
+                        return Err(io::Error::other(why));
+                    }
+                }
+                Ok((Box::new(stream), None))
+            }
+        }
+    }
+}
+
+/// Waits while a burst fills the queue of the server, as TCP does. The caller bounds the time.
+async fn connect_to(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            ended => return ended,
         }
     }
 }
@@ -72,7 +101,7 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) | Self::UnixOf(path, _) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -129,7 +158,10 @@ pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<ListenAddress>> {
 /// The Unix sockets on which process `pid` can be reached from here, by their paths. Those of
 /// another root directory are left out: the same path may lead to another server.
 #[must_use]
-pub(crate) fn unix_sockets_of(pid: u32) -> BTreeSet<PathBuf> {
+pub(crate) fn unix_sockets_of(pid: u32) -> BTreeSet<ListenAddress> {
+    let Some(user) = user_of(pid) else {
+        return BTreeSet::new();
+    };
     let open = descriptors(pid).unwrap_or_default();
     let table = std::fs::read(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     let table = String::from_utf8_lossy(&table);
@@ -144,7 +176,15 @@ pub(crate) fn unix_sockets_of(pid: u32) -> BTreeSet<PathBuf> {
     };
     let listening = table.lines().filter_map(listening_at);
     let own = listening.filter(|(_, link)| open.contains(link));
-    own.map(|(path, _)| path).filter(is_same).collect()
+    let own = own.map(|(path, _)| path).filter(is_same);
+    own.map(|path| ListenAddress::UnixOf(path, user)).collect()
+}
+
+/// The effective user of process `pid`.
+fn user_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Parses a line of /proc/net/unix: the absolute path of a listening stream socket, and the
@@ -303,11 +343,65 @@ mod tests {
         let _connected = UnixStream::connect(&served).unwrap();
         std::fs::remove_file(&replaced).unwrap();
         std::fs::write(&replaced, "").unwrap();
-        let found = unix_sockets_of(std::process::id());
-        let ours = found
-            .iter()
-            .filter(|path| path.starts_with(directory.path()));
-        assert_eq!(ours.collect::<Vec<_>>(), [&served]);
+        let user = rustix::process::geteuid().as_raw();
+        let mut found = unix_sockets_of(std::process::id());
+        let shown = directory.path().display().to_string();
+        found.retain(|address| address.to_string().contains(&shown));
+        let expected = ListenAddress::UnixOf(served, user);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [expected]);
+    }
+
+    #[tokio::test]
+    async fn socket_of_another_user_than_the_servers_is_refused() {
+        use rustix::process::Uid;
+        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::net::UnixListener;
+        const NOBODY: u32 = 65_534;
+        let directory = tempfile::tempdir().unwrap();
+        let open = PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(directory.path(), open).unwrap();
+        let [own, foreign] = ["own", "foreign"].map(|name| directory.path().join(name));
+        let _own = UnixListener::bind(&own).unwrap();
+        let user = rustix::process::geteuid();
+        let is_refused = async |path: &PathBuf, user| {
+            let address = ListenAddress::UnixOf(path.clone(), user);
+            address.connect().await.is_err()
+        };
+        assert!(!is_refused(&own, user.as_raw()).await);
+        if !user.is_root() {
+            return assert!(is_refused(&own, NOBODY).await);
+        }
+        // Root is trusted in the place of any user.
+        assert!(!is_refused(&own, NOBODY).await);
+        let path = foreign.clone();
+        let bound = std::thread::spawn(move || {
+            let other = Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(None, other, None).unwrap();
+            UnixListener::bind(path).unwrap()
+        });
+        let _foreign = bound.join().unwrap();
+        assert!(!is_refused(&foreign, NOBODY).await);
+        for user in [0, NOBODY - 1] {
+            assert!(is_refused(&foreign, user).await, "{user}");
+        }
+    }
+
+    #[tokio::test]
+    async fn full_queue_of_a_socket_is_waited_for() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let queue = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&queue, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&queue, 0).unwrap();
+        let address = ListenAddress::Unix(path);
+        let _first = address.connect().await.unwrap();
+        let accepting = std::os::unix::net::UnixListener::from(queue);
+        let (second, ()) = tokio::join!(address.connect(), async {
+            tokio::task::yield_now().await;
+            accepting.accept().unwrap();
+        });
+        second.unwrap();
     }
 
     #[test]

@@ -263,7 +263,7 @@ impl Target for Settings {
         let mut found = listened_on_by(pid).unwrap_or_default();
         found.retain(|address| address.tcp().is_none_or(|at| at.port() != PLAIN_HTTP));
         // Behind another server.
-        found.extend(unix_sockets_of(pid).into_iter().map(ListenAddress::Unix));
+        found.extend(unix_sockets_of(pid));
         (!found.is_empty()).then_some(found)
     }
 

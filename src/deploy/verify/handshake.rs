@@ -100,7 +100,9 @@ pub async fn observe(
     let connected = connected.unwrap_or_else(|_| Err(timed_out()));
     let connected = match (connected, address) {
         (Ok(connected), _) => connected,
-        (Err(error), ListenAddress::Unix(path)) => return Err(Unseen::no_socket(path, &error)),
+        (Err(error), ListenAddress::Unix(path) | ListenAddress::UnixOf(path, _)) => {
+            return Err(Unseen::no_socket(path, &error));
+        }
         (Err(error), ListenAddress::Tcp(address)) => {
             let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
             return Err(match is_refused && speaks_quic(*address).await {

@@ -113,6 +113,7 @@ impl Unseen {
             Cause::Closed => {
                 format!("the server closed the connection before it sent a certificate: {error}")
             }
+            Cause::Plain => format!("it speaks another protocol than TLS: {error}"),
             _ => error.to_string(),
         };
         Self { found, cause }
@@ -179,6 +180,11 @@ impl Unseen {
     /// Whether our user may not connect there.
     pub(super) fn is_denied(&self) -> bool {
         matches!(self.cause, Cause::Denied)
+    }
+
+    /// Whether this client has no version or cipher in common with the server.
+    pub(super) fn is_incapable(&self) -> bool {
+        matches!(self.cause, Cause::Incapable)
     }
 
     /// Whether the server spoke another protocol than TLS.
