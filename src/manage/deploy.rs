@@ -73,7 +73,8 @@ impl Pass<'_> {
                 checked.map_err(|cause| cause.of(target.name()))?;
             }
         }
-        let blind = match carefully {
+        let is_repeated = self.services.looks.is_some() && self.is_deployed(pair);
+        let blind = match carefully || is_repeated {
             true => self.blind_endpoints(pair).await,
             false => BTreeSet::new(),
         };
@@ -83,8 +84,22 @@ impl Pass<'_> {
             self.save(None).await?;
         }
         self.publish(pair).await?;
-        let checking = self.reload(pair, carefully).await?;
+        // The sidecar reloads no server again and again because it cannot see it.
+        let served = &self.record.served;
+        let mut unserved = served
+            .iter()
+            .filter(|it| it.1.generation != pair.generation);
+        let checking = match is_repeated && unserved.all(|(at, _)| blind.contains(at)) {
+            true => Duration::ZERO,
+            false => self.reload(pair, carefully).await?,
+        };
         self.verify(pair, &blind, checking).await
+    }
+
+    /// Whether the files are those of `pair`, and each target was reloaded with them.
+    fn is_deployed(&self, pair: &Pair) -> bool {
+        let mut deployed = self.record.deployed.values();
+        deployed.all(|generation| *generation == pair.generation)
     }
 
     /// The endpoints of which this machine sees nothing before the deployment, as behind a

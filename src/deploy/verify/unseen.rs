@@ -47,7 +47,7 @@ impl Unseen {
     }
 
     /// There was no connection.
-    pub(super) fn unreachable(error: &io::Error) -> Self {
+    pub(crate) fn unreachable(error: &io::Error) -> Self {
         use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable};
         let cause = match error.kind() {
             AddrNotAvailable | HostUnreachable | NetworkUnreachable => Cause::NoRoute,

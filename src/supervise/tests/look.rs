@@ -1,5 +1,7 @@
 //! Looks at endpoints after their verification.
 
+use std::io::ErrorKind;
+
 use super::*;
 use crate::certificate::Facts;
 use crate::deploy::verify::{ServedAt, Unreached, Unseen, Verifier};
@@ -26,6 +28,8 @@ struct Server {
     shown: Mutex<Shown>,
     reloads: AtomicUsize,
     looks: AtomicUsize,
+    /// No connection reaches it, whatever it shows.
+    is_cut_off: AtomicBool,
 }
 
 impl Server {
@@ -64,6 +68,9 @@ impl Verifier for Server {
         _: &Fingerprint,
     ) -> Result<Unreached, Unseen> {
         self.looks.fetch_add(1, Ordering::SeqCst);
+        if self.is_cut_off.load(Ordering::SeqCst) {
+            return Err(Unseen::unreachable(&ErrorKind::ConnectionRefused.into()));
+        }
         match *self.shown.lock().unwrap() {
             Shown::Ours => Ok(Unreached::new()),
             Shown::Nothing => Err("connection refused".into()),
@@ -171,6 +178,23 @@ async fn unreachable_server_is_not_proven_and_not_reloaded() {
     server.show(Shown::Ours);
     pass_time(&fixture, EVERY / 5).await;
     assert!(fixture.board.all()[0].is_ready());
+}
+
+#[tokio::test]
+async fn server_that_was_never_reachable_is_reloaded_once() {
+    let (fixture, server, certificate) = deployed(false);
+    server.is_cut_off.store(true, Ordering::SeqCst);
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    pass_time(&fixture, EVERY * 6).await;
+    assert_eq!(proof(&fixture), ProofState::NotProven);
+    assert_eq!((server.reloads(), fixture.orders()), (1, 1));
+    server.is_cut_off.store(false, Ordering::SeqCst);
+    pass_time(&fixture, EVERY).await;
+    assert!(fixture.board.all()[0].is_ready());
+    assert_eq!(server.reloads(), 1);
 }
 
 #[tokio::test]
