@@ -73,7 +73,8 @@ impl Pass<'_> {
                 checked.map_err(|cause| cause.of(target.name()))?;
             }
         }
-        let is_repeated = self.services.looks.is_some() && self.is_deployed(pair);
+        let by_itself = self.services.looks.is_some_and(|looks| !looks.at_once);
+        let is_repeated = by_itself && self.is_deployed(pair);
         let blind = match carefully || is_repeated {
             true => self.blind_endpoints(pair).await,
             false => BTreeSet::new(),
@@ -84,7 +85,7 @@ impl Pass<'_> {
             self.save(None).await?;
         }
         self.publish(pair).await?;
-        // The sidecar reloads no server again and again because it cannot see it.
+        // The sidecar reloads no server again and again because it cannot see it; a user may.
         let served = &self.record.served;
         let mut unserved = served
             .iter()
